@@ -1,0 +1,1 @@
+"""Lightning callbacks: target networks, rollouts, run folder, checkpoints, progress."""

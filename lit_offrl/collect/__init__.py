@@ -1,0 +1,1 @@
+"""Behavior policies and the recorder that make offline datasets in the real environments."""

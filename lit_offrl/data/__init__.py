@@ -1,0 +1,1 @@
+"""From a source file to blocks of minibatches on the training device."""

@@ -1,0 +1,49 @@
+"""What is known of a dataset besides its transitions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class EnvironmentInfo:
+    """The environment that a dataset is evaluated in, in plain values.
+
+    Attributes:
+        env_id: Gymnasium id, e.g. `AntMaze_UMaze-v4`.
+        kwargs: Keyword arguments of `gymnasium.make` besides the id and the time limit.
+        max_episode_steps: Time limit of one episode, in environment steps.
+    """
+
+    env_id: str
+    kwargs: Mapping[str, Any]
+    max_episode_steps: int
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """Identity and meaning of a dataset; what run folders, environments and score tables look up.
+
+    Attributes:
+        id: The name the user typed, e.g. `offrl/antmaze/umaze-v0`.
+        source: `offrl` (collected by this package), `minari`, `d4rl`, `file` or `bandit`.
+        path: Where the data lies.
+        sha256: Digest of the data file's bytes.
+        observation_keys: Keys of a dictionary observation whose values are concatenated, in this order, into the
+            observation vector; None where observations are plain vectors.
+        environment: Where policies trained on it are evaluated; None where that is unknown.
+        reference: (min, max) return of a score of 0 and of 100, measured for this very dataset; None where unknown.
+        metadata: Further facts of the source, e.g. the behavior mix.
+    """
+
+    id: str
+    source: str
+    path: Path
+    sha256: str
+    observation_keys: tuple[str, ...] | None = None
+    environment: EnvironmentInfo | None = None
+    reference: tuple[float, float] | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)

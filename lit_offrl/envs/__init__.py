@@ -1,0 +1,1 @@
+"""Environments: which one belongs to a dataset, vectorised episodes in it, and reference scores."""

@@ -1,0 +1,16 @@
+"""The one exception whose message is meant for the user's eyes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad input: one line that names the culprit and the remedy; the command line prints it and exits with code 2."""
+
+
+def did_you_mean(word: str, allowed: Iterable[str]) -> str:
+    """Return `" (did you mean 'x'?)"` for the closest allowed word, or an empty string where none is close."""
+    close = difflib.get_close_matches(word, list(allowed), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
