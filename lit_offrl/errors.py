@@ -1,4 +1,4 @@
-"""The one exception whose message is meant for the user's eyes."""
+"""The exceptions whose message is meant for the user's eyes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Iterable
 
 class UserError(Exception):
     """Bad input: one line that names the culprit and the remedy; the command line prints it and exits with code 2."""
+
+
+class TrainingFailure(RuntimeError):  # noqa: N818 (it is not an error of the program)
+    """A run that cannot go on, e.g. a loss that is no longer finite: one line, exit code 1, the last checkpoint intact."""
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:

@@ -1,0 +1,282 @@
+"""The training contract every algorithm keeps; nothing algorithm-specific."""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from lit_offrl.batch import Batch
+from lit_offrl.errors import TrainingFailure, UserError
+
+Info = dict[str, Tensor]
+Actor = Callable[[Tensor, torch.Generator | None], Tensor]
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """One Adam optimizer: which modules it owns and how fast it moves them.
+
+    Attributes:
+        modules: Modules whose parameters it steps.
+        learning_rate: Adam's step size.
+        cosine: Decay the learning rate to 0 by a half cosine over the main phase (constant while pretraining).
+        clip_norm: Clip the gradient to this global norm; None leaves it alone.
+    """
+
+    modules: tuple[nn.Module, ...]
+    learning_rate: float
+    cosine: bool = False
+    clip_norm: float | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A slowly following copy: target <- target + rate * (online - target), every `every` steps of the main phase."""
+
+    online: nn.Module
+    target: nn.Module
+    rate: float
+    every: int = 1
+
+
+class OfflineAlgorithm(lightning.LightningModule):
+    """An offline reinforcement-learning algorithm with several optimizers, trained on blocks of minibatches.
+
+    A subclass builds its networks in `__init__` and defines `optimizer_specs`, `update` and `sample_actions`; where
+    it has them, `targets`, `pretrain_update` and further `actors`. Inside `update` it calls `minimize` for each loss
+    and draws noise from `normal` and `uniform` only.
+
+    One gradient step is one `update(batch)`: `max_steps`, schedules, checkpoint names and every x axis count these.
+
+    Args:
+        observation_dim: Width of an observation.
+        action_dim: Width of an action.
+        pretrain_steps: Length of the pretraining phase, in gradient steps; `max_steps` includes it.
+        pretrained: Checkpoint of another run whose networks of the same names and shapes start this one.
+        seed: Seed of the module's noise.
+    """
+
+    observation_mean: Tensor
+    observation_std: Tensor
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        pretrain_steps: int = 0,
+        pretrained: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.observation_dim = observation_dim
+        self.action_dim = action_dim
+        self.pretrain_steps = pretrain_steps
+        self.pretrained = pretrained
+        self.seed = seed
+        self.gradient_step = 0
+        self.main_steps: int | None = None
+        self.update_hooks: list[Callable[[], None]] = []
+        self._optimizers: dict[str, torch.optim.Optimizer] = {}
+        self._specs: dict[str, OptimizerSpec] = {}
+        self._generator: torch.Generator | None = None
+        self._noise_state: Tensor | None = None
+        self.register_buffer("observation_mean", torch.zeros(observation_dim))
+        self.register_buffer("observation_std", torch.ones(observation_dim))
+
+    # ---------------------------------------------------------------- what an algorithm defines
+
+    @abstractmethod
+    def optimizer_specs(self) -> Mapping[str, OptimizerSpec]:
+        """Return the optimizers by the names that `minimize` uses."""
+
+    @abstractmethod
+    def update(self, batch: Batch) -> Info:
+        """Perform one gradient step on every network; return detached scalars to log."""
+
+    def pretrain_update(self, batch: Batch) -> Info:
+        """Perform one gradient step of the pretraining phase."""
+        raise NotImplementedError(f"{type(self).__name__} has no pretraining phase")
+
+    def targets(self) -> tuple[Target, ...]:
+        """Return the pairs of online and target networks that the `EMATargets` callback maintains."""
+        return ()
+
+    @abstractmethod
+    def sample_actions(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Return the policy's actions `[batch, action_dim]` at normalised `observations` `[batch, observation_dim]`."""
+
+    def actors(self) -> dict[str, Actor]:
+        """Return what can act, by name; the first is the policy whose score is the run's score."""
+        return {"policy": self.sample_actions}
+
+    # ---------------------------------------------------------------- what an algorithm uses
+
+    def minimize(self, name: str, loss: Tensor) -> None:
+        """Step the optimizer `name` on `loss`, with gradients for that optimizer's own parameters and no others."""
+        optimizer, spec = self._optimizers[name], self._specs[name]
+        group = optimizer.param_groups[0]
+        parameters: list[nn.Parameter] = group["params"]
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = gradient
+        if spec.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, spec.clip_norm)
+        group["lr"] = self.learning_rate(spec)
+        optimizer.step()
+
+    def learning_rate(self, spec: OptimizerSpec) -> float:
+        """Return the step size at the present gradient step, a function of the step alone: nothing to restore."""
+        if not spec.cosine or not self.main_steps:
+            return spec.learning_rate
+        progress = min(max(self.gradient_step - self.pretrain_steps, 0) / self.main_steps, 1.0)
+        return spec.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def normal(self, *shape: int) -> Tensor:
+        """Draw standard normal noise from the module's own stream."""
+        return torch.randn(*shape, generator=self.generator, device=self.device)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Draw noise uniform in [0, 1) from the module's own stream."""
+        return torch.rand(*shape, generator=self.generator, device=self.device)
+
+    @property
+    def generator(self) -> torch.Generator:
+        """The stream of training noise, on the module's device; saved with the checkpoint."""
+        if self._generator is None:
+            self._generator = torch.Generator(device=self.device).manual_seed(self.seed)
+            if self._noise_state is not None:
+                self._generator.set_state(self._noise_state)
+        return self._generator
+
+    # ---------------------------------------------------------------- acting
+
+    @torch.no_grad()
+    def act(self, observations: Tensor, generator: torch.Generator | None = None, actor: str = "policy") -> Tensor:
+        """Return actions in [-1, 1] at raw observations.
+
+        Args:
+            observations: `[batch, observation_dim]`, as the environment gives them.
+            generator: Stream of the policy's noise; the global one where None.
+            actor: One of `actors()`.
+
+        Returns:
+            Actions, `[batch, action_dim]`.
+        """
+        normalised = (observations.to(self.observation_mean) - self.observation_mean) / self.observation_std
+        return self.actors()[actor](normalised, generator).clamp(-1, 1)
+
+    def predict_step(self, batch: Tensor | Batch, batch_idx: int) -> Tensor:
+        """Return actions for a batch of raw observations."""
+        return self.act(batch.observations if isinstance(batch, Batch) else batch)
+
+    # ---------------------------------------------------------------- the loop
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Make one fused Adam per spec."""
+        self._specs = dict(self.optimizer_specs())
+        self._optimizers = {
+            name: torch.optim.Adam(
+                [p for module in spec.modules for p in module.parameters()], lr=spec.learning_rate, fused=True
+            )
+            for name, spec in self._specs.items()
+        }
+        return list(self._optimizers.values())
+
+    def on_fit_start(self) -> None:
+        """Check what must hold before the first update."""
+        if self.trainer.world_size > 1:
+            raise UserError("training on several devices is not supported yet: use --trainer.devices 1")
+        if self.trainer.max_steps < 1:
+            raise UserError(
+                "trainer.max_steps must say how many gradient steps to train, e.g. --trainer.max_steps 20000"
+            )
+        self.main_steps = max(self.trainer.max_steps - self.pretrain_steps, 1)
+        if self.targets() and not self.update_hooks:
+            raise UserError(
+                f"{type(self).__name__} has target networks but nothing updates them: add the EMATargets callback"
+            )
+        if self.pretrained is not None and self.gradient_step == 0:
+            self.load_pretrained(self.pretrained)
+
+    def training_step(self, block: Batch, batch_idx: int) -> None:
+        """Perform the updates of one block, then log the means of what they returned, with one host sync."""
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
+        for batch in block.updates():
+            pretraining = self.gradient_step < self.pretrain_steps
+            info = self.pretrain_update(batch) if pretraining else self.update(batch)
+            if not pretraining:
+                for hook in self.update_hooks:
+                    hook()
+            self.gradient_step += 1
+            for name, value in info.items():
+                sums[name] = sums[name] + value if name in sums else value
+                counts[name] = counts.get(name, 0) + 1
+        self._count_updates(len(block.rewards))
+        means = torch.stack([sums[name] / counts[name] for name in sums]).tolist()
+        for name, value in zip(sums, means, strict=True):
+            if not math.isfinite(value):
+                raise TrainingFailure(
+                    f"train/{name} became {value} by gradient step {self.gradient_step}; "
+                    "lower the learning rates, or check the data with `data check`"
+                )
+        self.log_dict({f"train/{name}": value for name, value in zip(sums, means, strict=True)})
+        self.log("step", float(self.gradient_step))  # the loggers' x axis
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Do nothing: the `RolloutEvaluation` callback does the work, this lets `validate` run."""
+
+    test_step = validation_step
+
+    def _count_updates(self, updates: int) -> None:
+        # Lightning's global_step counts calls of its own optimizer wrapper, once per optimizer. The raw optimizers
+        # stepped in `minimize` are invisible to it, so the block's updates are entered here: global_step is then the
+        # number of gradient steps, whatever the number of optimizers. tests/test_steps.py guards this.
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        for counter in (progress.total, progress.current):
+            counter.ready += updates
+            counter.completed += updates
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the step count and the noise stream."""
+        checkpoint["offrl"] = {"gradient_step": self.gradient_step, "noise": self.generator.get_state()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the step count and the noise stream."""
+        self.gradient_step = checkpoint["offrl"]["gradient_step"]
+        # A checkpoint is loaded before the module moves to its device: the stream is made there when first used.
+        self._generator, self._noise_state = None, checkpoint["offrl"]["noise"].cpu()
+
+    def load_pretrained(self, path: str) -> None:
+        """Copy from another run's checkpoint every network entry that has the same name and shape here.
+
+        Raises:
+            UserError: The file is missing or broken, or has nothing in common with this algorithm.
+        """
+        if not Path(path).is_file():
+            raise UserError(f"model.init_args.pretrained: no checkpoint at {path}")
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)["state_dict"]
+        except Exception as error:
+            raise UserError(f"model.init_args.pretrained: {path} is not a readable checkpoint ({error})") from error
+        own = self.state_dict()
+        common = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+        if not any(name for name, _ in self.named_parameters() if name in common):
+            raise UserError(f"model.init_args.pretrained: {path} has no network of the same name and shape")
+        self.load_state_dict(common, strict=False)
+
+
+def frozen_copy(module: nn.Module) -> nn.Module:
+    """Return a deep copy of `module` that takes no gradients: a target network."""
+    return copy.deepcopy(module).requires_grad_(False)
