@@ -1,6 +1,6 @@
 """Distill the scripted ant gait into the small Markov network that collects the AntMaze data.
 
-    python tools/distill_ant_student.py [--samples 300000] [--rounds 2] [--output lit_offrl/collect/artifacts/ant_student.npz]
+    python tools/distill_ant_student.py
 
 The gait (tools/ant_gait.npz, 43 parameters found by CMA-ES) is an oscillator with a hidden phase. Round 0 clones it
 from its own walks, acting noise injected, clean actions as labels. Later rounds follow DAgger (Ross et al. 2011): the
@@ -59,16 +59,20 @@ class Gait:
         self.quarter_turns = np.full(n, -1)
 
     def lead(self, observations: Floats, directions: Floats) -> tuple[NDArray[np.intp], Floats]:
-        """Choose the leading side with hysteresis; return quarter turns 0..3 and the remaining heading error, each `[n]`."""
+        """Choose the leading side with hysteresis; return quarter turns (0 to 3) and the error left, `[n]` each."""
         w, x, y, z = observations[:, 1:5].T
         yaw = np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
         total = wrap(directions - yaw)
         error = wrap(total - self.quarter_turns * np.pi / 2)
         fresh = np.round(total / (np.pi / 2)).astype(int) % 4
-        self.quarter_turns = np.where((self.quarter_turns < 0) | (np.abs(error) >= HYSTERESIS), fresh, self.quarter_turns)
+        self.quarter_turns = np.where(
+            (self.quarter_turns < 0) | (np.abs(error) >= HYSTERESIS), fresh, self.quarter_turns
+        )
         return self.quarter_turns, wrap(total - self.quarter_turns * np.pi / 2)
 
-    def torques(self, observations: Floats, directions: Floats, k: NDArray[np.intp], error: Floats, phase: Floats) -> Floats:
+    def torques(
+        self, observations: Floats, directions: Floats, k: NDArray[np.intp], error: Floats, phase: Floats
+    ) -> Floats:
         """Return torques `[n, 8]` at the given phases."""
         n = len(observations)
         rows = np.arange(n)[:, None]
@@ -99,7 +103,9 @@ class Gait:
         torques = np.empty((n, 8))
         columns = ACTUATOR_OF_LEG[legs]
         torques[rows, columns] = np.clip(self.hip_p * (hip_target - hip) - self.hip_d * hip_speed, -1, 1)
-        torques[rows, columns + 1] = sign * np.clip(self.ankle_p * (ankle_target - ankle) - self.ankle_d * ankle_speed, -1, 1)
+        torques[rows, columns + 1] = sign * np.clip(
+            self.ankle_p * (ankle_target - ankle) - self.ankle_d * ankle_speed, -1, 1
+        )
         return COMMAND_SCALE * torques
 
     def advance(self) -> None:
@@ -222,7 +228,11 @@ def fit(
     y = torch.tensor(labels, dtype=torch.float32)
     cut = int(0.9 * len(x))
     net = torch.nn.Sequential(
-        torch.nn.Linear(x.shape[1], 128), torch.nn.ReLU(), torch.nn.Linear(128, 128), torch.nn.ReLU(), torch.nn.Linear(128, 8)
+        torch.nn.Linear(x.shape[1], 128),
+        torch.nn.ReLU(),
+        torch.nn.Linear(128, 128),
+        torch.nn.ReLU(),
+        torch.nn.Linear(128, 8),
     )
     layers = [net[0], net[2], net[4]]
     if start is not None:
@@ -260,7 +270,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=200_000, help="steps of walking per round")
     parser.add_argument("--rounds", type=int, default=3, help="1 clones the gait only; more add DAgger rounds")
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--ants", type=int, default=100)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)

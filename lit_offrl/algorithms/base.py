@@ -85,7 +85,7 @@ class OfflineAlgorithm(lightning.LightningModule):
         self.seed = seed
         self.gradient_step = 0
         self.main_steps: int | None = None
-        self.update_hooks: list[Callable[[], None]] = []
+        self.update_hooks: list[Callable[[int], None]] = []  # called with the count of main updates done
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
         self._specs: dict[str, OptimizerSpec] = {}
         self._generator: torch.Generator | None = None
@@ -216,7 +216,7 @@ class OfflineAlgorithm(lightning.LightningModule):
             info = self.pretrain_update(batch) if pretraining else self.update(batch)
             if not pretraining:
                 for hook in self.update_hooks:
-                    hook()
+                    hook(self.gradient_step - self.pretrain_steps + 1)
             self.gradient_step += 1
             for name, value in info.items():
                 sums[name] = sums[name] + value if name in sums else value

@@ -50,7 +50,8 @@ class PointController:
         """
         force_x = self._gain * (target[0] - x) - self._damping * float(observation[2])
         force_y = self._gain * (target[1] - y) - self._damping * float(observation[3])
-        return np.clip(np.array([force_x, force_y]), -1.0, 1.0)
+        force = np.array([force_x, force_y])
+        return force.clip(-1.0, 1.0)
 
 
 # Ant bookkeeping. Legs are numbered front left, back left, back right, front right (the model's legs 1 to 4). Ankles
@@ -139,7 +140,9 @@ def ant_to_canonical(action: NDArray[np.float64], quarter_turns: int) -> NDArray
 
 
 class AntWalker:
-    """A small network that walks the ant in any direction; distilled from a scripted gait (tools/distill_ant_student.py).
+    """A small network that walks the ant in any direction, distilled from a scripted gait.
+
+    See tools/distill_ant_student.py.
 
     The arrays of the artifact: `mean` and `scale` of the features, `w0, b0, w1, b1, w2, b2` of a ReLU network, all
     float16. Weights are `[in, out]`.

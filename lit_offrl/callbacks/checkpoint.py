@@ -1,0 +1,118 @@
+"""Checkpoints to resume from, and a clean stop when the user or a scheduler asks for one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Checkpoint
+
+from lit_offrl.algorithms.base import OfflineAlgorithm
+from lit_offrl.errors import TrainingFailure
+from lit_offrl.run_folder import write_atomically
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class RunCheckpoint(Checkpoint):
+    """Writes `last.ckpt` after every epoch and when the run ends or is asked to stop; keeps numbered ones.
+
+    Ctrl-C or SIGTERM stops the run at the end of the present block, with a checkpoint; a second one stops at once,
+    with the checkpoint before. Files are replaced in one step: a kill at any moment leaves the last one whole.
+
+    Args:
+        keep_every_n_epochs: Keep a numbered checkpoint, e.g. `step_0020000.ckpt`, every so many epochs; 0 for none
+            but the final one.
+    """
+
+    def __init__(self, keep_every_n_epochs: int = 50) -> None:
+        self.keep_every_n_epochs = keep_every_n_epochs
+        self.folder: Path | None = None
+        self.stop_signal: signal.Signals | None = None
+        self._saved_step = -1
+        self._previous_handlers: dict[signal.Signals, Any] = {}
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the run has been asked to stop."""
+        return self.stop_signal is not None
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Find the run folder."""
+        self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Listen to signals; Lightning has installed its own handlers just before."""
+        if threading.current_thread() is threading.main_thread():
+            self._previous_handlers = {number: signal.signal(number, self._request_stop) for number in STOP_SIGNALS}
+
+    def _request_stop(self, number: int, frame: FrameType | None) -> None:
+        self.stop_signal = signal.Signals(number)
+        self._restore_handlers()
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._previous_handlers.items():
+            signal.signal(number, handler if callable(handler) else signal.SIG_DFL)
+        self._previous_handlers = {}
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Stop here if asked to."""
+        if self.stop_requested:
+            self._save(trainer, pl_module)
+            trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Write `last.ckpt`, and a numbered one where it is due."""
+        self._save(trainer, pl_module)
+        if self.keep_every_n_epochs and (trainer.current_epoch + 1) % self.keep_every_n_epochs == 0:
+            self._keep(pl_module)
+        if self.stop_requested:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Keep the final one under its number."""
+        if not self.stop_requested:
+            self._keep(pl_module)
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        self._restore_handlers()
+
+    def _save(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        assert self.folder is not None
+        assert isinstance(pl_module, OfflineAlgorithm)
+        if self._saved_step == pl_module.gradient_step:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.folder / "last.ckpt", trainer.save_checkpoint)
+        except OSError as error:
+            raise TrainingFailure(
+                f"the checkpoint {self.folder / 'last.ckpt'} could not be written ({error.strerror or error}); "
+                "the one before is intact"
+            ) from error
+        self._saved_step = pl_module.gradient_step
+
+    def _keep(self, pl_module: lightning.LightningModule) -> None:
+        assert self.folder is not None
+        assert isinstance(pl_module, OfflineAlgorithm)
+        numbered = self.folder / f"step_{pl_module.gradient_step:07d}.ckpt"
+        if numbered.exists() or not (self.folder / "last.ckpt").exists():
+            return
+        try:
+            os.link(self.folder / "last.ckpt", numbered)  # one file, two names: last.ckpt is replaced, never rewritten
+        except OSError:  # a file system without links
+            write_atomically(numbered, lambda path: shutil.copyfile(self.folder / "last.ckpt", path))  # type: ignore[operator]

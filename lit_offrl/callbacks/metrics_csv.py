@@ -1,0 +1,59 @@
+"""metrics.csv: every logged scalar, one row per logging event, appended to when a run is resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from lit_offrl.run_folder import GrowingCSV
+
+
+class MetricsCSV(Logger):
+    """A logger that survives resuming, unlike Lightning's own, which starts its file anew.
+
+    Args:
+        folder: The run folder.
+        keep_until: Gradient step of the checkpoint that the run resumes from; None for a new run.
+    """
+
+    def __init__(self, folder: str | Path, keep_until: int | None = None) -> None:
+        super().__init__()
+        self._folder = Path(folder)
+        self._keep_until = keep_until
+        self._file: GrowingCSV | None = None
+
+    @property
+    def name(self) -> str:
+        """Unused by the run folder's layout."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Unused by the run folder's layout."""
+        return ""
+
+    @property
+    def log_dir(self) -> str:
+        """The run folder."""
+        return str(self._folder)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> GrowingCSV:
+        """The file."""
+        if self._file is None:
+            self._file = GrowingCSV(self._folder / "metrics.csv", ["step"], self._keep_until)
+        return self._file
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append a row."""
+        self.experiment.append({"step": step, **{name: float(value) for name, value in metrics.items()}})
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: they are in config.yaml."""

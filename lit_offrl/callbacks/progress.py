@@ -1,0 +1,90 @@
+"""The progress bar: gradient steps, steps/s, time left, score."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import ProgressBar
+from tqdm import tqdm
+
+from lit_offrl.algorithms.base import OfflineAlgorithm
+
+
+class GradientStepBar(ProgressBar):
+    """One bar over the whole run, counted in gradient steps.
+
+    On a terminal it is redrawn in place; in a log file it adds a line now and then.
+
+    Args:
+        seconds_between_lines: Time between lines where the output is not a terminal.
+    """
+
+    def __init__(self, seconds_between_lines: float = 15.0) -> None:
+        super().__init__()
+        self._seconds = 0.5 if sys.stderr.isatty() else seconds_between_lines
+        self._bar: tqdm[Any] | None = None
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Show nothing (ranks other than the first)."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Show the bar."""
+        self._enabled = True
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Open the bar at the present gradient step."""
+        assert isinstance(pl_module, OfflineAlgorithm)
+        self._bar = tqdm(
+            total=trainer.max_steps,
+            initial=pl_module.gradient_step,
+            desc="pretraining" if pl_module.gradient_step < pl_module.pretrain_steps else "training",
+            unit="step",
+            mininterval=self._seconds,
+            maxinterval=float("inf"),
+            dynamic_ncols=True,
+            disable=not self._enabled,
+            file=sys.stderr,
+        )
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Advance."""
+        assert self._bar is not None
+        assert isinstance(pl_module, OfflineAlgorithm)
+        if pl_module.gradient_step >= pl_module.pretrain_steps:
+            self._bar.set_description("training", refresh=False)
+        metrics = trainer.callback_metrics
+        if "eval/normalized_score" in metrics:
+            self._bar.set_postfix_str(f"score {float(metrics['eval/normalized_score']):.1f}", refresh=False)
+        self._bar.update(pl_module.gradient_step - self._bar.n)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Draw the last state and leave the line."""
+        self._close()
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Leave the line, so that the error starts on its own."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.refresh()
+            self._bar.close()
+            self._bar = None
+
+    def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
+        """Print above the bar."""
+        if self._enabled:
+            tqdm.write(sep.join(str(arg) for arg in args), file=sys.stderr)

@@ -1,0 +1,276 @@
+"""Scores: episodes of the policy in the dataset's environment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchmetrics import MeanMetric, MetricCollection
+
+from lit_offrl.algorithms.base import OfflineAlgorithm
+from lit_offrl.callbacks.checkpoint import RunCheckpoint
+from lit_offrl.callbacks.throughput import Throughput
+from lit_offrl.data.datamodule import D4RLDataModule
+from lit_offrl.envs.make import environment_for, make_env
+from lit_offrl.envs.rollout import Episode, Rollouts, StoppedEarly
+from lit_offrl.envs.scores import ScoreReference, reference_for
+from lit_offrl.errors import UserError
+from lit_offrl.run_folder import GrowingCSV
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a set of episodes amounts to; None where unknown.
+
+    Attributes:
+        normalized: 100 * (return_mean - minimum) / (maximum - minimum) by the dataset's reference.
+        return_mean: Mean undiscounted return.
+        return_std: Standard deviation of the return over episodes.
+        success_rate: Share of successful episodes.
+        episodes: Number of episodes.
+        episode_length_mean: Mean length, in environment steps.
+    """
+
+    normalized: float | None
+    return_mean: float
+    return_std: float
+    success_rate: float | None
+    episodes: int
+    episode_length_mean: float
+
+    @classmethod
+    def of(cls, episodes: Sequence[Episode], reference: ScoreReference | None) -> Scores:
+        """Reduce episodes to scores."""
+        metrics = MetricCollection({name: MeanMetric() for name in ("return", "square", "length")})
+        success = MeanMetric()
+        for episode in episodes:
+            metrics["return"].update(episode.episode_return)
+            metrics["square"].update(episode.episode_return**2)
+            metrics["length"].update(episode.length)
+            if episode.success is not None:
+                success.update(float(episode.success))
+        mean, square, length = (float(metrics[name].compute()) for name in ("return", "square", "length"))
+        return cls(
+            normalized=None if reference is None else reference.normalize(mean),
+            return_mean=mean,
+            return_std=max(square - mean**2, 0.0) ** 0.5,
+            success_rate=float(success.compute()) if success.update_called else None,
+            episodes=len(episodes),
+            episode_length_mean=length,
+        )
+
+    def logged(self, prefix: str) -> dict[str, float]:
+        """Return the known values under their tags."""
+        tags = {
+            "normalized_score": self.normalized,
+            "return_mean": self.return_mean,
+            "success_rate": self.success_rate,
+            "episode_length": self.episode_length_mean,
+        }
+        return {f"{prefix}/{tag}": value for tag, value in tags.items() if value is not None}
+
+    def line(self) -> str:
+        """Return a human-readable summary."""
+        parts = [] if self.normalized is None else [f"score {self.normalized:.1f}"]
+        parts.append(f"return {self.return_mean:.2f} +- {self.return_std:.2f}")
+        if self.success_rate is not None:
+            parts.append(f"success {self.success_rate:.2f}")
+        return ", ".join([*parts, f"length {self.episode_length_mean:.0f}", f"{self.episodes} episodes"])
+
+
+class RolloutEvaluation(lightning.Callback):
+    """Plays episodes with fixed seeds whenever Lightning validates or tests, and at the end of training.
+
+    Every environment step is one batched call of the policy. Each evaluation draws its noise from a stream of its
+    own, a function of the seed and the gradient step, so evaluating changes nothing about training.
+
+    Args:
+        episodes: Episodes per evaluation during training.
+        final_episodes: Episodes at the end of training and behind `validate` and `test`.
+        num_envs: Environments that step together.
+        processes: Let the environments step in processes of their own; pays for heavy simulators.
+        seed: Seed of the first episode; episode i of every evaluation has seed + i.
+        compare: Also evaluate the algorithm's other actors (e.g. the behavior policy) in the final evaluation.
+        enabled: Whether to evaluate at all; false for datasets without an environment.
+    """
+
+    def __init__(
+        self,
+        episodes: int = 10,
+        final_episodes: int = 100,
+        num_envs: int = 10,
+        processes: bool = False,
+        seed: int = 10_000,
+        compare: bool = True,
+        enabled: bool = True,
+    ) -> None:
+        for name, value in (("episodes", episodes), ("final_episodes", final_episodes), ("num_envs", num_envs)):
+            if value < 1:
+                raise UserError(f"evaluation.{name}: must be at least 1, not {value}")
+        self.episodes = episodes
+        self.final_episodes = final_episodes
+        self.num_envs = num_envs
+        self.processes = processes
+        self.seed = seed
+        self.compare = compare
+        self.enabled = enabled
+        self.reference: ScoreReference | None = None
+        self.scores: dict[str, Scores] = {}
+        self._rollouts: Rollouts | None = None
+        self._file: GrowingCSV | None = None
+        self._final_step = -1
+
+    # ---------------------------------------------------------------- Lightning's hooks
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Look up environment and reference, before any work starts."""
+        if not self.enabled or stage == "predict":
+            return
+        datamodule = _datamodule(trainer)
+        environment = environment_for(datamodule.info)
+        self.reference = reference_for(datamodule.info)
+        keys = datamodule.info.observation_keys
+        probe = make_env(environment, keys)
+        shapes = (probe.observation_space.shape, probe.action_space.shape)
+        probe.close()
+        expected = ((datamodule.observation_dim,), (datamodule.action_dim,))
+        if shapes != expected:
+            raise UserError(
+                f"{environment.env_id} has observations and actions of shapes {shapes}, the dataset {expected}; "
+                "train with --evaluation.enabled false"
+            )
+        self._rollouts = Rollouts(lambda: make_env(environment, keys), self.num_envs, self.processes)
+
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Evaluate; during training with the smaller number of episodes, unless training ends here."""
+        if not self.enabled or trainer.sanity_checking:
+            return
+        assert isinstance(pl_module, OfflineAlgorithm)
+        training = trainer.state.fn == "fit"
+        if training and trainer.max_steps == pl_module.gradient_step:
+            return  # on_train_end follows with the final evaluation
+        self._evaluate(trainer, pl_module, final=not training)
+        for name, scores in self.scores.items():
+            pl_module.log_dict(scores.logged("eval" if name == "policy" else f"eval_{name}"))
+        if training:
+            pl_module.log("step", float(pl_module.gradient_step))
+
+    on_test_epoch_end = on_validation_epoch_end
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Evaluate for good, unless the run has been asked to stop."""
+        assert isinstance(pl_module, OfflineAlgorithm)
+        if not self.enabled or _stop_requested(trainer) or pl_module.gradient_step < trainer.max_steps:
+            return
+        self._evaluate(trainer, pl_module, final=True)
+        for logger in trainer.loggers:
+            for name, scores in self.scores.items():
+                logger.log_metrics(
+                    scores.logged("eval" if name == "policy" else f"eval_{name}"), step=pl_module.gradient_step
+                )
+            logger.save()
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Close the environments."""
+        if self._rollouts is not None:
+            self._rollouts.close()
+            self._rollouts = None
+
+    # ---------------------------------------------------------------- the work
+
+    def _evaluate(self, trainer: lightning.Trainer, module: OfflineAlgorithm, *, final: bool) -> None:
+        started = time.perf_counter()
+        episodes = self.final_episodes if final else self.episodes
+        actors = list(module.actors()) if final and self.compare else list(module.actors())[:1]
+        training = module.training
+        module.eval()
+        scores: dict[str, Scores] = {}
+        try:
+            for name in actors:
+                played = self.play(module, name, episodes, trainer)
+                scores[name] = Scores.of(played, self.reference)
+                self._write(trainer, module.gradient_step, name, played)
+        except StoppedEarly:
+            return  # asked to stop: half an evaluation is none
+        finally:
+            module.train(training)
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, Throughput):
+                    callback.add_evaluation(time.perf_counter() - started)
+        self.scores = scores
+        for name, score in scores.items():
+            _say(trainer, f"step {module.gradient_step}: {name}: {score.line()}")
+
+    def play(
+        self, module: OfflineAlgorithm, actor: str, episodes: int, trainer: lightning.Trainer
+    ) -> list[Episode]:
+        """Return `episodes` episodes of one of the algorithm's actors."""
+        assert self._rollouts is not None
+        generator = torch.Generator(device=module.device).manual_seed(self.seed + module.gradient_step)
+
+        def policy(observations: NDArray[np.float32]) -> NDArray[np.float32]:
+            actions = module.act(torch.from_numpy(observations).to(module.device), generator, actor)
+            return np.asarray(actions.float().cpu())
+
+        seeds = range(self.seed, self.seed + episodes)
+        return self._rollouts.run(policy, seeds, should_stop=lambda: _stop_requested(trainer))
+
+    def _write(self, trainer: lightning.Trainer, step: int, actor: str, episodes: Sequence[Episode]) -> None:
+        if not trainer.is_global_zero or trainer.log_dir is None:
+            return
+        if self._file is None:
+            # What was played after the checkpoint that the run resumes from is played again; all else is kept.
+            resumed = trainer.state.fn != "fit" or trainer.ckpt_path is not None
+            first = ("step", "stage", "actor", "seed", "return", "length", "success", "normalized_score")
+            keep_until = (step - 1 if trainer.state.fn == "fit" else step) if resumed else None
+            self._file = GrowingCSV(Path(trainer.log_dir) / "eval.csv", first, keep_until)
+        self._file.extend(
+            {
+                "step": step,
+                "stage": trainer.state.fn,
+                "actor": actor,
+                "seed": episode.seed,
+                "return": episode.episode_return,
+                "length": episode.length,
+                "success": "" if episode.success is None else int(episode.success),
+                "normalized_score": "" if self.reference is None else self.reference.normalize(episode.episode_return),
+            }
+            for episode in episodes
+        )
+
+    def results(self) -> dict[str, Any]:
+        """Return the entries `scores`, `score_reference` and `comparison` of results.json."""
+        names = [field for field in Scores.__dataclass_fields__]
+        policy = self.scores.get("policy")
+        return {
+            "scores": dict.fromkeys(names) if policy is None else asdict(policy),
+            "score_reference": {
+                "name": None if self.reference is None else self.reference.name,
+                "min": None if self.reference is None else self.reference.minimum,
+                "max": None if self.reference is None else self.reference.maximum,
+            },
+            "comparison": {name: asdict(scores) for name, scores in self.scores.items() if name != "policy"},
+        }
+
+
+def _datamodule(trainer: lightning.Trainer) -> D4RLDataModule:
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    if not isinstance(datamodule, D4RLDataModule):
+        raise UserError("RolloutEvaluation needs a D4RLDataModule to know the environment")
+    return datamodule
+
+
+def _stop_requested(trainer: lightning.Trainer) -> bool:
+    return any(isinstance(c, RunCheckpoint) and c.stop_requested for c in trainer.checkpoint_callbacks)
+
+
+def _say(trainer: lightning.Trainer, text: str) -> None:
+    if trainer.progress_bar_callback is not None:
+        trainer.progress_bar_callback.print(text)

@@ -1,0 +1,76 @@
+"""The command line: which subcommand, and how its failures reach the user. Imports nothing heavy by itself."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from lit_offrl import __version__
+from lit_offrl.errors import TrainingFailure, UserError, did_you_mean
+
+HELP = """\
+usage: python -m lit_offrl <command> [options]
+
+Offline reinforcement learning with diffusion policies.
+
+commands:
+  fit        train:  fit --config conf/dtql_antmaze.yaml [--config conf/quick.yaml] [flags]
+  validate   score a checkpoint:  validate --ckpt_path runs/.../checkpoints/last.ckpt
+  test       the same, under the name of a final test
+  predict    actions for the dataset's observations
+  data       list, info ID, collect ID, check PATH
+  <command> --help shows a command's options
+
+flags people type most:
+  --data.dataset offrl/antmaze/umaze-v0    --data.batch_size 256
+  --trainer.max_steps 20000                --seed_everything 1
+  --model.init_args.<hyper-parameter> X    --trainer.default_root_dir runs
+  --ckpt_path last                         go on with a run that was stopped
+"""
+TRAINING = ("fit", "validate", "test", "predict")
+COMMANDS = (*TRAINING, "data")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code.
+
+    0 success, 1 a failure during the run, 2 bad input (one line on stderr), 130 or 143 stopped by Ctrl-C or SIGTERM.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        sys.stdout.write(HELP)
+        return 0
+    if words[0] == "--version":
+        sys.stdout.write(f"lit_offrl {__version__}\n")
+        return 0
+    try:
+        return _run(words[0], words[1:])
+    except UserError as error:
+        sys.stderr.write(f"error: {_one_line(error)}\n")
+        return 2
+    except TrainingFailure as error:
+        sys.stderr.write(f"error: {_one_line(error)}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        return 130
+    except BrokenPipeError:  # the reader of our output (head, less) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(command: str, words: list[str]) -> int:
+    if command == "data":
+        from lit_offrl.data_cli import run_data
+
+        return run_data(words)
+    if command in TRAINING:
+        from lit_offrl.training_cli import run_training
+
+        return run_training(command, words)
+    raise UserError(f"no command '{command}'{did_you_mean(command, COMMANDS)}; there are {', '.join(COMMANDS)}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,142 @@
+"""From what is known of a dataset to the environment in which policies trained on it are evaluated."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box, Dict
+from gymnasium.wrappers import TransformObservation
+from numpy.typing import NDArray
+
+from lit_offrl.data.info import DatasetInfo, EnvironmentInfo
+from lit_offrl.errors import UserError, did_you_mean
+
+FlatEnv = gym.Env[NDArray[np.float32], NDArray[np.float32]]
+"""An environment whose observations and actions are flat float32 vectors."""
+
+_FIXED_GOAL = {"continuing_task": True, "reset_target": False}
+_EPISODIC = {"continuing_task": False, "reset_target": False}
+_D4RL_RULES: tuple[tuple[str, dict[str, Any], int | None], ...] = (
+    # dataset, keyword arguments of the environment, time limit (None: as the dataset says). The environments stored
+    # with Minari's D4RL datasets are those that recorded the data: goals move, episodes go on at the goal, and
+    # PointMaze's last a million steps. The limits are those that D4RL registers its own environments with.
+    # A dense reward is positive everywhere, so that ending at the goal would punish reaching it: D4RL does not.
+    (r"pointmaze-(open|umaze)-dense", _FIXED_GOAL, 300),
+    (r"pointmaze-medium-dense", _FIXED_GOAL, 600),
+    (r"pointmaze-large-dense", _FIXED_GOAL, 800),
+    (r"pointmaze-(open|umaze)", _EPISODIC, 300),
+    (r"pointmaze-medium", _EPISODIC, 600),
+    (r"pointmaze-large", _EPISODIC, 800),
+    (r"antmaze-umaze", _EPISODIC, 700),
+    (r"antmaze-(medium|large)", _EPISODIC, 1000),
+    (r"pen-", {}, 100),  # D4RL's reference returns are of 100 steps; AdroitHandPen-v1 allows 200
+    (r"kitchen-", {"remove_task_when_completed": True}, None),  # else a task pays in every step after its completion
+)
+
+
+def environment_for(info: DatasetInfo) -> EnvironmentInfo:
+    """Return the environment for evaluating policies trained on a dataset.
+
+    That is `info.environment`, except for D4RL datasets (original or from Minari), whose time limits and goals are made
+    those of D4RL's evaluation, see `_D4RL_RULES`.
+
+    Raises:
+        UserError: The dataset names no environment.
+    """
+    environment = info.environment
+    if environment is None:
+        raise UserError(f"{info.id}: no environment is known for this dataset, so policies cannot be evaluated on it")
+    if info.source == "d4rl" or (info.source == "minari" and info.id.startswith("D4RL/")):
+        name = info.id.removeprefix("D4RL/").replace("/", "-")
+        for pattern, kwargs, limit in _D4RL_RULES:
+            if re.match(pattern, name):
+                return replace(
+                    environment,
+                    kwargs={**environment.kwargs, **kwargs},
+                    max_episode_steps=limit or environment.max_episode_steps,
+                )
+    return environment
+
+
+def make_env(environment: EnvironmentInfo, observation_keys: tuple[str, ...] | None = None) -> FlatEnv:
+    """Build an environment with flat float32 observations `[observation_dim]`.
+
+    Args:
+        environment: Id, keyword arguments and time limit.
+        observation_keys: Keys of a dictionary observation whose values are concatenated, in this order; None where
+            observations are plain vectors.
+
+    Raises:
+        UserError: The environment is unknown, its package is missing, it cannot be built, or its observations do not
+            have these keys.
+    """
+    with _silence():
+        if environment.env_id not in gym.registry:
+            with contextlib.suppress(ImportError):
+                import gymnasium_robotics
+
+                gym.register_envs(gymnasium_robotics)
+        try:
+            env: gym.Env[Any, Any] = gym.make(
+                environment.env_id,
+                max_episode_steps=environment.max_episode_steps,
+                disable_env_checker=True,
+                **environment.kwargs,
+            )
+        except (gym.error.UnregisteredEnv, ModuleNotFoundError) as error:
+            raise UserError(
+                f"environment '{environment.env_id}' is not known"
+                f"{did_you_mean(environment.env_id, gym.registry) or ': is its package installed?'}"
+                f" ({_one_line(error)})"
+            ) from error
+        except Exception as error:  # whatever a simulator raises
+            raise UserError(f"environment '{environment.env_id}' cannot be built: {_one_line(error)}") from error
+    try:
+        return _flatten(env, observation_keys)
+    except UserError as error:
+        env.close()
+        raise UserError(f"environment '{environment.env_id}': {error}") from None
+
+
+def _flatten(env: gym.Env[Any, Any], keys: tuple[str, ...] | None) -> FlatEnv:
+    # gymnasium's FlattenObservation would concatenate in the alphabetical order of the keys.
+    space = env.observation_space
+    parts: list[gym.Space[Any]]
+    if isinstance(space, Dict):
+        if keys is None or not set(keys) <= set(space):
+            raise UserError(f"its observation has the keys {', '.join(space)}; the dataset uses {keys}")
+        parts = [space[key] for key in keys]
+    elif keys is not None:
+        raise UserError(f"its observation is no dictionary; the dataset uses the keys {', '.join(keys)}")
+    else:
+        parts = [space]
+    shapes = [part.shape for part in parts if isinstance(part, Box) and len(part.shape) == 1]
+    if len(shapes) != len(parts):
+        raise UserError("only observations made of vectors can be used")
+
+    def vector(observation: Any) -> NDArray[np.float32]:
+        flat = observation if keys is None else np.concatenate([observation[key] for key in keys])
+        return np.asarray(flat, dtype=np.float32)
+
+    return TransformObservation(env, vector, Box(-np.inf, np.inf, (sum(size for (size,) in shapes),), np.float32))
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    # gymnasium warns that v3 and v4 environments are old, but data were recorded in them; gymnasium-robotics
+    # announces an unrelated change on standard error when it is imported.
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -1,0 +1,285 @@
+"""Episodes of a policy in several copies of an environment, one policy call for all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box
+from gymnasium.vector.utils import CloudpickleWrapper
+from numpy.typing import NDArray
+
+from lit_offrl.errors import TrainingFailure, UserError
+
+Array = NDArray[np.float32]
+Policy = Callable[[Array], Array]
+"""Observations `[batch, observation_dim]` -> actions `[batch, action_dim]`."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One finished episode.
+
+    Attributes:
+        seed: What the environment was reset with.
+        episode_return: Undiscounted sum of the environment's own rewards.
+        length: Number of environment steps.
+        success: Whether the environment reported success at any step; None where it reports none.
+    """
+
+    seed: int
+    episode_return: float
+    length: int
+    success: bool | None
+
+
+class StoppedEarly(Exception):  # noqa: N818 (it is not an error)
+    """`should_stop` said so before all episodes were finished."""
+
+
+@dataclass
+class _UnderWay:
+    index: int  # in the order of seeds
+    seed: int
+    observation: Array
+    episode_return: float = 0.0
+    length: int = 0
+    success: bool | None = None
+
+
+class Rollouts:
+    """Plays episodes in copies of an environment that live until `close`; a context manager.
+
+    Every episode starts with a reset by its own seed and a copy whose episode ends starts the next one at once, so the
+    episodes do not depend on `num_envs` (given that an action does not depend on the rest of the policy's batch).
+    `gymnasium.vector` would have to step the idle copies too.
+
+    Args:
+        make: Builds one copy; its observations are float32 vectors and its actions a bounded or unbounded box.
+        num_envs: Number of copies.
+        processes: Spread the copies over worker processes, at most one per CPU core. That pays for heavy simulators
+            (ant mazes, hands) where cores are idle, and costs time for light ones. A script that uses it needs the
+            usual `if __name__ == "__main__":`.
+
+    Raises:
+        UserError: `num_envs` is not positive, or the actions are no vectors of a box; and what `make` raises.
+    """
+
+    def __init__(self, make: Callable[[], gym.Env[Any, Any]], num_envs: int, processes: bool = False) -> None:
+        if num_envs < 1:
+            raise UserError(f"the number of environments must be at least 1, not {num_envs}")
+        self.num_envs = num_envs
+        copies = _Copies(make, 1 if processes else num_envs)
+        action_space = copies.envs[0].action_space
+        if not isinstance(action_space, Box) or len(action_space.shape) != 1:
+            copies.close()
+            raise UserError(f"only actions that are vectors of real numbers can be played, not {action_space}")
+        self._low, self._high = action_space.low, action_space.high
+        self._pool: _Pool = copies
+        if processes:
+            copies.close()  # it served to learn the action space, and to fail here rather than in a worker
+            self._pool = _Workers(make, num_envs)
+
+    def run(
+        self,
+        policy: Policy,
+        seeds: Sequence[int],
+        should_stop: Callable[[], bool] | None = None,
+        on_episode: Callable[[Episode], None] | None = None,
+    ) -> list[Episode]:
+        """Play one episode per seed.
+
+        Args:
+            policy: Called once per environment step with the observations of the episodes under way (as many rows as
+                there are such episodes). Its actions are clipped to the action space.
+            seeds: Of the episodes' resets.
+            should_stop: Asked before every environment step.
+            on_episode: Called with every episode as it ends.
+
+        Returns:
+            The episodes in the order of `seeds`.
+
+        Raises:
+            StoppedEarly: `should_stop` returned True. The environments remain usable.
+            TrainingFailure: The policy returned actions that are not finite.
+            ValueError: The policy returned actions of a wrong shape.
+        """
+        finished: dict[int, Episode] = {}
+        under_way: dict[int, _UnderWay] = {}
+        free = list(range(self.num_envs))
+        queue = iter(enumerate(seeds))
+        while len(finished) < len(seeds):
+            starting = {env: (index, int(seed)) for env, (index, seed) in zip(free, queue, strict=False)}
+            resets = self._pool.advance({env: seed for env, (_, seed) in starting.items()})
+            for env, (index, seed) in starting.items():
+                under_way[env] = _UnderWay(index, seed, resets[env].observation)
+            free = []
+
+            if should_stop is not None and should_stop():
+                raise StoppedEarly
+            envs = list(under_way)
+            actions = self._checked(policy(np.stack([under_way[env].observation for env in envs])), len(envs))
+            for env, step in self._pool.advance(dict(zip(envs, actions, strict=True))).items():
+                episode = under_way[env]
+                episode.observation = step.observation
+                episode.episode_return += step.reward
+                episode.length += 1
+                if step.success is not None:
+                    episode.success = step.success or bool(episode.success)
+                if step.done:
+                    del under_way[env]
+                    free.append(env)
+                    done = Episode(episode.seed, episode.episode_return, episode.length, episode.success)
+                    finished[episode.index] = done
+                    if on_episode is not None:
+                        on_episode(done)
+        return [finished[index] for index in range(len(seeds))]
+
+    def close(self) -> None:
+        """Close the environments and end the worker processes; calling it again does nothing."""
+        self._pool.close()
+
+    def __enter__(self) -> Rollouts:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _checked(self, actions: Array, batch: int) -> Array:
+        actions = np.asarray(actions)
+        if actions.shape != (batch, *self._low.shape):
+            raise ValueError(f"the policy returned actions {actions.shape} instead of {(batch, *self._low.shape)}")
+        if not np.isfinite(actions).all():
+            raise TrainingFailure("the policy returned actions that are not finite: training has diverged")
+        clipped: Array = np.clip(actions, self._low, self._high).astype(self._low.dtype)
+        return clipped
+
+
+# ------------------------------------------------------------------------------- where the copies live
+
+_Command = int | Array  # the seed of a reset, or the action of a step
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    observation: Array
+    reward: float = 0.0
+    done: bool = False
+    success: bool | None = None
+
+
+class _Pool(Protocol):
+    def advance(self, commands: Mapping[int, _Command]) -> dict[int, _Outcome]: ...
+
+    def close(self) -> None: ...
+
+
+class _Copies:
+    """Copies of an environment in this process."""
+
+    def __init__(self, make: Callable[[], gym.Env[Any, Any]], number: int) -> None:
+        self.envs = [make() for _ in range(number)]
+
+    def advance(self, commands: Mapping[int, _Command]) -> dict[int, _Outcome]:
+        """Reset or step the copies that are named, and no other."""
+        return {index: self._advance(self.envs[index], command) for index, command in commands.items()}
+
+    def close(self) -> None:
+        while self.envs:
+            self.envs.pop().close()
+
+    @staticmethod
+    def _advance(env: gym.Env[Any, Any], command: _Command) -> _Outcome:
+        if isinstance(command, int):
+            return _Outcome(env.reset(seed=command)[0])
+        observation, reward, terminated, truncated, info = env.step(command)
+        success = bool(info["success"]) if "success" in info else None
+        return _Outcome(observation, float(reward), bool(terminated or truncated), success)
+
+
+class _Workers:
+    """Copies of an environment in worker processes: copy i lives in worker i modulo their number."""
+
+    def __init__(self, make: Callable[[], gym.Env[Any, Any]], number: int) -> None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = min(number, cores)
+        # Not fork: this process has threads (torch), which a fork would leave in an undefined state.
+        methods = multiprocessing.get_all_start_methods()
+        context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        self._pipes: list[Connection] = []
+        self._processes: list[Any] = []
+        for worker in range(workers):
+            ours, theirs = context.Pipe()
+            copies = len(range(worker, number, workers))
+            process = context.Process(target=_work, args=(theirs, CloudpickleWrapper(make), copies), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+        self._exchange({worker: {} for worker in range(workers)})  # all are built
+
+    def advance(self, commands: Mapping[int, _Command]) -> dict[int, _Outcome]:
+        workers = len(self._pipes)
+        if not workers:
+            raise RuntimeError("the environments are closed")
+        shares: dict[int, dict[int, _Command]] = {}
+        for env, command in commands.items():
+            shares.setdefault(env % workers, {})[env // workers] = command
+        answers = self._exchange(shares)
+        return {copy * workers + worker: out for worker, answer in answers.items() for copy, out in answer.items()}
+
+    def close(self) -> None:
+        for pipe in self._pipes:
+            pipe.close()  # the worker reads the end of its pipe, and returns
+        for process in self._processes:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.terminate()
+                process.join()
+        self._pipes, self._processes = [], []
+
+    def _exchange(self, shares: Mapping[int, Mapping[int, _Command]]) -> dict[int, dict[int, _Outcome]]:
+        answers: dict[int, dict[int, _Outcome]] = {}
+        try:
+            for worker, share in shares.items():
+                self._pipes[worker].send(share)
+            for worker in shares:
+                answer = self._pipes[worker].recv()
+                if isinstance(answer, str):
+                    raise RuntimeError(f"an environment failed in its worker process:\n{answer}")
+                answers[worker] = answer
+        except BaseException as error:
+            self.close()  # answers that are still in the pipes would be taken for those of the next step
+            if isinstance(error, (EOFError, OSError)):
+                raise RuntimeError("a worker process with environments died") from error
+            raise
+        return answers
+
+
+def _work(pipe: Connection, make: Callable[[], gym.Env[Any, Any]], number: int) -> None:
+    """Carry out commands until the other end of the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's business
+    copies = None
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            commands = pipe.recv()
+            try:
+                copies = copies or _Copies(make, number)
+                answer: dict[int, _Outcome] | str = copies.advance(commands)
+            except Exception:
+                answer = traceback.format_exc()
+            pipe.send(answer)
+    if copies is not None:
+        copies.close()

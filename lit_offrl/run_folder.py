@@ -1,0 +1,149 @@
+"""The run folder: where a run's files lie, and how they are written so that a kill leaves none of them broken."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_offrl.errors import UserError
+
+RUN_FILES = ("config.yaml", "metrics.csv", "eval.csv", "results.json")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run: `<root>/<algorithm>/<dataset>/seed_<k>/`.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    @classmethod
+    def of(cls, root: str | Path, algorithm: str, dataset: str, seed: int) -> RunFolder:
+        """Return the folder of a run; a dataset given as a file goes by its stem."""
+        name = Path(dataset).stem if Path(dataset).suffix in (".hdf5", ".npz") else dataset
+        return cls(Path(root) / algorithm / name / f"seed_{seed}")
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: str | Path) -> RunFolder:
+        """Return the folder that a checkpoint belongs to."""
+        return cls(Path(checkpoint).parent.parent)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The checkpoint to resume from."""
+        return self.checkpoints / "last.ckpt"
+
+    def prepare(self) -> None:
+        """Make the folder.
+
+        Raises:
+            UserError: It cannot be made or written to.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"the run folder {self.path} cannot be written ({error.strerror}): "
+                "choose another with --trainer.default_root_dir"
+            ) from error
+
+    def is_used(self) -> bool:
+        """Whether a run has left anything here."""
+        return self.last_checkpoint.exists() or any((self.path / name).exists() for name in RUN_FILES)
+
+    def clear(self) -> None:
+        """Remove what a run writes here, and nothing else."""
+        patterns = [*RUN_FILES, "events.out.tfevents.*", "hparams.yaml", "checkpoints/*.ckpt"]
+        for pattern in patterns:
+            for file in self.path.glob(pattern):
+                file.unlink()
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file beside `path`, then put it in its place in one step.
+
+    Raises:
+        OSError: It could not be written; what was at `path` is still there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` as JSON, atomically."""
+    write_atomically(path, lambda file: file.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+class GrowingCSV:
+    """A CSV file of one row per event, appended to; new columns may appear at any time.
+
+    Args:
+        path: The file.
+        columns: Columns that come first, in this order.
+        keep_until: Where the file exists: drop rows whose `step` is larger (they came after the checkpoint that the
+            run is resumed from and will come again). None starts a new file.
+    """
+
+    def __init__(self, path: Path, columns: Iterable[str], keep_until: int | None = None) -> None:
+        self.path = path
+        self.columns = list(columns)
+        rows: list[dict[str, str]] = []
+        if keep_until is not None and path.is_file():
+            with path.open(newline="") as file:
+                reader = csv.DictReader(file)
+                self.columns = list(reader.fieldnames or self.columns)
+                # A killed process may have left a partial last row; its step is then missing or it lacks cells.
+                rows = [row for row in reader if None not in row.values() and _step(row) <= keep_until]
+        self._rewrite(rows)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add one row."""
+        self.extend([row])
+
+    def extend(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows and hand them to the operating system."""
+        rows = list(rows)
+        new = [name for row in rows for name in row if name not in self.columns]
+        if new:
+            with self.path.open(newline="") as file:
+                old = list(csv.DictReader(file))
+            self.columns.extend(dict.fromkeys(new))
+            self._rewrite(old)
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self.columns, restval="").writerows(rows)
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        def write(path: Path) -> None:
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, self.columns, restval="")
+                writer.writeheader()
+                writer.writerows(rows)
+
+        write_atomically(self.path, write)
+
+
+def _step(row: Mapping[str, str]) -> float:
+    try:
+        return float(row["step"])
+    except (KeyError, ValueError):
+        return float("inf")
