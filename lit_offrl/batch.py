@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """Transitions, float32, with any leading dimensions (`[batch, ...]` for an update, `[updates, batch, ...]` for a block).
+    """Transitions, float32, with any leading dimensions: `[batch, ...]` an update, `[updates, batch, ...]` a block.
 
     Attributes:
         observations: `[..., observation_dim]`.

@@ -11,7 +11,7 @@ class UserError(Exception):
 
 
 class TrainingFailure(RuntimeError):  # noqa: N818 (it is not an error of the program)
-    """A run that cannot go on, e.g. a loss that is no longer finite: one line, exit code 1, the last checkpoint intact."""
+    """A run that cannot go on, e.g. a loss that is not finite: one line, exit code 1, the last checkpoint intact."""
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:

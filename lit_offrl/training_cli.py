@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,14 @@ TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,
     "enable_model_summary": False,
     "default_root_dir": "runs",
+}
+
+
+OPTION_GROUPS: dict[str, type] = {
+    "data": D4RLDataModule,
+    "evaluation": RolloutEvaluation,
+    "checkpoint": RunCheckpoint,
+    "trainer": lightning.Trainer,
 }
 
 
@@ -250,7 +258,7 @@ def explain(message: str) -> str:
     key = _first(r'[Pp]arser key "([^"]+)"', text)
     if option := _first(r"Option '([^']+)' is not accepted", text):
         full = f"{key}.init_args.{option}" if key == "model" else (f"{key}.{option}" if key else option)
-        return f"no option '{full}'{did_you_mean(option, _known_options(text))}; --help lists them"
+        return f"no option '{full}'{did_you_mean(option, _known_options())}; --help lists them"
     if option := _first(r"Unrecognized arguments: (.+)", text):
         return f"unrecognized: {option}{did_you_mean(option.split()[0].split('=')[0].lstrip('-'), _flags())}"
     if name := _first(r"Expected a dot import path string: (\S+)", text):
@@ -266,21 +274,15 @@ def _first(pattern: str, text: str) -> str | None:
     return match[1] if match else None
 
 
-def _known_options(text: str) -> list[str]:
-    import inspect
+def _parameters(cls: type) -> list[str]:
+    return list(inspect.signature(cls).parameters)
 
-    classes = [algorithms.DTQL, D4RLDataModule, RolloutEvaluation, RunCheckpoint, lightning.Trainer]
-    return [name for cls in classes for name in inspect.signature(cls.__init__).parameters]
+
+def _known_options() -> list[str]:
+    classes = (algorithms.DTQL, *OPTION_GROUPS.values())
+    return [name for cls in classes for name in _parameters(cls)]
 
 
 def _flags() -> list[str]:
-    groups = {"data": D4RLDataModule, "evaluation": RolloutEvaluation, "checkpoint": RunCheckpoint}
-    groups["trainer"] = lightning.Trainer
-    import inspect
-
-    names = ["config", "ckpt_path", "seed_everything", "overwrite", "model", "data", "trainer"]
-    return names + [f"{g}.{n}" for g, c in groups.items() for n in inspect.signature(c.__init__).parameters]
-
-
-def _stdout_is_terminal() -> bool:
-    return sys.stdout.isatty()
+    grouped = [f"{group}.{name}" for group, cls in OPTION_GROUPS.items() for name in _parameters(cls)]
+    return ["config", "ckpt_path", "seed_everything", "overwrite", "model", *grouped]

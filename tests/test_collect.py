@@ -1,20 +1,28 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import math
+import os
 import subprocess
 import sys
+import time
+from contextlib import closing
+from hashlib import sha256
+from threading import Thread
 
+import gymnasium
 import h5py
 import numpy as np
 import pytest
 
 from lit_offrl.collect import recorder
 from lit_offrl.collect.behaviors import ANT_ARTIFACT, AntWalker, ant_features, ant_heading
-from lit_offrl.collect.catalog import CATALOG, BehaviorMix, recipe_for
+from lit_offrl.collect.catalog import CATALOG, BehaviorMix
+from lit_offrl.collect.episodes import EpisodeRecorder, make_environment
 from lit_offrl.collect.mazes import MazeRoutes, Route
-from lit_offrl.collect.recorder import EpisodePlayer, collect_dataset
-from lit_offrl.data.sources import file_sha256
+from lit_offrl.collect.recorder import collect_dataset
+from lit_offrl.collect.workers import ordered_episodes
 from lit_offrl.errors import UserError
 
 POINT, ANT = "offrl/pointmaze/umaze-v0", "offrl/antmaze/umaze-v0"
@@ -38,15 +46,15 @@ def test_distances_of_a_map_counted_by_hand():
 
 
 def test_cells_and_centers_agree_with_the_simulator():
-    recipe = recipe_for(ANT)
-    player = EpisodePlayer(recipe, 0)
-    maze = player._env.unwrapped.maze
-    routes = MazeRoutes(recipe.maze_map, recipe.cell_size)
+    dataset = CATALOG[ANT]
+    env = make_environment(dataset)
+    maze = env.unwrapped.maze
+    routes = MazeRoutes(dataset.maze_map, dataset.cell_size)
     for cell in routes.free:
         np.testing.assert_allclose(routes.center(cell), maze.cell_rowcol_to_xy(np.array(cell)))
         assert routes.cell(*routes.center(cell)) == cell
     assert routes.cell(-3.9, 2.2 - 0.3) == (1, 1)  # in the wall, just below the start
-    player.close()
+    env.close()
 
 
 def test_carrots_follow_the_corridor_and_end_at_the_goal():
@@ -168,12 +176,12 @@ def test_artifact_is_small_and_holds_plain_arrays():
 
 @pytest.mark.parametrize("noise", [0.0, 0.1])
 def test_the_ant_reaches_the_goal(noise):
-    player = EpisodePlayer(recipe_for(ANT), 0)
-    for seed in (500, 501, 502):
-        episode = player.walk("direct", seed, None, 0, noise, np.random.default_rng(seed))
-        assert episode.terminated
+    recorder = EpisodeRecorder(CATALOG[ANT], 0)
+    for seed in (500, 501):
+        episode = recorder.attempt(seed, noise)
+        assert episode.success
         assert len(episode) < 400
-    player.close()
+    recorder.close()
 
 
 @pytest.mark.slow
@@ -181,10 +189,10 @@ def test_the_ant_reaches_the_goal(noise):
     ("dataset", "noise"), [(ANT, 0.0), (ANT, 0.1), (POINT, 0.5), ("offrl/pointmaze/medium-v0", 0.5)]
 )
 def test_behaviors_reach_the_goal_on_unseen_seeds(dataset, noise):
-    player = EpisodePlayer(recipe_for(dataset), 0)
-    episodes = [player.walk("direct", seed, None, 0, noise, np.random.default_rng(seed)) for seed in range(7000, 7030)]
-    player.close()
-    assert np.mean([episode.terminated for episode in episodes]) >= 0.95
+    recorder = EpisodeRecorder(CATALOG[dataset], 0)
+    episodes = [recorder.attempt(seed, noise) for seed in range(7000, 7030)]
+    recorder.close()
+    assert np.mean([episode.success for episode in episodes]) >= 0.95
     assert not any(episode.fell for episode in episodes)
 
 
@@ -207,9 +215,9 @@ def test_minari_round_trip(collected, monkeypatch):
     dataset = minari.load_dataset(POINT)
     episodes = list(dataset.iterate_episodes())
     assert dataset.total_steps == sum(len(episode.rewards) for episode in episodes) == 3000
-    player = EpisodePlayer(recipe_for(POINT), 3)
+    recorder = EpisodeRecorder(CATALOG[POINT], 3)
     for number, episode in enumerate(episodes):
-        played = player.play(number).cut(len(episode.rewards))
+        played = recorder.record(number).cut(len(episode.rewards))
         for key in ("observation", "achieved_goal", "desired_goal"):
             assert episode.observations[key].shape[0] == len(episode.rewards) + 1
             np.testing.assert_array_equal(episode.observations[key], played.observations[key])
@@ -220,19 +228,20 @@ def test_minari_round_trip(collected, monkeypatch):
         assert not ends[:-1].any()
         assert episode.terminations[-1] != episode.truncations[-1]
         assert episode.rewards.sum() == float(episode.terminations[-1])
-    player.close()
+    recorder.close()
 
     metadata = dataset.storage.metadata
     successes = [bool(episode.terminations[-1]) for episode in episodes]
-    assert metadata["success_rate"] == pytest.approx(np.mean(successes))
-    assert sum(kind["episodes"] for kind in metadata["categories"].values()) == len(episodes)
-    assert sum(kind["steps"] for kind in metadata["categories"].values()) == 3000
-    assert metadata["categories"]["wander"]["successes"] == 0
     assert metadata["observation_keys"] == ["observation"]
-    assert (metadata["seed"], metadata["steps"]) == (3, 3000)
-    assert metadata["behavior_mix"]["wander"] == 0.5
-    assert metadata["action_noise"] == [0.5, 0.5]
-    assert metadata["reference_measurement"]["episodes"] == 100
+    assert "100 episodes" in metadata["reference_note"]
+    facts = metadata["collection"]
+    assert facts["success_fraction"] == pytest.approx(np.mean(successes))
+    assert sum(facts["episodes"].values()) == len(episodes)
+    assert sum(facts["successes"].values()) == sum(successes)
+    assert (facts["seed"], facts["steps"]) == (3, 3000)
+    assert facts["behavior_mix"]["wander"] == 0.5
+    assert facts["action_noise"] == [0.5, 0.5]
+    assert facts["versions"]["lit_offrl"]
     assert minari.get_normalized_score(dataset, np.array([metadata["ref_min_score"], 1.0])).tolist() == [0.0, 1.0]
 
 
@@ -241,7 +250,7 @@ def test_the_stored_specification_rebuilds_the_evaluation(collected, monkeypatch
 
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(collected[0]))
     env = minari.load_dataset(POINT).recover_environment(eval_env=True)
-    ours = EpisodePlayer(recipe_for(POINT), 0)._env
+    ours = make_environment(CATALOG[POINT])
     theirs, expected = env.reset(seed=4)[0], ours.reset(seed=4)[0]
     for key in expected:
         np.testing.assert_array_equal(theirs[key], expected[key])
@@ -255,17 +264,24 @@ def test_the_package_reads_what_it_collects(collected, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(collected[0]))
     transitions, info = load(POINT)
     assert transitions.observations.shape == (3000, 4)
-    assert info.environment == recipe_for(POINT).environment
+    environment = info.environment
+    assert (environment.env_id, environment.max_episode_steps) == ("PointMaze_UMaze-v3", 300)
+    assert environment.kwargs.items() >= CATALOG[POINT].env_kwargs.items()
     assert tuple(info.observation_keys) == ("observation",)
-    assert info.reference == (recipe_for(POINT).reference.minimum, 1.0)
+    assert info.reference == CATALOG[POINT].reference
+    with h5py.File(collected[1] / "data" / "main_data.hdf5") as file:
+        first = file["episode_0"]["observations"]["observation"][()].astype(np.float32)
+        last = file[f"episode_{len(file) - 1}"]["observations"]["observation"][-1].astype(np.float32)
+    np.testing.assert_array_equal(transitions.next_observations[: len(first) - 1], first[1:])
+    np.testing.assert_array_equal(transitions.next_observations[-1], last)
 
 
 def test_the_result_does_not_depend_on_processes(collected, tmp_path):
     _, path = collected
     alone = collect_dataset(POINT, steps=3000, seed=3, root=tmp_path, processes=1, progress=False)
-    assert contents(alone) == contents(path)
+    assert digest(alone) == digest(path)
     other = collect_dataset(POINT, steps=3000, seed=4, root=tmp_path / "other", processes=1, progress=False)
-    assert contents(other) != contents(path)
+    assert digest(other) != digest(path)
 
 
 @pytest.mark.slow
@@ -274,22 +290,49 @@ def test_ant_data_do_not_depend_on_processes(tmp_path):
         collect_dataset(ANT, steps=6000, root=tmp_path / str(processes), processes=processes, progress=False)
         for processes in (1, 3)
     ]
-    assert contents(paths[0]) == contents(paths[1])
+    assert digest(paths[0]) == digest(paths[1])
 
 
-def contents(path):
-    found = {}
-    with h5py.File(path / "data" / "main_data.hdf5") as file:
-        file.visititems(lambda name, item: found.update({name: item[()].tobytes()} if hasattr(item, "dtype") else {}))
-    return found
+def digest(path):
+    """Of the file's bytes: nothing in it depends on when and where it was made."""
+    return sha256((path / "data" / "main_data.hdf5").read_bytes()).hexdigest()
+
+
+def test_ant_episodes_do_not_depend_on_those_before():
+    recorder = EpisodeRecorder(CATALOG[ANT], 5)
+    alone = recorder.record(1)
+    recorder.close()
+    with closing(ordered_episodes(ANT, 5, 1)) as episodes:
+        next(episodes)
+        second = next(episodes)
+    np.testing.assert_array_equal(alone.actions, second.actions)
+    for key, part in alone.observations.items():
+        np.testing.assert_array_equal(part, second.observations[key])
+
+
+def test_episodes_cut_short_end_in_a_truncation():
+    recorder = EpisodeRecorder(CATALOG[POINT], 0)
+    episode = recorder.attempt(3, 0.0)
+    recorder.close()
+    assert episode.success
+    assert episode.cut(len(episode)) is episode
+    part = episode.cut(4)
+    assert (len(part), part.success, part.truncations.tolist()) == (4, False, [False, False, False, True])
+    assert all(len(observations) == 5 for observations in part.observations.values())
+    assert not episode.truncations.any()
+
+
+def test_a_worker_that_dies_is_reported():
+    with closing(ordered_episodes("no such dataset", 0, 1)) as episodes, pytest.raises(RuntimeError, match="KeyError"):
+        next(episodes)
 
 
 def test_an_existing_dataset_is_kept_unless_told_otherwise(collected):
     root, path = collected
-    digest = file_sha256(path / "data" / "main_data.hdf5")
+    before = digest(path)
     with pytest.raises(UserError, match="already lies in"):
         collect_dataset(POINT, steps=10, root=root, progress=False)
-    assert file_sha256(path / "data" / "main_data.hdf5") == digest
+    assert digest(path) == before
 
 
 def test_overwriting_replaces_all(tmp_path):
@@ -308,7 +351,7 @@ def test_a_failure_while_writing_leaves_no_trace(tmp_path, monkeypatch, overwrit
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(recorder, "describe", fail)  # called when the episodes are in the file already
+    monkeypatch.setattr(recorder, "_metadata", fail)  # called when the episodes are in the file already
     with pytest.raises(OSError, match="disk full"):
         collect_dataset(POINT, steps=50, root=tmp_path, processes=1, overwrite=overwrite, progress=False)
     assert everything_below(tmp_path) == before
@@ -318,37 +361,59 @@ def test_a_failure_while_writing_leaves_no_trace(tmp_path, monkeypatch, overwrit
 
 
 def everything_below(root):
-    """Names of what lies in the datasets' folder besides the lock files."""
-    target = root / POINT
-    assert [path for path in (root / ".lit_offrl").glob("*") if path.suffix != ".lock"] == [] or not root.exists()
-    return {path.name for path in target.rglob("*")}
+    """Names of what lies in the dataset's folder; nothing but the lock may lie elsewhere."""
+    assert {path.name for path in (root / ".lit_offrl").glob("*/*")} <= {"lock"}
+    return {path.name for path in (root / POINT).rglob("*")}
 
 
-def test_two_collectors_at_once_make_one_dataset(tmp_path):
-    script = (
-        "import sys; from pathlib import Path; from lit_offrl.collect.recorder import collect_dataset\n"
-        f"print(collect_dataset({POINT!r}, steps=400, processes=1, root=Path(sys.argv[1]), progress=False))"
-    )
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
-    for process in both:
-        output, errors = process.communicate(timeout=60)
-        # The slower one may come so late that it finds the finished dataset and says so.
-        assert output.strip() == str(tmp_path / POINT) or "already lies in" in errors
+def test_a_second_collector_waits_and_takes_the_first_ones_result(tmp_path, capsys):
+    path = collect_dataset(POINT, steps=30, root=tmp_path, processes=1, progress=False)
+    aside = tmp_path / "aside"
+    path.rename(aside)  # as if the first were not done yet
+    with (tmp_path / ".lit_offrl" / "offrl-pointmaze-umaze-v0" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        results = []
+        second = Thread(target=lambda: results.append(collect_dataset(POINT, steps=30, root=tmp_path)))
+        second.start()
+        for _ in range(200):
+            if "waiting" in capsys.readouterr().err:
+                break
+            time.sleep(0.05)
+        else:
+            pytest.fail("it did not wait")
+        aside.rename(path)
+        written = (path / "data" / "main_data.hdf5").stat().st_mtime_ns
+    second.join(timeout=30)
+    assert results == [path]
+    assert (path / "data" / "main_data.hdf5").stat().st_mtime_ns == written
+
+
+def test_an_interrupted_replacement_is_undone(tmp_path):
+    path = collect_dataset(POINT, steps=30, root=tmp_path, processes=1, progress=False)
+    path.rename(tmp_path / ".lit_offrl" / "offrl-pointmaze-umaze-v0" / "replaced")
+    with pytest.raises(UserError, match="already lies in"):
+        collect_dataset(POINT, steps=30, root=tmp_path, processes=1, progress=False)
     assert everything_below(tmp_path) == {"data", "main_data.hdf5", "metadata.json"}
+
+
+def test_a_script_without_a_main_guard_can_collect(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path; from lit_offrl.collect.recorder import collect_dataset\n"
+        f"print(collect_dataset({POINT!r}, steps=60, processes=2, root=Path({str(tmp_path)!r}), progress=False))"
+    )
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, env=paths, cwd=tmp_path)
+    assert done.stdout.strip() == str(tmp_path / POINT), done.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"dataset_id": "offrl/antmaze/umase-v0"}, "did you mean 'offrl/antmaze/umaze-v0'"),
-        ({"dataset_id": POINT, "steps": 0}, "steps: 0 is too small"),
-        ({"dataset_id": POINT, "processes": 0}, "processes: 0 is too small"),
-        ({"dataset_id": POINT, "seed": -1}, "seed: -1 is too small"),
+        ({"dataset_id": POINT, "steps": 0}, "steps: 0 transitions"),
+        ({"dataset_id": POINT, "processes": 0}, "processes: 0 cannot"),
+        ({"dataset_id": POINT, "seed": -1}, "seed: -1 is negative"),
     ],
 )
 def test_bad_arguments_are_user_errors(arguments, message, tmp_path):
@@ -359,25 +424,32 @@ def test_bad_arguments_are_user_errors(arguments, message, tmp_path):
 
 def test_probabilities_must_sum_to_one():
     with pytest.raises(ValueError, match="do not sum to 1"):
-        BehaviorMix(direct=0.5, detour=0.5, wander=0.5, evaluation_start=0.5)
+        BehaviorMix(direct=0.5, detour=0.5, wander=0.5, random_start=1.0, noise=(0.0, 0.0))
 
 
 @pytest.mark.parametrize("dataset", list(CATALOG))
 def test_catalog_rows_hold_together(dataset):
-    recipe = CATALOG[dataset]
-    assert recipe.id == dataset
-    assert len({len(row) for row in recipe.layout}) == 1
-    assert sum(row.count("g") for row in recipe.layout) == 1
-    assert any("r" in row for row in recipe.layout)
-    routes = MazeRoutes(recipe.maze_map, recipe.cell_size)
-    assert set(routes.distances(recipe.goal_cell)) == set(routes.free)
-    assert recipe.reference.minimum < recipe.reference.maximum
-    json.dumps(recipe.environment.kwargs)
+    row = CATALOG[dataset]
+    assert row.id == dataset
+    assert len({len(cells) for cells in row.maze}) == 1
+    goals = [(i, j) for i, cells in enumerate(row.maze) for j, cell in enumerate(cells) if cell == "g"]
+    assert len(goals) == 1
+    routes = MazeRoutes(row.maze_map, row.cell_size)
+    assert set(routes.distances(goals[0])) == set(routes.free)
+    assert row.reference[0] < row.reference[1]
+    env = make_environment(row)
+    assert env.unwrapped.maze.maze_size_scaling == row.cell_size
+    walls = [[cell == 1 for cell in cells] for cells in row.maze_map]
+    registered = gymnasium.spec(row.env_id)
+    assert walls == [[cell == 1 for cell in cells] for cells in registered.kwargs["maze_map"]]
+    assert registered.max_episode_steps == row.max_episode_steps
+    assert json.loads(env.spec.to_json())["kwargs"].items() >= row.env_kwargs.items()
+    env.close()
 
 
-def test_importing_the_catalog_and_recorder_is_light():
+def test_importing_catalog_and_recorder_is_light():
     script = (
-        "import sys; import lit_offrl.collect.recorder, lit_offrl.envs.rollout\n"
+        "import sys; import lit_offrl.collect.catalog, lit_offrl.collect.recorder\n"
         "print([m for m in ('torch', 'lightning', 'minari', 'gymnasium_robotics', 'h5py') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)

@@ -1,254 +1,377 @@
+"""Environments, episodes and scores, in the real simulators."""
+
 from __future__ import annotations
 
-import functools
+import json
+import multiprocessing
 import subprocess
 import sys
+import warnings
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import gymnasium
+import gymnasium as gym
 import numpy as np
 import pytest
 
-from lit_offrl.collect.catalog import CATALOG
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo
 from lit_offrl.envs.make import environment_for, make_env
-from lit_offrl.envs.rollout import Rollouts, rollout
-from lit_offrl.envs.scores import d4rl_reference, reference_for
-from lit_offrl.errors import UserError
+from lit_offrl.envs.rollout import Array, Episode, Policy, Rollouts, StoppedEarly
+from lit_offrl.envs.scores import ScoreReference, reference_for
+from lit_offrl.errors import TrainingFailure, UserError
+
+EPISODIC = {"continuing_task": False, "reset_target": False}
+HOPPER = EnvironmentInfo("Hopper-v5", {}, 100)
+POINTMAZE = EnvironmentInfo("PointMaze_Open-v3", EPISODIC, 60)
+POINTMAZE_KEYS = ("achieved_goal", "observation", "desired_goal")
+make_hopper = partial(make_env, HOPPER)
+make_pointmaze = partial(make_env, POINTMAZE, POINTMAZE_KEYS)
 
 
-class Countdown(gymnasium.Env):
-    """Lasts `seed % 7 + 1` steps; the observation holds the seed and the number of steps taken."""
-
-    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
-    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
-
-    def __init__(self, report_success: bool = True):
-        self.report_success = report_success
-
-    def reset(self, *, seed=None, options=None):
-        assert seed is not None, "an episode was begun without its seed"
-        self.seed, self.steps = seed, 0
-        return self._observation(), {}
-
-    def step(self, action):
-        assert self.steps <= self.seed % 7, "a finished episode was stepped"
-        assert np.abs(action) <= 1
-        self.steps += 1
-        done = self.steps == self.seed % 7 + 1
-        info = {"success": done and self.seed % 2 == 0} if self.report_success else {}
-        return self._observation(), float(action[0]), False, done, info
-
-    def _observation(self):
-        return np.array([self.seed, self.steps], np.float32)
+def info(dataset: str, source: str, environment: EnvironmentInfo | None = None, reference: Any = None) -> DatasetInfo:
+    return DatasetInfo(dataset, source, Path("x"), "", environment=environment, reference=reference)
 
 
-def half(observations):
-    return np.full((len(observations), 1), 0.5)
+def feedback(action_dim: int) -> Policy:
+    """A deterministic policy whose rows do not depend on the batch they are in (a matrix product's may)."""
+
+    def policy(observations: Array) -> Array:
+        phases = 3 * observations.sum(axis=1, dtype=np.float64)[:, None] + np.arange(action_dim)
+        return np.sin(phases).astype(np.float32)
+
+    return policy
 
 
-def info_of(source="offrl", environment=None, id="x-v0", reference=None):  # noqa: A002
-    return DatasetInfo(id, source, Path(), "", environment=environment, reference=reference)
+def toward_goal(observations: Array) -> Array:
+    """Push a point toward its goal; the columns are those of `POINTMAZE_KEYS`."""
+    return 10 * (observations[:, 6:] - observations[:, :2]) - observations[:, 4:6]
 
 
-# -------------------------------------------------------------------------------------------------------- rollouts
+class Countdown(gym.Env[np.ndarray, np.ndarray]):
+    """Ends after `seed` steps with reward 1 each; counts how it is used."""
+
+    def __init__(self) -> None:
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        self.action_space = gym.spaces.Box(-0.5, 0.5, (1,), np.float32)
+        self.resets: list[int] = []
+        self.actions: list[float] = []
+        self.closed = 0
+        self.left = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        assert seed is not None
+        self.resets.append(seed)
+        self.left = seed
+        return np.array([seed, 0], np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        assert self.left > 0, "stepped after its end"
+        self.left -= 1
+        self.actions.append(float(action[0]))
+        # Success in the middle of an episode must not be forgotten at its end; odd seeds never succeed.
+        success = self.resets[-1] % 2 == 0 and self.left == 1
+        return np.array([self.resets[-1], self.left], np.float32), 1.0, self.left == 0, False, {"success": success}
+
+    def close(self) -> None:
+        self.closed += 1
 
 
-@pytest.mark.parametrize("num_envs", [1, 3, 10, 40])
-@pytest.mark.parametrize("processes", [False, True])
-def test_every_seed_is_played_once_and_in_order(num_envs, processes):
-    seeds = [5, 20, 3, 3, 17, 0, 8, 41, 12, 6, 30]
-    episodes = rollout(half, Countdown, seeds, num_envs, processes)
-    assert [e.seed for e in episodes] == seeds
-    assert [e.length for e in episodes] == [s % 7 + 1 for s in seeds]
-    assert [e.episode_return for e in episodes] == [0.5 * (s % 7 + 1) for s in seeds]
-    assert [e.success for e in episodes] == [s % 2 == 0 for s in seeds]
+class Broken(Countdown):
+    def step(self, action: np.ndarray) -> Any:
+        raise ArithmeticError("unstable simulation")
 
 
-def test_policy_sees_active_rows_only_and_freed_environments_go_on_at_once():
-    sizes, seen = [], []
-
-    def policy(observations):
-        sizes.append(len(observations))
-        seen.extend(map(tuple, observations))
-        return half(observations)
-
-    seeds = [6, 0, 1, 2]  # 7, 1, 2 and 3 steps in 2 environments: 7 + 6 of the calls
-    rollout(policy, Countdown, seeds, num_envs=2)
-    assert sizes == [2, 2, 2, 2, 2, 2, 1]
-    assert sorted(seen) == sorted((s, t) for s in seeds for t in range(s % 7 + 1))
-
-
-def test_actions_are_clipped_and_bad_ones_refused():
-    assert rollout(lambda o: np.full((len(o), 1), 9.0), Countdown, [0])[0].episode_return == 1.0
-    with pytest.raises(ValueError, match="not finite"):
-        rollout(lambda o: np.full((len(o), 1), np.nan), Countdown, [0])
-    with pytest.raises(ValueError, match=r"\(2, 3\), not \(2, 1\)"):
-        rollout(lambda o: np.zeros((2, 3)), Countdown, [0, 1])
-
-
-def test_success_is_none_where_the_environment_reports_none():
-    assert rollout(half, functools.partial(Countdown, False), [0])[0].success is None
-
-
-def test_rollouts_are_reusable_and_stop_when_told():
-    with Rollouts(Countdown, 2) as rollouts:
-        first = rollouts.rollout(half, range(6))
-        calls = iter([False, True])
-        assert [e.seed for e in rollouts.rollout(half, [6, 0, 6], should_stop=lambda: next(calls))] == [0]
-        assert rollouts.rollout(half, range(6)) == first
-        assert rollouts.rollout(half, []) == []
-
-
-def test_an_error_in_a_worker_reaches_the_caller():
-    with Rollouts(Countdown, 2, processes=True) as rollouts, pytest.raises(Exception, match="seed"):
-        rollouts.rollout(half, [0, None])
-
-
-def test_spawned_workers_do_not_run_the_main_script_again(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import functools\n"
-        "print('main runs')\n"
-        "from lit_offrl.envs.make import make_env\n"
-        "from lit_offrl.envs.rollout import rollout\n"
-        "from lit_offrl.collect.catalog import recipe_for\n"
-        "recipe = recipe_for('offrl/pointmaze/umaze-v0')\n"
-        "make = functools.partial(make_env, recipe.environment, recipe.observation_keys)\n"
-        "episodes = rollout(lambda o: o[:, :2] * 0, make, [0, 1, 2, 3], 4, processes=True)\n"
-        "print([e.length for e in episodes])\n"
-    )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
-    assert done.stdout.splitlines() == ["main runs", "[300, 300, 300, 300]"], done.stderr
-
-
-@pytest.mark.parametrize("dataset", ["offrl/pointmaze/umaze-v0", "offrl/antmaze/umaze-v0"])
-def test_an_episode_is_the_same_alone_and_among_others(dataset):
-    recipe = CATALOG[dataset]
-    short = EnvironmentInfo(recipe.env_id, recipe.environment.kwargs, 30)
-    make = functools.partial(make_env, short, recipe.observation_keys)
-    finals = {}
-
-    def policy(observations):
-        for row in observations:
-            finals[row.tobytes()] = True
-        size = make_action_size(recipe.body)
-        return np.sin(7 * observations[:, :size] + np.arange(size))
-
-    alone = [rollout(policy, make, [seed])[0] for seed in (11, 12, 13)]
-    rows_alone = set(finals)
-    finals.clear()
-    together = rollout(policy, make, [13, 11, 12], num_envs=2)
-    assert {e.seed: e for e in alone} == {e.seed: e for e in together}
-    assert set(finals) == rows_alone  # every single observation, bit for bit
-
-
-def make_action_size(body):
-    return {"point": 2, "ant": 8}[body]
-
-
-@pytest.mark.slow
-def test_processes_change_nothing():
-    recipe = CATALOG["offrl/antmaze/umaze-v0"]
-    make = functools.partial(make_env, recipe.environment, recipe.observation_keys)
-
-    def policy(observations):
-        return np.sin(7 * observations[:, :8])
-
-    assert rollout(policy, make, range(4), 4) == rollout(policy, make, range(4), 4, processes=True)
-
-
-# ---------------------------------------------------------------------------------------------------- environments
+# ------------------------------------------------------------------------------------------------------------ make
 
 
 @pytest.mark.parametrize(
-    ("dataset", "size", "start", "goal"),
+    ("env_id", "keys", "size"),
     [
-        ("offrl/pointmaze/umaze-v0", 4, None, (-1.0, -1.0)),
-        ("offrl/antmaze/umaze-v0", 29, (-4.0, 4.0), (-4.0, -4.0)),
+        ("PointMaze_UMaze-v3", ("achieved_goal", "observation", "desired_goal"), 8),
+        ("PointMaze_UMaze-v3", ("observation", "desired_goal"), 6),
+        ("AntMaze_UMaze-v4", ("achieved_goal", "observation"), 29),
+        ("FrankaKitchen-v1", ("observation",), 59),
     ],
 )
-def test_collected_mazes_have_a_fixed_goal_and_flat_observations(dataset, size, start, goal, capfd):
-    recipe = CATALOG[dataset]
-    env = make_env(environment_for(info_of(environment=recipe.environment)), recipe.observation_keys)
-    starts = []
-    for seed in range(5):
-        observation, _ = env.reset(seed=seed)
-        assert observation.dtype == np.float32
-        assert observation.shape == (size,) == env.observation_space.shape
-        # Wherever the goal is placed, its cell's center lies within the 0.45 m of success.
-        assert np.linalg.norm(env.unwrapped.goal - np.array(goal)) < 0.45
-        starts.append(observation[:2])
-    if start is None:
-        assert np.ptp(np.array(starts), axis=0).max() > 1.0
-    else:
-        assert np.abs(np.array(starts) - start).max() <= 0.3 + 1e-6
-    assert env.spec.max_episode_steps == recipe.max_episode_steps
-    assert capfd.readouterr().out == ""
+def test_dictionary_observations_are_concatenated_in_the_order_of_the_keys(
+    env_id: str, keys: tuple[str, ...], size: int
+) -> None:
+    kwargs = {} if "Kitchen" in env_id else EPISODIC
+    env = make_env(EnvironmentInfo(env_id, kwargs, 10), keys)
+    raw = gym.make(env_id, disable_env_checker=True, **kwargs)
+    flat, expected = env.reset(seed=7)[0], raw.reset(seed=7)[0]
+    for _ in range(3):
+        assert flat.dtype == np.float32
+        assert env.observation_space.contains(flat)
+        assert flat.shape == env.observation_space.shape == (size,)
+        np.testing.assert_array_equal(flat, np.concatenate([expected[key] for key in keys]).astype(np.float32))
+        action = np.full(raw.action_space.shape, 0.3, np.float32)
+        flat, expected = env.step(action)[0], raw.step(action)[0]
+    env.close()
+    raw.close()
 
 
-def test_observation_keys_are_concatenated_in_their_order():
-    recipe = CATALOG["offrl/pointmaze/umaze-v0"]
-    env = make_env(recipe.environment, ("desired_goal", "observation"), reset_options={"reset_cell": np.array([1, 2])})
+def test_plain_observations_become_float32() -> None:
+    env = make_hopper()
     observation, _ = env.reset(seed=0)
-    np.testing.assert_array_equal(observation[:2], env.unwrapped.goal.astype(np.float32))
-    assert np.abs(observation[2:4] - (0.0, 1.0)).max() <= 0.25
-    with pytest.raises(UserError, match="no observation 'speed'"):
-        make_env(recipe.environment, ("speed",))
+    assert observation.dtype == env.observation_space.dtype == np.float32
+    np.testing.assert_array_equal(observation, gym.make("Hopper-v5").reset(seed=0)[0].astype(np.float32))
 
 
-def test_unknown_environments_are_user_errors():
-    with pytest.raises(UserError, match="NoSuch-v0"):
-        make_env(EnvironmentInfo("NoSuch-v0", {}, 10))
-    with pytest.raises(UserError, match="no environment to evaluate in"):
-        environment_for(info_of())
-    with pytest.raises(UserError, match="only boxes"):
-        make_env(EnvironmentInfo("CartPole-v1", {}, 10))
+def test_the_time_limit_truncates() -> None:
+    env = make_env(EnvironmentInfo("HalfCheetah-v5", {}, 3))
+    env.reset(seed=0)
+    ends = [env.step(np.zeros(6, np.float32))[2:4] for _ in range(3)]
+    assert ends == [(False, False), (False, False), (False, True)]
 
 
 @pytest.mark.parametrize(
-    ("env_id", "source", "kwargs", "steps"),
+    ("environment", "keys", "message"),
     [
-        ("PointMaze_UMaze-v3", "minari", {"continuing_task": False, "reset_target": False}, 300),
-        ("PointMaze_Medium-v3", "minari", {"continuing_task": False, "reset_target": False}, 600),
-        ("PointMaze_LargeDense-v3", "minari", {"continuing_task": True, "reset_target": False}, 800),
-        ("AntMaze_UMaze-v4", "minari", {"continuing_task": False, "reset_target": False}, 700),
-        ("AntMaze_Large_Diverse_GR-v4", "d4rl", {"continuing_task": False, "reset_target": False}, 1000),
-        ("PointMaze_UMaze-v3", "d4rl", {"continuing_task": True, "reset_target": True}, 7),
-        ("AdroitHandPen-v1", "d4rl", {"continuing_task": True, "reset_target": True}, 100),
-        ("AdroitHandPen-v1", "minari", {"continuing_task": True, "reset_target": True}, 7),
-        ("Hopper-v5", "minari", {"continuing_task": True, "reset_target": True}, 7),
+        (EnvironmentInfo("PointMaze_UMase-v3", {}, 10), None, "did you mean 'PointMaze_UMaze-v3'"),
+        (EnvironmentInfo("Hopper-v99", {}, 10), None, "Hopper-v99"),
+        (EnvironmentInfo("no_such_package:Hopper-v5", {}, 10), None, "is its package installed"),
+        (EnvironmentInfo("Hopper-v5", {"no_such_option": 1}, 10), None, "no_such_option"),
+        (POINTMAZE, ("observation", "goal"), "achieved_goal, desired_goal, observation"),
+        (POINTMAZE, None, "achieved_goal, desired_goal, observation"),
+        (HOPPER, ("observation",), "no dictionary"),
+        (EnvironmentInfo("FrankaKitchen-v1", {}, 10), ("observation", "achieved_goal"), "made of vectors"),
     ],
 )
-def test_recording_environments_become_evaluation_environments(env_id, source, kwargs, steps):
-    recorded = EnvironmentInfo(env_id, {"continuing_task": True, "reset_target": True}, 7)
-    assert environment_for(info_of(source, recorded)) == EnvironmentInfo(env_id, kwargs, steps)
+def test_an_environment_that_cannot_be_built_is_a_user_error_of_one_line(
+    environment: EnvironmentInfo, keys: tuple[str, ...] | None, message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        make_env(environment, keys)
+    assert "\n" not in str(caught.value)
+
+
+def test_building_old_environments_is_silent() -> None:
+    # In a fresh interpreter: gymnasium-robotics prints when it is first imported.
+    program = (
+        "from lit_offrl.data.info import EnvironmentInfo\n"
+        "from lit_offrl.envs.make import make_env\n"
+        "make_env(EnvironmentInfo('PointMaze_UMaze-v3', {}, 10), ('observation',)).reset(seed=0)\n"
+        "make_env(EnvironmentInfo('Hopper-v4', {}, 10)).reset(seed=0)\n"
+        "import sys; assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "default", "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_silence_does_not_outlive_the_construction() -> None:
+    make_hopper().close()
+    with pytest.warns(UserWarning, match="still heard"):
+        warnings.warn("still heard", UserWarning, stacklevel=1)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "source", "kwargs", "limit"),
+    [
+        ("D4RL/pointmaze/open-v2", "minari", EPISODIC, 300),
+        ("D4RL/pointmaze/umaze-v2", "minari", EPISODIC, 300),
+        ("D4RL/pointmaze/medium-v2", "minari", EPISODIC, 600),
+        ("D4RL/pointmaze/large-v2", "minari", EPISODIC, 800),
+        ("D4RL/pointmaze/large-dense-v2", "minari", {"continuing_task": True, "reset_target": False}, 800),
+        ("D4RL/antmaze/umaze-diverse-v1", "minari", EPISODIC, 700),
+        ("D4RL/antmaze/medium-play-v1", "minari", EPISODIC, 1000),
+        ("D4RL/antmaze/large-diverse-v1", "minari", EPISODIC, 1000),
+        ("antmaze-large-play-v2", "d4rl", EPISODIC, 1000),
+        ("D4RL/pen/human-v2", "minari", {"continuing_task": True, "reset_target": True}, 100),
+        ("pen-human-v1", "d4rl", {"continuing_task": True, "reset_target": True}, 100),
+        ("offrl/antmaze/umaze-v0", "offrl", {"continuing_task": True, "reset_target": True}, 1000000),
+        ("mujoco/hopper/medium-v0", "minari", {"continuing_task": True, "reset_target": True}, 1000000),
+        ("someone/antmaze/umaze-v1", "minari", {"continuing_task": True, "reset_target": True}, 1000000),
+    ],
+)
+def test_d4rl_datasets_are_evaluated_as_d4rl_does_and_others_as_they_say(
+    dataset: str, source: str, kwargs: dict[str, Any], limit: int
+) -> None:
+    stored = EnvironmentInfo("Any-v0", {"maze_map": [[1]], "continuing_task": True, "reset_target": True}, 1000000)
+    environment = environment_for(info(dataset, source, stored))
+    assert environment == EnvironmentInfo("Any-v0", {"maze_map": [[1]], **kwargs}, limit)
+    assert stored.kwargs["continuing_task"] is True
+
+
+def test_kitchen_pays_once_per_task_and_keeps_its_time_limit() -> None:
+    stored = EnvironmentInfo("FrankaKitchen-v1", {"remove_task_when_completed": False}, 450)
+    environment = environment_for(info("D4RL/kitchen/mixed-v2", "minari", stored))
+    assert environment == EnvironmentInfo("FrankaKitchen-v1", {"remove_task_when_completed": True}, 450)
+
+
+def test_a_dataset_without_environment_cannot_be_evaluated() -> None:
+    with pytest.raises(UserError, match="my/data"):
+        environment_for(info("my/data.hdf5", "file"))
+
+
+# --------------------------------------------------------------------------------------------------------- rollout
+
+
+def play_alone(make: Any, policy: Policy, seed: int) -> Episode:
+    """The loop that anybody would write, in an environment of its own."""
+    env = make()
+    observation, _ = env.reset(seed=seed)
+    rewards: list[float] = []
+    successes: list[bool] = []
+    done = False
+    while not done:
+        action = np.clip(policy(observation[None])[0], env.action_space.low, env.action_space.high)
+        observation, reward, terminated, truncated, extra = env.step(action)
+        rewards.append(float(reward))
+        if "success" in extra:
+            successes.append(bool(extra["success"]))
+        done = terminated or truncated
+    env.close()
+    return Episode(seed, sum(rewards), len(rewards), any(successes) if successes else None)
+
+
+@pytest.mark.parametrize(
+    ("make", "policy", "successes"), [(make_hopper, feedback(3), {None}), (make_pointmaze, toward_goal, {True, False})]
+)
+@pytest.mark.parametrize(("num_envs", "processes"), [(1, False), (4, False), (20, False), (3, True)])
+def test_an_episode_is_the_same_alone_and_among_others(
+    make: Any, policy: Policy, successes: set[bool | None], num_envs: int, processes: bool
+) -> None:
+    seeds = [11, 3, 5, 3, 8, 2, 14, 1, 9]
+    expected = [play_alone(make, policy, seed) for seed in seeds]
+    with Rollouts(make, num_envs, processes) as rollouts:
+        assert rollouts.run(policy, seeds) == expected
+        assert rollouts.run(policy, seeds[::-1]) == expected[::-1]  # nothing is left over from the first run
+    assert len({episode.length for episode in expected}) > 3
+    assert {episode.success for episode in expected} == successes
+
+
+def test_a_real_success_is_reported() -> None:
+    """In an open maze a point that is pushed toward its goal gets there."""
+    environment = replace(POINTMAZE, max_episode_steps=300)
+
+    with Rollouts(partial(make_env, environment, POINTMAZE_KEYS), 2) as rollouts:
+        episodes = rollouts.run(toward_goal, range(4))
+    assert all(episode.success is True and episode.episode_return == 1.0 for episode in episodes)
+    assert all(0 < episode.length < 300 for episode in episodes)
+
+
+def test_free_environments_start_the_next_seed_at_once_and_idle_ones_are_left_alone() -> None:
+    envs: list[Countdown] = []
+
+    def make() -> Countdown:
+        envs.append(Countdown())
+        return envs[-1]
+
+    batches: list[list[int]] = []
+
+    def policy(observations: Array) -> Array:
+        batches.append(observations[:, 0].astype(int).tolist())
+        return np.full((len(observations), 1), 7.0)
+
+    ended: list[int] = []
+    with Rollouts(make, 2) as rollouts:
+        episodes = rollouts.run(policy, [9, 2, 4, 1], on_episode=lambda episode: ended.append(episode.seed))
+    assert episodes == [
+        Episode(9, 9, 9, False),
+        Episode(2, 2, 2, True),
+        Episode(4, 4, 4, True),
+        Episode(1, 1, 1, False),
+    ]
+    assert ended == [2, 4, 1, 9]
+    assert [env.resets for env in envs] == [[9], [2, 4, 1]]
+    assert [sorted(batch) for batch in batches] == [[2, 9]] * 2 + [[4, 9]] * 4 + [[1, 9]] + [[9]] * 2
+    assert {action for env in envs for action in env.actions} == {0.5}  # clipped to the box
+    assert [env.closed for env in envs] == [1, 1]
+
+
+def test_no_seeds_no_episodes() -> None:
+    with Rollouts(Countdown, 2) as rollouts:
+        assert rollouts.run(feedback(1), []) == []
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_should_stop_ends_a_run_and_the_next_one_is_sound(processes: bool) -> None:
+    asked = iter([False] * 3 + [True])
+    with Rollouts(Countdown, 2, processes) as rollouts:
+        with pytest.raises(StoppedEarly):
+            rollouts.run(feedback(1), [9, 2, 4], should_stop=lambda: next(asked))
+        assert [episode.length for episode in rollouts.run(feedback(1), [9, 2, 4])] == [9, 2, 4]
+
+
+def test_actions_that_are_no_actions_are_refused() -> None:
+    with Rollouts(Countdown, 2) as rollouts:
+        with pytest.raises(TrainingFailure, match="not finite"):
+            rollouts.run(lambda observations: np.full((len(observations), 1), np.nan, np.float32), [3])
+        with pytest.raises(ValueError, match=r"\(1, 2\) instead of \(1, 1\)"):
+            rollouts.run(lambda observations: np.zeros((len(observations), 2), np.float32), [3])
+        assert rollouts.run(feedback(1), [3])[0].length == 3
+
+
+def test_worker_processes_end_with_the_rollouts_and_hand_on_failures() -> None:
+    with pytest.raises(UserError, match="Nowhere-v0"):
+        Rollouts(partial(make_env, EnvironmentInfo("Nowhere-v0", {}, 1)), 2, processes=True)
+    rollouts = Rollouts(Broken, 2, processes=True)
+    with pytest.raises(RuntimeError, match="unstable simulation"):
+        rollouts.run(feedback(1), [3, 4])
+    rollouts.close()
+    assert multiprocessing.active_children() == []
+    with pytest.raises(RuntimeError, match="closed"):
+        rollouts.run(feedback(1), [3])
+
+
+def test_a_nonsensical_number_of_environments_or_kind_of_action_is_refused() -> None:
+    with pytest.raises(UserError, match="at least 1"):
+        Rollouts(Countdown, 0)
+    with pytest.raises(UserError, match="Discrete"):
+        Rollouts(lambda: gym.make("CartPole-v1"), 1)
 
 
 # ---------------------------------------------------------------------------------------------------------- scores
 
 
-def test_scores_against_published_pairs():
+@pytest.mark.parametrize(
+    ("dataset", "episode_return", "score"),
+    [
+        ("hopper-medium-v2", 3234.3, 100.0),
+        ("hopper-full-replay-v1", -20.272305, 0.0),
+        ("walker2d-medium-replay-v2", 4592.3, 100.0),
+        ("halfcheetah-medium-expert-v0", 12135.0, 100.0),
+        ("ant-random-v2", -325.6, 0.0),
+        ("antmaze-large-diverse-v2", 0.5, 50.0),
+        ("antmaze-umaze-v0", 1.0, 100.0),
+        ("kitchen-mixed-v0", 3.0, 75.0),
+        ("pen-cloned-v1", 96.262799, 0.0),
+        ("door-human-v0", 2880.5693087298737, 100.0),
+        ("maze2d-umaze-v1", 161.86, 100.0),
+        ("maze2d-large-dense-v0", 27.38831, 0.0),
+    ],
+)
+def test_d4rl_scores(dataset: str, episode_return: float, score: float) -> None:
+    reference = reference_for(info(dataset, "d4rl"))
+    assert reference is not None
+    assert reference.name == "d4rl"
+    assert reference.normalize(episode_return) == pytest.approx(score, abs=1e-9)
 
-    hopper = reference_for(info_of("d4rl", id="hopper-medium-v2"))
-    assert (hopper.name, hopper.minimum, hopper.maximum) == ("d4rl", -20.272305, 3234.3)
-    assert hopper.normalize(-20.272305) == 0.0
-    assert hopper.normalize(3234.3) == 100.0
-    assert hopper.normalize(1606.9963) == pytest.approx(50.0, abs=0.01)
-    assert d4rl_reference("halfcheetah-full-replay-v2") == (-280.178953, 12135.0)
-    assert d4rl_reference("halfcheetah-full-replay-v0") is None
-    assert d4rl_reference("antmaze-large-diverse-v2") == (0.0, 1.0)
-    assert d4rl_reference("antmaze-umaze-v1") is None
-    assert d4rl_reference("door-cloned-v1") == (-56.512833, 2880.5693087298737)
-    assert d4rl_reference("kitchen-mixed-v0") == (0.0, 4.0)
-    assert d4rl_reference("maze2d-eval-large-v1") == (16.4, 302.22)
+
+@pytest.mark.parametrize(
+    "dataset", ["hopper-full-replay-v0", "antmaze-umaze-v1", "maze2d-eval-umaze-dense-v1", "D4RL/antmaze/umaze-v1"]
+)
+def test_what_d4rl_has_no_reference_for_has_no_score(dataset: str) -> None:
+    assert reference_for(info(dataset, "d4rl")) is None
 
 
-def test_tables_are_never_mixed():
-    assert reference_for(info_of("minari", id="hopper-medium-v2")) is None
-    assert reference_for(info_of("d4rl", id="offrl/antmaze/umaze-v0", reference=(0.0, 1.0))) is None
-    assert reference_for(info_of("file", reference=(0.0, 1.0))) is None
-    assert reference_for(info_of("minari", reference=(1.0, 3.0))).name == "minari"
-    local = reference_for(info_of("offrl", reference=(0.5, 1.0)))
-    assert (local.name, local.normalize(0.75)) == ("local", 50.0)
-    assert reference_for(info_of("minari", reference=(1.0, 1.0))) is None
+def test_references_of_different_sources_are_never_mixed() -> None:
+    own = (10.0, 30.0)
+    assert reference_for(info("offrl/hopper/medium-v0", "offrl", reference=own)) == ScoreReference("local", 10, 30)
+    assert reference_for(info("mujoco/hopper/medium-v0", "minari", reference=own)) == ScoreReference("minari", 10, 30)
+    # An id that D4RL's table knows counts only for a dataset that came from D4RL, and then only the table counts.
+    assert reference_for(info("hopper-medium-v2", "minari")) is None
+    assert reference_for(info("hopper-medium-v2", "file", reference=own)) is None
+    d4rl = reference_for(info("hopper-medium-v2", "d4rl", reference=own))
+    assert d4rl is not None
+    assert d4rl.minimum == -20.272305
+
+
+def test_a_reference_that_is_no_scale_is_none() -> None:
+    assert reference_for(info("offrl/x/y-v0", "offrl", reference=(5.0, 5.0))) is None
+    assert reference_for(info("offrl/x/y-v0", "offrl", reference=json.loads("[NaN, 5.0]"))) is None

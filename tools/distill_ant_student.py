@@ -151,7 +151,8 @@ class Ants:
     @property
     def down(self) -> NDArray[np.bool_]:
         """Which ants lie on their backs or sides."""
-        return 1 - 2 * (self.state[:, 5] ** 2 + self.state[:, 6] ** 2) < 0.2
+        upright: Floats = 1 - 2 * (self.state[:, 5] ** 2 + self.state[:, 6] ** 2)
+        return upright < 0.2
 
 
 def walk(
@@ -227,14 +228,8 @@ def fit(
     x = torch.tensor((features - mean) / scale, dtype=torch.float32)
     y = torch.tensor(labels, dtype=torch.float32)
     cut = int(0.9 * len(x))
-    net = torch.nn.Sequential(
-        torch.nn.Linear(x.shape[1], 128),
-        torch.nn.ReLU(),
-        torch.nn.Linear(128, 128),
-        torch.nn.ReLU(),
-        torch.nn.Linear(128, 8),
-    )
-    layers = [net[0], net[2], net[4]]
+    layers = [torch.nn.Linear(*sizes) for sizes in ((x.shape[1], 128), (128, 128), (128, 8))]
+    net = torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1], torch.nn.ReLU(), layers[2])
     if start is not None:
         with torch.no_grad():
             for i, layer in enumerate(layers):
@@ -248,7 +243,7 @@ def fit(
         rows = torch.randint(cut, (batch,))
         loss = torch.nn.functional.mse_loss(net(x[rows]), y[rows])
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     with torch.no_grad():

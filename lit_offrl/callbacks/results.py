@@ -81,7 +81,5 @@ class ResultsFile(lightning.Callback):
         write_json(Path(trainer.log_dir) / "results.json", results)
 
 
-
-
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -208,9 +208,7 @@ class RolloutEvaluation(lightning.Callback):
         for name, score in scores.items():
             _say(trainer, f"step {module.gradient_step}: {name}: {score.line()}")
 
-    def play(
-        self, module: OfflineAlgorithm, actor: str, episodes: int, trainer: lightning.Trainer
-    ) -> list[Episode]:
+    def play(self, module: OfflineAlgorithm, actor: str, episodes: int, trainer: lightning.Trainer) -> list[Episode]:
         """Return `episodes` episodes of one of the algorithm's actors."""
         assert self._rollouts is not None
         generator = torch.Generator(device=module.device).manual_seed(self.seed + module.gradient_step)
@@ -247,7 +245,7 @@ class RolloutEvaluation(lightning.Callback):
 
     def results(self) -> dict[str, Any]:
         """Return the entries `scores`, `score_reference` and `comparison` of results.json."""
-        names = [field for field in Scores.__dataclass_fields__]
+        names = list(Scores.__dataclass_fields__)
         policy = self.scores.get("policy")
         return {
             "scores": dict.fromkeys(names) if policy is None else asdict(policy),

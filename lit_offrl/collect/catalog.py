@@ -32,13 +32,17 @@ class BehaviorMix:
     Attributes:
         direct: Share of episodes that head for the goal on the shortest route.
         detour: Share of episodes that visit other cells first and turn around in the corridors on the way.
-        wander: Share of episodes that travel among cells other than the goal's and are then cut off (truncated).
+        wander: Share of episodes that travel among cells other than the goal's and are then cut off (truncated), unless
+            the way leads through the goal.
         random_start: Share of episodes, of every kind, that start in a random free cell; the others start where
             evaluations do.
         noise: Smallest and largest standard deviation of the Gaussian noise added to all actions of an episode. Kept
             small where noise would make the body fall: what is suboptimal here is where the walker goes.
         detour_cells: Fewest and most cells visited by a detour.
         wander_cells: Fewest and most cells visited by a wanderer.
+
+    Raises:
+        ValueError: The three shares do not sum to 1.
     """
 
     direct: float
@@ -48,6 +52,10 @@ class BehaviorMix:
     noise: tuple[float, float]
     detour_cells: tuple[int, int] = (1, 2)
     wander_cells: tuple[int, int] = (1, 3)
+
+    def __post_init__(self) -> None:
+        if abs(self.direct + self.detour + self.wander - 1) > 1e-9:
+            raise ValueError(f"the shares of direct, detour and wander do not sum to 1: {self}")
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,7 @@ class CollectedDataset:
         return {"maze_map": self.maze_map, "continuing_task": False}
 
 
+_TITLES = {"umaze": "the U-shaped maze", "medium": "the medium maze"}
 _REFERENCE_NOTE = (
     "mean return of 100 episodes in the evaluation environment, seeds 0 to 99: uniformly random actions, and the "
     "behavior policy heading for the goal at collection noise (tools/measure_references.py)"
@@ -103,7 +112,7 @@ _REFERENCE_NOTE = (
 def _pointmaze(name: str, env_id: str, maze: tuple[str, ...], limit: int, low: float, high: float) -> CollectedDataset:
     return CollectedDataset(
         id=f"offrl/pointmaze/{name}-v0",
-        description=f"a ball in the {name} maze, half of the episodes reach the goal (sparse reward)",
+        description=f"a ball in {_TITLES[name]}, half of the episodes reach the goal (sparse reward)",
         body="point",
         env_id=env_id,
         maze=maze,
@@ -121,7 +130,7 @@ def _pointmaze(name: str, env_id: str, maze: tuple[str, ...], limit: int, low: f
 def _antmaze(name: str, env_id: str, maze: tuple[str, ...], limit: int, low: float, high: float) -> CollectedDataset:
     return CollectedDataset(
         id=f"offrl/antmaze/{name}-v0",
-        description=f"a four-legged ant in the {name} maze, half of the episodes reach the goal (sparse reward)",
+        description=f"a four-legged ant in {_TITLES[name]}, half of the episodes reach the goal (sparse reward)",
         body="ant",
         env_id=env_id,
         maze=maze,
@@ -143,8 +152,8 @@ def _table(datasets: Iterable[CollectedDataset]) -> dict[str, CollectedDataset]:
 # The last two columns, random and planner returns: python tools/measure_references.py
 CATALOG: dict[str, CollectedDataset] = _table(
     [
-        _pointmaze("umaze", "PointMaze_UMaze-v3", _UMAZE_ANY_START, 300, 0.0, 1.0),
-        _pointmaze("medium", "PointMaze_Medium-v3", _MEDIUM_ANY_START, 600, 0.0, 1.0),
+        _pointmaze("umaze", "PointMaze_UMaze-v3", _UMAZE_ANY_START, 300, 0.12, 1.0),
+        _pointmaze("medium", "PointMaze_Medium-v3", _MEDIUM_ANY_START, 600, 0.11, 1.0),
         _antmaze("umaze", "AntMaze_UMaze-v4", _UMAZE, 700, 0.0, 1.0),
     ]
 )

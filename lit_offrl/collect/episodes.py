@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import warnings
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -69,16 +72,19 @@ class Episode:
 
 def make_environment(dataset: CollectedDataset) -> gymnasium.Env[Any, Any]:
     """Return the environment that the dataset is collected and its policies are evaluated in."""
-    import gymnasium
-    import gymnasium_robotics
+    # gymnasium warns that the environments are old, gymnasium-robotics announces unrelated changes when imported.
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        import gymnasium
+        import gymnasium_robotics
 
-    gymnasium.register_envs(gymnasium_robotics)
-    return gymnasium.make(
-        dataset.env_id,
-        max_episode_steps=dataset.max_episode_steps,
-        disable_env_checker=True,
-        **dataset.env_kwargs,
-    )
+        gymnasium.register_envs(gymnasium_robotics)
+        return gymnasium.make(
+            dataset.env_id,
+            max_episode_steps=dataset.max_episode_steps,
+            disable_env_checker=True,
+            **dataset.env_kwargs,
+        )
 
 
 def make_behavior(dataset: CollectedDataset) -> Behavior:
@@ -131,8 +137,18 @@ class EpisodeRecorder:
             waypoints = self._waypoints(rng, cells, here, int(rng.integers(low, high + 1)))
         if kind != "wander":
             waypoints.append(goal_point(self._dataset, self._routes, observation))
-        route = Route(self._routes, waypoints, _ARRIVAL * self._dataset.cell_size)
-        return self._play(rng, observation, route, kind, noise)
+        return self._play(rng, observation, waypoints, kind, noise)
+
+    def attempt(self, seed: int, noise: float) -> Episode:
+        """Return an episode that starts as evaluations do and heads straight for the goal.
+
+        Args:
+            seed: Of the environment and of the noise.
+            noise: Standard deviation of the noise added to the actions.
+        """
+        observation, _ = self._env.reset(seed=seed)
+        goal = goal_point(self._dataset, self._routes, observation)
+        return self._play(np.random.default_rng(seed), observation, [goal], "direct", noise)
 
     def close(self) -> None:
         """Free the simulator."""
@@ -155,7 +171,15 @@ class EpisodeRecorder:
             points.append((x + dx, y + dy))
         return points
 
-    def _play(self, rng: np.random.Generator, observation: Any, route: Route, kind: str, noise: float) -> Episode:
+    def _play(
+        self,
+        rng: np.random.Generator,
+        observation: Any,
+        waypoints: list[tuple[float, float]],
+        kind: str,
+        noise: float,
+    ) -> Episode:
+        route = Route(self._routes, waypoints, _ARRIVAL * self._dataset.cell_size)
         observations, actions, rewards = [observation], [], []
         terminated = truncated = fell = False
         while not (terminated or truncated):

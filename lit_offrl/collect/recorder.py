@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ import lit_offrl
 from lit_offrl.collect.catalog import CATALOG, CollectedDataset
 from lit_offrl.collect.episodes import Episode, make_environment
 from lit_offrl.collect.workers import ordered_episodes
-from lit_offrl.data.sources import minari_root
+from lit_offrl.data.local import minari_root
 from lit_offrl.errors import UserError, did_you_mean
 
 _HIDDEN = ".lit_offrl"  # Minari skips hidden folders when it lists datasets
@@ -73,7 +74,11 @@ def collect_dataset(
         raise _exists(dataset_id, folder)
 
     workshop = root / _HIDDEN / dataset_id.replace("/", "-")
-    with _locked(workshop / "lock") as waited:
+    replaced = workshop / "replaced"
+    notice = f"waiting for another process that is collecting {dataset_id}" if progress else None
+    with _locked(workshop / "lock", notice) as waited:
+        if replaced.exists() and not folder.exists():  # killed between taking the old away and putting the new there
+            replaced.replace(folder)
         if folder.exists() and waited and _made_with(folder, steps, seed):
             return folder
         if folder.exists() and not overwrite:
@@ -83,7 +88,7 @@ def collect_dataset(
         try:
             episodes = _collect(dataset, steps, seed, processes, progress)
             _write(building, dataset, episodes, steps, seed)
-            _publish(building, root, dataset_id, workshop / "replaced")
+            _publish(building, root, dataset_id, replaced)
         finally:
             shutil.rmtree(building, ignore_errors=True)
     return folder
@@ -194,8 +199,8 @@ def _made_with(folder: Path, steps: int, seed: int) -> bool:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Hold the lock file; yield whether another process held it first."""
+def _locked(path: Path, notice: str | None) -> Iterator[bool]:
+    """Hold the lock file; yield whether another process held it first, after telling the user so."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         waited = False
@@ -203,6 +208,8 @@ def _locked(path: Path) -> Iterator[bool]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             waited = True
+            if notice:
+                print(notice, file=sys.stderr)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield waited  # closing the file unlocks it
 

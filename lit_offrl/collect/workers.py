@@ -8,6 +8,7 @@ goes away.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import selectors
@@ -107,10 +108,8 @@ class _Worker:
         self._complaints.close()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                try:
+                with contextlib.suppress(BrokenPipeError):
                     pipe.close()
-                except BrokenPipeError:
-                    pass
 
     def _death(self) -> RuntimeError:
         self._process.wait()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning
 import numpy as np
 import torch
@@ -10,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from lit_offrl.data import sources
 from lit_offrl.data.info import DatasetInfo
+from lit_offrl.data.local import COLLECTED_NAMESPACE, is_present
 from lit_offrl.data.rewards import shaped_rewards
 from lit_offrl.data.transitions import BlockSampler, Transitions
 from lit_offrl.errors import UserError
@@ -90,7 +93,7 @@ class D4RLDataModule(lightning.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Collect a dataset of this package that is not there yet."""
-        if self.dataset.startswith(sources.COLLECTED_NAMESPACE) and not sources.is_present(self.dataset):
+        if self.dataset.startswith(COLLECTED_NAMESPACE) and not is_present(self.dataset):
             # The one step upwards in the import order: a dataset that makes itself on first use must call its maker.
             from lit_offrl.collect.recorder import collect_dataset
 
@@ -101,7 +104,7 @@ class D4RLDataModule(lightning.LightningDataModule):
         transitions = self.transitions
         if stage == "fit" and self.normalize_observations and self.trainer is not None:
             mean, std = self.observation_statistics(transitions)
-            module = self.trainer.lightning_module
+            module: Any = self.trainer.lightning_module
             module.observation_mean.copy_(mean)
             module.observation_std.copy_(std)
 
@@ -150,5 +153,5 @@ class D4RLDataModule(lightning.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Tensor]:
         """Return the dataset's raw observations in order, `[batch, observation_dim]` each."""
-        observations = torch.from_numpy(self.transitions.observations).split(self.batch_size)
+        observations = torch.split(torch.from_numpy(self.transitions.observations), self.batch_size)
         return DataLoader(observations, batch_size=None)  # type: ignore[arg-type]

@@ -16,16 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo
+from lit_offrl.data.local import COLLECTED_NAMESPACE, is_present, minari_root, read_metadata
 from lit_offrl.data.transitions import Transitions
 from lit_offrl.errors import UserError
 
 MINARI_ID = re.compile(r"^(?:[\w-]+/)*[\w-]+-v\d+$")
-COLLECTED_NAMESPACE = "offrl/"
-
-
-def minari_root() -> Path:
-    """Return Minari's local root: MINARI_DATASETS_PATH, or .minari/datasets in the home folder."""
-    return Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
 
 
 def load(dataset: str) -> tuple[Transitions, DatasetInfo]:
@@ -34,6 +29,8 @@ def load(dataset: str) -> tuple[Transitions, DatasetInfo]:
     Raises:
         UserError: The id is malformed, nothing lies there, or what lies there is broken.
     """
+    if Path(dataset).suffix in (".hdf5", ".h5"):
+        return load_minari_file(Path(dataset))
     if not MINARI_ID.match(dataset):
         raise UserError(
             f"data.dataset: '{dataset}' is not a dataset id; ids look like offrl/antmaze/umaze-v0 "
@@ -43,11 +40,6 @@ def load(dataset: str) -> tuple[Transitions, DatasetInfo]:
 
 
 # ---------------------------------------------------------------------------------------------------------- Minari
-
-
-def is_present(dataset: str) -> bool:
-    """Whether the Minari dataset lies in the local root."""
-    return (minari_root() / dataset / "data" / "metadata.json").is_file()
 
 
 def load_minari(dataset: str) -> tuple[Transitions, DatasetInfo]:
@@ -62,17 +54,13 @@ def load_minari(dataset: str) -> tuple[Transitions, DatasetInfo]:
     """
     if not is_present(dataset):
         download_minari(dataset)
-    folder = minari_root() / dataset / "data"
-    path = folder / "main_data.hdf5"
-    try:
-        metadata = json.loads((folder / "metadata.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'metadata.json'} is not readable ({error}): remove {folder.parent}") from error
+    path = minari_root() / dataset / "data" / "main_data.hdf5"
+    metadata = read_metadata(dataset)
     if not path.is_file():
         raise UserError(f"{dataset}: {path} is missing; only Minari's HDF5 format is read")
     keys = metadata.get("observation_keys")
     transitions, keys = _read_minari_hdf5(path, tuple(json.loads(keys)) if isinstance(keys, str) else keys)
-    reference = (metadata.get("ref_min_score"), metadata.get("ref_max_score"))
+    low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     collected = dataset.startswith(COLLECTED_NAMESPACE)
     return transitions, DatasetInfo(
         id=dataset,
@@ -81,9 +69,17 @@ def load_minari(dataset: str) -> tuple[Transitions, DatasetInfo]:
         sha256=file_sha256(path),
         observation_keys=keys,
         environment=_environment(metadata),
-        reference=None if None in reference else (float(reference[0]), float(reference[1])),
+        reference=None if low is None or high is None else (float(low), float(high)),
         metadata=metadata,
     )
+
+
+def load_minari_file(path: Path) -> tuple[Transitions, DatasetInfo]:
+    """Read an HDF5 file in Minari's layout that lies outside the local root: transitions without an environment."""
+    if not path.is_file():
+        raise UserError(f"data.dataset: no file {path}")
+    transitions, keys = _read_minari_hdf5(path, None)
+    return transitions, DatasetInfo(str(path), "file", path, file_sha256(path), observation_keys=keys)
 
 
 def download_minari(dataset: str) -> None:
@@ -133,10 +129,8 @@ def _read_minari_hdf5(path: Path, keys: tuple[str, ...] | None) -> tuple[Transit
             if not episodes:
                 raise UserError(f"{path}: the dataset has no episodes")
             first = file[episodes[0]]["observations"]
-            if isinstance(first, h5py.Group):
-                keys = keys or _goal_observation_keys(file, episodes)
-            else:
-                keys = None
+            is_dictionary = isinstance(first, h5py.Group)
+            keys = (keys or _goal_observation_keys(file, episodes)) if is_dictionary else None
             for episode in episodes:
                 group = file[episode]
                 stored = group["observations"]

@@ -75,7 +75,7 @@ class Transitions:
 
     @property
     def episode_ends(self) -> NDArray[np.bool_]:
-        """bool `[n]`: the last transition of each episode; the table's last one always is."""
+        """Whether each transition is its episode's last one, bool `[n]`; the table's last one always is."""
         ends = self.terminals | self.timeouts
         ends[-1] = True
         return ends
@@ -157,23 +157,24 @@ class BlockSampler:
 
     def __iter__(self) -> Iterator[Batch]:
         # Lightning stops at the last block of a sized loader without asking for more, so nothing may be left to do
-        # after the last `yield`; state is advanced before it.
-        if self.step % self.steps_per_epoch == 0:
-            self.blocks_in_epoch = 0
-        while (steps := min(self.block_size, self._steps_left)) > 0:
+        # after the last `yield`: all state is advanced before it.
+        last = self._steps_left <= 0
+        while not last:
+            steps = min(self.block_size, self._steps_left)
             rows = torch.stack([self._draw_rows() for _ in range(steps)])
             self.step += steps
-            self.blocks_in_epoch += 1
+            last = self.step % self.steps_per_epoch == 0 or self.step == self.max_steps
+            self.blocks_in_epoch = 0 if last else self.blocks_in_epoch + 1
             yield self._block(rows)
-            if self.step % self.steps_per_epoch == 0:
-                return
 
     def _draw_rows(self) -> Tensor:
         # One draw per update, never one per block: see the class docstring.
         return torch.randint(len(self.table), (self.batch_size,), generator=self.generator, device=self.table.device)
 
     def _block(self, rows: Tensor) -> Batch:
-        observations, actions, rewards, next_observations, terminals = self.table[rows].split(self.widths, dim=-1)
+        observations, actions, rewards, next_observations, terminals = torch.split(
+            self.table[rows], list(self.widths), dim=-1
+        )
         return Batch(observations, actions, rewards.squeeze(-1), next_observations, terminals.squeeze(-1))
 
     def state_dict(self) -> dict[str, Any]:

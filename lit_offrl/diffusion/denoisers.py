@@ -56,4 +56,5 @@ class EDMDenoiser(nn.Module):
         trust-region loss of Eq. 4.
         """
         denoised = self(x + sigma[:, None] * noise, sigma, condition)
-        return ((denoised - x) / self.coefficients(sigma).out[:, None]).square().mean()
+        error: Tensor = (denoised - x) / self.coefficients(sigma).out[:, None]
+        return error.square().mean()

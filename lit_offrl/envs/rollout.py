@@ -68,8 +68,8 @@ class Rollouts:
         make: Builds one copy; its observations are float32 vectors and its actions a bounded or unbounded box.
         num_envs: Number of copies.
         processes: Spread the copies over worker processes, at most one per CPU core. That pays for heavy simulators
-            (ant mazes, hands) where cores are idle, and costs time for light ones. A script that uses it needs the
-            usual `if __name__ == "__main__":`.
+            (ant mazes, hands) where several cores are idle, and costs time elsewhere: one exchange takes as long as a
+            step of a light simulator. A script that uses it needs the usual `if __name__ == "__main__":`.
 
     Raises:
         UserError: `num_envs` is not positive, or the actions are no vectors of a box; and what `make` raises.

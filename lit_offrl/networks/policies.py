@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -65,7 +66,8 @@ class TanhGaussian(NamedTuple):
         The tanh Jacobian is left out, as in the authors' code: it does not depend on the parameters.
         """
         pre_tanh = torch.atanh(actions / (1 + BORDER))
-        return torch.distributions.Normal(self.mean, self.std, validate_args=False).log_prob(pre_tanh).sum(-1)
+        standardized = (pre_tanh - self.mean) / self.std
+        return -(0.5 * standardized.square() + self.std.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
 class TanhGaussianPolicy(nn.Module):

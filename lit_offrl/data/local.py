@@ -1,0 +1,44 @@
+"""Where datasets lie on this machine. Light: no torch, no numpy."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lit_offrl.errors import UserError
+
+COLLECTED_NAMESPACE = "offrl/"
+
+
+def minari_root() -> Path:
+    """Return Minari's local root: MINARI_DATASETS_PATH, or .minari/datasets in the home folder."""
+    return Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
+
+
+def is_present(dataset: str) -> bool:
+    """Whether the Minari dataset lies in the local root."""
+    return (minari_root() / dataset / "data" / "metadata.json").is_file()
+
+
+def read_metadata(dataset: str) -> dict[str, Any]:
+    """Return the metadata of a local Minari dataset.
+
+    Raises:
+        UserError: The file is missing or broken.
+    """
+    path = minari_root() / dataset / "data" / "metadata.json"
+    try:
+        metadata: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not readable ({error}): remove {path.parent.parent} and get it again") from error
+    return metadata
+
+
+def local_datasets() -> Iterator[str]:
+    """Yield the ids of the Minari datasets in the local root."""
+    root = minari_root()
+    for path in sorted(root.glob("**/data/metadata.json")):
+        yield path.parent.parent.relative_to(root).as_posix()

@@ -1,0 +1,71 @@
+"""Shared fixtures: a small dataset collected in the real environment, and a tiny training command on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+DATASET = "offrl/pointmaze/umaze-v0"
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_threads() -> None:
+    torch.set_num_threads(1)  # the networks of the tests are too small for more
+
+
+@pytest.fixture(scope="session")
+def minari_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Minari root of the tests' own, with a small collected dataset."""
+    root = tmp_path_factory.mktemp("minari")
+    os.environ["MINARI_DATASETS_PATH"] = str(root)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from lit_offrl.collect.recorder import collect_dataset
+
+    collect_dataset(DATASET, steps=1500, seed=0, processes=1, progress=False)
+    return root
+
+
+def tiny_words(root: Path, *extra: str, command: str = "fit") -> list[str]:
+    """Return the words of a tiny training: 90 steps, 30 of them pretraining, epochs of 40."""
+    options = {
+        "data.dataset": DATASET,
+        "data.batch_size": 8,
+        "data.block_size": 7,
+        "data.steps_per_epoch": 40,
+        "data.reward": "minus_one",
+        "data.normalize_observations": True,
+        "model": "DTQL",
+        "model.init_args.hidden_dim": 16,
+        "model.init_args.candidates": 3,
+        "model.init_args.nll_weight": 1.0,
+        "model.init_args.behavior_sampling_steps": 2,
+        "model.init_args.pretrain_steps": 30,
+        "evaluation.episodes": 2,
+        "evaluation.final_episodes": 3,
+        "evaluation.num_envs": 2,
+        "trainer.max_steps": 90,
+        "trainer.accelerator": "cpu",
+        "trainer.default_root_dir": root,
+        "trainer.enable_progress_bar": False,
+        "checkpoint.keep_every_n_epochs": 1,
+    }
+    return [command, *(f"--{name}={value}" for name, value in options.items()), *extra]
+
+
+@pytest.fixture
+def tiny(minari_root: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """`tiny_words` with the dataset in place and, unless told otherwise, a root of the test's own."""
+
+    def words(*extra: str, command: str = "fit", root: Path = tmp_path / "runs") -> list[str]:
+        return tiny_words(root, *extra, command=command)
+
+    return words
+
+
+def run_folder(root: Path, seed: int = 0) -> Path:
+    return root / "dtql" / DATASET / f"seed_{seed}"

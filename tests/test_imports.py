@@ -1,0 +1,79 @@
+"""The import rule: data flows one way, and the light commands stay light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "lit_offrl"
+COMMON = {"errors", "batch"}
+ALLOWED = {  # room -> rooms of the package it may import, besides itself
+    "networks": set(),
+    "diffusion": set(),
+    "data": COMMON,
+    "envs": {"data", *COMMON},
+    "collect": {"envs", "data", "__init__", *COMMON},
+    "algorithms": {"networks", "diffusion", *COMMON},
+    "callbacks": {"algorithms", "envs", "data", "run_folder", "__init__", *COMMON},
+    "run_folder": {"errors"},
+    "batch": set(),
+    "errors": set(),
+}
+EXCEPTIONS = {("data/datamodule.py", "collect")}  # a dataset that makes itself on first use must call its maker
+
+
+def imported_rooms(path: Path) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module] if node.module != "lit_offrl" else [f"lit_offrl.{a.name}" for a in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "lit_offrl":
+                room = parts[1] if len(parts) > 1 else "__init__"
+                rooms.add("__init__" if room.startswith("__") else room)
+    return rooms
+
+
+@pytest.mark.parametrize("room", sorted(ALLOWED))
+def test_each_room_imports_only_what_it_may(room: str):
+    files = sorted((PACKAGE / room).rglob("*.py")) or [PACKAGE / f"{room}.py"]
+    for path in files:
+        relative = path.relative_to(PACKAGE).as_posix()
+        extra = imported_rooms(path) - ALLOWED[room] - {room} - {to for file, to in EXCEPTIONS if file == relative}
+        assert not extra, f"{relative} imports {sorted(extra)}"
+
+
+def test_algorithms_do_not_import_each_other():
+    for path in (PACKAGE / "algorithms").glob("*.py"):
+        if path.stem in ("__init__", "base"):
+            continue
+        modules = [n.module for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)]
+        others = [m for m in modules if m and m.startswith("lit_offrl.algorithms.") and not m.endswith(".base")]
+        assert not others, path.name
+
+
+def test_nobody_but_main_imports_the_command_line():
+    for path in PACKAGE.rglob("*.py"):
+        if path.stem not in ("__main__", "cli"):
+            assert not imported_rooms(path) & {"cli", "training_cli", "data_cli"}, path.name
+
+
+@pytest.mark.parametrize(
+    ("statement", "forbidden"),
+    [
+        ("import lit_offrl.cli; lit_offrl.cli.main(['--help'])", {"torch", "lightning", "numpy", "gymnasium"}),
+        ("import lit_offrl.cli; lit_offrl.cli.main(['data', 'list'])", {"torch", "lightning", "gymnasium"}),
+        ("import lit_offrl.algorithms", {"gymnasium", "minari", "h5py"}),
+    ],
+)
+def test_light_commands_stay_light(statement: str, forbidden: set[str]):
+    code = f"import sys; {statement}; print('LOADED', *sorted(m for m in sys.modules if '.' not in m))"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    loaded = set(output.rpartition("LOADED")[2].split())
+    assert not loaded & forbidden

@@ -1,0 +1,163 @@
+"""A run that was killed and resumed is, bit for bit, the run that was not."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import run_folder, tiny_words
+
+from lit_offrl.cli import main
+
+Words = Callable[..., list[str]]
+
+
+def load(folder: Path, name: str = "last.ckpt") -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(folder / "checkpoints" / name, weights_only=True)
+    return content
+
+
+def assert_same_state(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one["global_step"] == other["global_step"]
+    for name, value in one["state_dict"].items():
+        assert torch.equal(value, other["state_dict"][name]), name
+    for first, second in zip(one["optimizer_states"], other["optimizer_states"], strict=True):
+        for key, state in first["state"].items():
+            for name, value in state.items():
+                assert torch.equal(value, second["state"][key][name]), (key, name)
+    assert torch.equal(one["offrl"]["noise"], other["offrl"]["noise"])
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in csv.DictReader(file)]
+
+
+def assert_same_tables(one: Path, other: Path) -> None:
+    for name in ("metrics.csv", "eval.csv"):
+        first, second = rows(one / name), rows(other / name)
+        assert len(first) > 3
+        assert first == second, name
+
+
+@pytest.fixture
+def whole(tiny: Words, tmp_path: Path) -> Path:
+    """The folder of a run that nobody disturbed."""
+    assert main(tiny(root=tmp_path / "whole")) == 0
+    return run_folder(tmp_path / "whole")
+
+
+# 40 is the end of an epoch and an evaluation; 80 the second; 90 the end of training, in the middle of an epoch
+@pytest.mark.parametrize("stop", [40, 80])
+def test_resuming_from_every_kept_checkpoint(tiny: Words, tmp_path: Path, whole: Path, stop: int):
+    reference = load(whole)
+    tables = {name: (whole / name).read_text() for name in ("metrics.csv", "eval.csv")}
+    for file in whole.glob("checkpoints/*"):
+        if file.name != f"step_{stop:07d}.ckpt":
+            file.unlink()
+    # the folder still holds rows of later steps, as after a kill: they must come once only
+    assert main(tiny(f"--ckpt_path={whole}/checkpoints/step_{stop:07d}.ckpt", root=tmp_path / "whole")) == 0
+    assert_same_state(reference, load(whole))
+    (tmp_path / "before").mkdir()
+    for name, text in tables.items():
+        (tmp_path / "before" / name).write_text(text)
+    assert_same_tables(tmp_path / "before", whole)
+
+
+def start(words: list[str], **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "lit_offrl", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+LONG = ("--trainer.max_steps=900", "--data.steps_per_epoch=150")
+
+
+@pytest.fixture(scope="module")
+def long_whole(minari_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("long")
+    assert main(tiny_words(root, *LONG)) == 0
+    return run_folder(root)
+
+
+def test_kill_9_at_an_arbitrary_moment(tiny: Words, tmp_path: Path, long_whole: Path):
+    folder = run_folder(tmp_path / "killed")
+    process = start(tiny(*LONG, root=tmp_path / "killed"))
+    wait_for(folder / "checkpoints" / "step_0000300.ckpt", process)
+    time.sleep(0.2)
+    process.kill()
+    process.wait()
+    assert 300 <= load(folder)["global_step"] < 900
+    assert json.loads((folder / "results.json").read_text())["status"] == "running"
+    # resumed by the checkpoint alone: the run folder's config.yaml says the rest
+    assert main(["fit", f"--ckpt_path={folder}/checkpoints/last.ckpt"]) == 0
+    assert_same_state(load(long_whole), load(folder))
+    assert_same_tables(long_whole, folder)
+    assert json.loads((folder / "results.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_stop_cleanly_in_the_middle_of_an_epoch(
+    tiny: Words, tmp_path: Path, long_whole: Path, number: signal.Signals, code: int
+):
+    folder = run_folder(tmp_path / "stopped")
+    process = start(tiny(*LONG, "--trainer.check_val_every_n_epoch=100", root=tmp_path / "stopped"))
+    wait_for(folder / "checkpoints" / "step_0000150.ckpt", process)
+    time.sleep(0.1)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    assert "go on with" in out
+    stopped_at = load(folder)["global_step"]
+    assert 150 <= stopped_at < 900
+    results = json.loads((folder / "results.json").read_text())
+    assert (results["status"], results["gradient_steps"]) == ("interrupted", stopped_at)
+    assert main(["fit", f"--ckpt_path={folder}/checkpoints/last.ckpt"]) == 0
+    assert_same_state(load(long_whole), load(folder))
+
+
+def test_one_seed_is_one_run_and_another_seed_is_another(tiny: Words, tmp_path: Path, whole: Path):
+    assert main(tiny(root=tmp_path / "again")) == 0
+    assert_same_state(load(whole), load(run_folder(tmp_path / "again")))
+    assert_same_tables(whole, run_folder(tmp_path / "again"))
+    assert main(tiny("--seed_everything=1", root=tmp_path / "again")) == 0
+    other = load(run_folder(tmp_path / "again", seed=1))["state_dict"]
+    for name, value in load(whole)["state_dict"].items():
+        if name.endswith("weight"):
+            assert not torch.equal(value, other[name]), name
+
+
+def test_the_block_size_changes_nothing_but_speed(tiny: Words, tmp_path: Path, whole: Path):
+    assert main(tiny("--data.block_size=40", root=tmp_path / "blocks")) == 0
+    assert_same_state(load(whole), load(run_folder(tmp_path / "blocks")))
+
+
+def test_flags_win_on_resume(tiny: Words, tmp_path: Path, whole: Path):
+    checkpoint = f"--ckpt_path={whole}/checkpoints/step_0000080.ckpt"
+    assert main(["fit", checkpoint, "--model.init_args.learning_rate=0"]) == 0
+    before, after = load(whole, "step_0000080.ckpt")["state_dict"], load(whole)["state_dict"]
+    for name, value in before.items():
+        if name.startswith(("policy", "behavior")):
+            assert torch.equal(value, after[name]), name
+    assert not torch.equal(before["critic.v.layers.0.weight"], after["critic.v.layers.0.weight"])
