@@ -1,0 +1,339 @@
+"""What a user sees: output, results, and one line for every kind of bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import DATASET, REPOSITORY, run_folder
+
+from lit_offrl.cli import main
+
+Words = Callable[..., list[str]]
+
+
+def failure(capsys: pytest.CaptureFixture[str], words: list[str], code: int = 2) -> str:
+    """Run a command that must fail; return its one line."""
+    capsys.readouterr()
+    assert main(words) == code
+    err = capsys.readouterr().err.strip()
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    assert "Traceback" not in err
+    return lines[0]
+
+
+def test_help_answers_at_once():
+    started = time.perf_counter()
+    output = subprocess.run([sys.executable, "-m", "lit_offrl", "--help"], capture_output=True, text=True, check=True)
+    seconds = time.perf_counter() - started
+    assert "fit" in output.stdout
+    assert seconds < 0.3 + 0.7, "0.3 s on a quiet machine; the rest is for a busy one"
+
+
+def test_a_run_leaves_everything_in_its_folder(tiny: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(tiny()) == 0
+    folder = run_folder(tmp_path / "runs")
+    out = capsys.readouterr().out
+    assert "finished 90 gradient steps: score" in out
+    assert str(folder) in out
+
+    results = json.loads((folder / "results.json").read_text())
+    assert set(results) >= {
+        "algorithm", "dataset", "dataset_source", "dataset_sha256", "transitions", "seed", "stage", "status",
+        "gradient_steps", "scores", "score_reference", "time", "device", "versions",
+    }  # fmt: skip
+    assert (results["algorithm"], results["dataset"], results["dataset_source"]) == ("dtql", DATASET, "offrl")
+    assert (results["stage"], results["status"], results["gradient_steps"]) == ("fit", "finished", 90)
+    assert (results["transitions"], results["seed"], results["device"]) == (1500, 0, "cpu")
+    assert set(results["time"]) == {"train_s", "eval_s", "gradient_steps_per_s"}
+    assert results["time"]["gradient_steps_per_s"] > 0
+    reference = results["score_reference"]
+    assert reference["name"] == "local"
+    scores = results["scores"]
+    assert scores["episodes"] == 3
+    expected = 100 * (scores["return_mean"] - reference["min"]) / (reference["max"] - reference["min"])
+    assert scores["normalized"] == pytest.approx(expected)
+    assert "behavior" in results["comparison"]
+
+    with (folder / "eval.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    # evaluations at the ends of both epochs with 2 episodes, and the final one with 3 for each of the two actors
+    assert [(r["step"], r["actor"]) for r in rows] == [
+        *[("40", "policy")] * 2, *[("80", "policy")] * 2, *[("90", "policy")] * 3, *[("90", "behavior")] * 3,
+    ]  # fmt: skip
+    assert [r["seed"] for r in rows[:2]] == [r["seed"] for r in rows[2:4]] == ["10000", "10001"]
+    final = [float(r["return"]) for r in rows if r["step"] == "90" and r["actor"] == "policy"]
+    assert scores["return_mean"] == pytest.approx(np.mean(final))
+    assert scores["return_std"] == pytest.approx(np.std(final), abs=1e-6)
+
+    with (folder / "metrics.csv").open(newline="") as file:
+        steps = [int(float(r["step"])) for r in csv.DictReader(file)]
+    assert steps[0] == 7
+    assert max(steps) == 90
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["model"]["init_args"]["hidden_dim"] == 16
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [
+        "last.ckpt", "step_0000040.ckpt", "step_0000080.ckpt", "step_0000090.ckpt",
+    ]  # fmt: skip
+
+
+def test_tensorboard_curves_count_gradient_steps(tiny: Words, tmp_path: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert main(tiny()) == 0
+    events = EventAccumulator(str(run_folder(tmp_path / "runs")))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert tags >= {
+        "train/critic_q_loss", "train/policy_loss", "time/gradient_steps_per_s", "eval/normalized_score",
+        "eval/return_mean", "eval/success_rate", "eval/episode_length", "eval_behavior/normalized_score",
+    }  # fmt: skip
+    assert [e.step for e in events.Scalars("eval/normalized_score")] == [40, 80, 90]
+    assert [e.step for e in events.Scalars("train/critic_q_loss")][-1] == 90
+
+
+def test_validate_and_test_score_a_checkpoint(tiny: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(tiny()) == 0
+    folder = run_folder(tmp_path / "runs")
+    fit = json.loads((folder / "results.json").read_text())
+    for command in ("validate", "test"):
+        assert main([command, f"--ckpt_path={folder}/checkpoints/last.ckpt"]) == 0
+        results = json.loads((folder / "results.json").read_text())
+        assert (results["stage"], results["gradient_steps"]) == (command, 90)
+        # the same seeds, the same noise: the score of the same checkpoint is the same
+        assert results["scores"] == fit["scores"]
+        assert results["time"]["train_s"] == fit["time"]["train_s"]
+        assert "checkpoint at gradient step 90: score" in capsys.readouterr().out
+
+
+def test_predict_returns_actions(tiny: Words, tmp_path: Path):
+    assert main(tiny("--evaluation.enabled=false")) == 0
+    checkpoint = run_folder(tmp_path / "runs") / "checkpoints" / "last.ckpt"
+    assert main(["predict", f"--ckpt_path={checkpoint}"]) == 0
+
+
+def test_a_used_folder_is_not_overwritten(tiny: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    quick = ("--evaluation.enabled=false", "--trainer.max_steps=5")
+    assert main(tiny(*quick)) == 0
+    before = (run_folder(tmp_path / "runs") / "results.json").read_bytes()
+    assert "holds a run already" in failure(capsys, tiny(*quick))
+    assert (run_folder(tmp_path / "runs") / "results.json").read_bytes() == before
+    assert main(tiny(*quick, "--overwrite=true")) == 0
+
+
+def test_ckpt_path_last_goes_on(tiny: Words, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    assert main(tiny("--evaluation.enabled=false", "--trainer.max_steps=20")) == 0
+    assert main(tiny("--evaluation.enabled=false", "--trainer.max_steps=35", "--ckpt_path=last")) == 0
+    results = json.loads((run_folder(tmp_path / "runs") / "results.json").read_text())
+    assert results["gradient_steps"] == 35
+
+
+def test_pretrained_networks_come_from_another_run(tiny: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    off = "--evaluation.enabled=false"
+    assert main(tiny(off, "--trainer.max_steps=30", root=tmp_path / "pretrained")) == 0
+    assert "all of it is pretraining" in capsys.readouterr().out
+    checkpoint = run_folder(tmp_path / "pretrained") / "checkpoints" / "last.ckpt"
+    start = (f"--model.init_args.pretrained={checkpoint}", "--model.init_args.pretrain_steps=0")
+    still = ("--model.init_args.learning_rate=0", "--model.init_args.critic_learning_rate=0", "--trainer.max_steps=1")
+    assert main(tiny(off, *start, *still)) == 0
+    source = torch.load(checkpoint, weights_only=True)["state_dict"]
+    copied = torch.load(run_folder(tmp_path / "runs") / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(source["behavior.network.mix.weight"], copied["behavior.network.mix.weight"])
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (["--data.batchsize=3"], ["data.batchsize", "did you mean 'data.batch_size'?"]),
+        (["--model.init_args.alfa=3"], ["model.init_args.alfa", "did you mean 'alpha'?"]),
+        (["--model=DTQ"], ["no class 'DTQ'", "did you mean 'DTQL'?"]),
+        (["--data.batch_size=many"], ["data.batch_size", "many"]),
+        (["--data.batch_size=0"], ["data.batch_size", "at least 1"]),
+        (["--data.reward=minus"], ["no rule 'minus'", "minus_one"]),
+        (["--data.dataset=offrl/pointmaze/umaz-v0"], ["offrl/pointmaze/umaz-v0"]),
+        (["--data.dataset=no such thing"], ["not a dataset id"]),
+        (["--data.dataset=nowhere.hdf5"], ["no file nowhere.hdf5"]),
+        (["--config=nowhere.yaml"], ["nowhere.yaml"]),
+        (["--trainer.max_steps=-1"], ["trainer.max_steps"]),
+        (["--ckpt_path=nowhere.ckpt"], ["no checkpoint at nowhere.ckpt"]),
+        (["--ckpt_path=last"], ["start the run without --ckpt_path"]),
+        (["--model.init_args.pretrained=nowhere.ckpt"], ["no checkpoint at nowhere.ckpt"]),
+        (["--trainer.devices=2"], ["devices"]),
+    ],
+)
+def test_bad_input_gets_one_line(tiny: Words, capsys: pytest.CaptureFixture[str], extra: list[str], words: list[str]):
+    line = failure(capsys, tiny(*extra))
+    for word in words:
+        assert word in line
+
+
+def test_unknown_commands(capsys: pytest.CaptureFixture[str]):
+    assert "did you mean 'fit'?" in failure(capsys, ["fitt"])
+    assert "invalid choice" in failure(capsys, ["data", "lst"])
+
+
+def test_a_remote_dataset_without_network_fails_within_seconds(tiny: Words, capsys: pytest.CaptureFixture[str]):
+    started = time.monotonic()
+    line = failure(capsys, tiny("--data.dataset=mujoco/hopper/medium-v0"))
+    assert time.monotonic() - started < 10
+    assert "cannot be reached" in line
+    assert "copy it to" in line
+
+
+def _variant(root: Path, name: str) -> Path:
+    """Copy the dataset under another name; return its data file."""
+    copy = root / "broken" / f"{name}-v0"
+    shutil.copytree(root / DATASET, copy)
+    return copy / "data" / "main_data.hdf5"
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _nan(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["episode_3/actions"][2] = np.nan
+
+
+def _wrong_shape(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        actions = file["episode_1/actions"][()]
+        del file["episode_1/actions"]
+        file["episode_1/actions"] = actions[:, :1]
+
+
+def _missing_key(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        del file["episode_2/rewards"]
+
+
+def _empty(path: Path) -> None:
+    with h5py.File(path, "w"):
+        pass
+
+
+def _too_few_observations(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        observations = file["episode_0/observations/observation"][()]
+        del file["episode_0/observations/observation"]
+        file["episode_0/observations/observation"] = observations[:-1]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_truncate, ["main_data.hdf5", "truncated"]),
+        (_nan, ["main_data.hdf5", "'actions' holds NaN"]),
+        (_wrong_shape, ["main_data.hdf5", "shape"]),
+        (_missing_key, ["main_data.hdf5", "episode_2", "rewards"]),
+        (_empty, ["main_data.hdf5", "no episodes"]),
+        (_too_few_observations, ["episode_0", "observations for"]),
+        (Path.unlink, ["main_data.hdf5 is missing"]),
+    ],
+)
+def test_broken_datasets_get_one_line(
+    tiny: Words,
+    minari_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None],
+    words: list[str],
+):
+    name = damage.__name__.strip("_").replace("_", "-")
+    damage(_variant(minari_root, name))
+    line = failure(capsys, tiny(f"--data.dataset=broken/{name}-v0"))
+    for word in words:
+        assert word in line
+    assert not (tmp_path / "runs").exists(), "nothing may be left of a run that never began"
+
+
+def test_an_unwritable_run_folder(tiny: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "file").write_text("in the way")
+    assert "--trainer.default_root_dir" in failure(capsys, tiny(root=tmp_path / "file"))
+
+
+def test_a_diverging_run_stops_with_one_line_and_keeps_its_checkpoint(
+    tiny: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = tiny("--evaluation.enabled=false", "--model.init_args.learning_rate=1e20", "--data.steps_per_epoch=5")
+    line = failure(capsys, words, code=1)
+    assert "lower the learning rates" in line
+    results = json.loads((run_folder(tmp_path / "runs") / "results.json").read_text())
+    assert results["status"] == "failed"
+
+
+def test_a_broken_checkpoint(tiny: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    broken = tmp_path / "runs" / "checkpoints" / "last.ckpt"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"not a checkpoint")
+    assert "is broken" in failure(capsys, tiny(f"--ckpt_path={broken}"))
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "conf").glob("dtql_*.yaml")), ids=lambda p: p.stem)
+def test_every_config_parses(path: Path, capsys: pytest.CaptureFixture[str]):
+    overlays = [[], [REPOSITORY / "conf" / "quick.yaml"]]
+    overlays += [[task] for task in (REPOSITORY / "conf" / "tasks" / "dtql").glob("*.yaml") if path.name in task.read_text()]
+    for overlay in overlays:
+        configs = [f"--config={p}" for p in (path, *overlay)]
+        with pytest.raises(SystemExit) as exit_:
+            main(["fit", *configs, "--print_config"])
+        assert exit_.value.code in (0, None)
+        printed = yaml.safe_load(capsys.readouterr().out)
+        assert printed["model"]["class_path"].endswith("DTQL")
+
+
+def test_data_commands(minari_root: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["data", "list"]) == 0
+    assert DATASET in capsys.readouterr().out
+    assert main(["data", "info", DATASET]) == 0
+    out = capsys.readouterr().out
+    assert "1,500 in" in out
+    assert "PointMaze_UMaze-v3" in out
+    assert main(["data", "check", DATASET]) == 0
+    assert "no findings" in capsys.readouterr().out
+    assert "did you mean" in failure(capsys, ["data", "info", "offrl/pointmaze/umaze-v9"])
+    assert "already" in failure(capsys, ["data", "collect", DATASET, "--steps", "10"])
+
+
+def test_check_finds_what_is_wrong(minari_root: Path, capsys: pytest.CaptureFixture[str]):
+    path = _variant(minari_root, "suspicious")
+    with h5py.File(path, "r+") as file:
+        file["episode_0/actions"][0] = 3.0
+        for episode in file:
+            file[episode]["terminations"][...] = False
+            file[episode]["observations/observation"][:, 1] = 0.5
+    assert main(["data", "check", "broken/suspicious-v0"]) == 0
+    out = capsys.readouterr().out
+    for words in ("1 transitions have actions outside", "dimensions [1] are constant", "no transition is terminal"):
+        assert words in out
+
+
+def test_ctrl_c_while_collecting_leaves_nothing(tmp_path: Path):
+    import signal
+
+    environment = {**os.environ, "MINARI_DATASETS_PATH": str(tmp_path)}
+    words = ["data", "collect", "offrl/pointmaze/medium-v0", "--steps", "2000000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lit_offrl", *words], env=environment, text=True, stderr=subprocess.PIPE
+    )
+    time.sleep(6)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert not list(tmp_path.glob("offrl/**/*.hdf5"))
