@@ -287,7 +287,8 @@ def test_a_broken_checkpoint(tiny: Words, tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "conf").glob("dtql_*.yaml")), ids=lambda p: p.stem)
 def test_every_config_parses(path: Path, capsys: pytest.CaptureFixture[str]):
     overlays = [[], [REPOSITORY / "conf" / "quick.yaml"]]
-    overlays += [[task] for task in (REPOSITORY / "conf" / "tasks" / "dtql").glob("*.yaml") if path.name in task.read_text()]
+    tasks = (REPOSITORY / "conf" / "tasks" / "dtql").glob("*.yaml")
+    overlays += [[task] for task in tasks if path.name in task.read_text()]
     for overlay in overlays:
         configs = [f"--config={p}" for p in (path, *overlay)]
         with pytest.raises(SystemExit) as exit_:

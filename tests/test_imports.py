@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lit_offrl"
-COMMON = {"errors", "batch"}
+COMMON = {"errors", "batch", "progress"}
 ALLOWED = {  # room -> rooms of the package it may import, besides itself
     "networks": set(),
     "diffusion": set(),
@@ -19,6 +19,7 @@ ALLOWED = {  # room -> rooms of the package it may import, besides itself
     "callbacks": {"algorithms", "envs", "data", "run_folder", "__init__", *COMMON},
     "run_folder": {"errors"},
     "batch": set(),
+    "progress": set(),
     "errors": set(),
 }
 EXCEPTIONS = {("data/datamodule.py", "collect")}  # a dataset that makes itself on first use must call its maker

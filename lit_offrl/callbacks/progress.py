@@ -10,20 +10,14 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from lit_offrl.algorithms.base import OfflineAlgorithm
+from lit_offrl.progress import progress_bar
 
 
 class GradientStepBar(ProgressBar):
-    """One bar over the whole run, counted in gradient steps.
+    """One bar over the whole run, counted in gradient steps, with the latest score."""
 
-    On a terminal it is redrawn in place; in a log file it adds a line now and then.
-
-    Args:
-        seconds_between_lines: Time between lines where the output is not a terminal.
-    """
-
-    def __init__(self, seconds_between_lines: float = 15.0) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._seconds = 0.5 if sys.stderr.isatty() else seconds_between_lines
         self._bar: tqdm[Any] | None = None
         self._enabled = True
 
@@ -38,17 +32,8 @@ class GradientStepBar(ProgressBar):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Open the bar at the present gradient step."""
         assert isinstance(pl_module, OfflineAlgorithm)
-        self._bar = tqdm(
-            total=trainer.max_steps,
-            initial=pl_module.gradient_step,
-            desc="pretraining" if pl_module.gradient_step < pl_module.pretrain_steps else "training",
-            unit="step",
-            mininterval=self._seconds,
-            maxinterval=float("inf"),
-            dynamic_ncols=True,
-            disable=not self._enabled,
-            file=sys.stderr,
-        )
+        phase = "pretraining" if pl_module.gradient_step < pl_module.pretrain_steps else "training"
+        self._bar = progress_bar(phase, trainer.max_steps, initial=pl_module.gradient_step, disable=not self._enabled)
 
     def on_train_batch_end(
         self,
@@ -80,11 +65,10 @@ class GradientStepBar(ProgressBar):
 
     def _close(self) -> None:
         if self._bar is not None:
-            self._bar.refresh()
             self._bar.close()
             self._bar = None
 
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
-        """Print above the bar."""
+        """Print a line of its own above the bar."""
         if self._enabled:
             tqdm.write(sep.join(str(arg) for arg in args), file=sys.stderr)

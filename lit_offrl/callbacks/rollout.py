@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ class RolloutEvaluation(lightning.Callback):
                 f"{environment.env_id} has observations and actions of shapes {shapes}, the dataset {expected}; "
                 "train with --evaluation.enabled false"
             )
-        self._rollouts = Rollouts(lambda: make_env(environment, keys), self.num_envs, self.processes)
+        self._rollouts = Rollouts(partial(make_env, environment, keys), self.num_envs, self.processes)
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Evaluate; during training with the smaller number of episodes, unless training ends here."""

@@ -22,6 +22,7 @@ from lit_offrl.collect.episodes import Episode, make_environment
 from lit_offrl.collect.workers import ordered_episodes
 from lit_offrl.data.local import minari_root
 from lit_offrl.errors import UserError, did_you_mean
+from lit_offrl.progress import progress_bar
 
 _HIDDEN = ".lit_offrl"  # Minari skips hidden folders when it lists datasets
 
@@ -99,13 +100,11 @@ def _exists(dataset_id: str, folder: Path) -> UserError:
 
 
 def _collect(dataset: CollectedDataset, steps: int, seed: int, processes: int, progress: bool) -> list[Episode]:
-    from tqdm import tqdm
-
     episodes: list[Episode] = []
     missing = steps
     with (
         closing(ordered_episodes(dataset.id, seed, processes)) as source,  # type: ignore[type-var]
-        tqdm(total=steps, desc=f"collecting {dataset.id}", unit="step", disable=not progress) as bar,
+        progress_bar(f"collecting {dataset.id}", steps, disable=not progress) as bar,
     ):
         while missing:
             episodes.append(next(source).cut(missing))

@@ -41,4 +41,6 @@ def local_datasets() -> Iterator[str]:
     """Yield the ids of the Minari datasets in the local root."""
     root = minari_root()
     for path in sorted(root.glob("**/data/metadata.json")):
-        yield path.parent.parent.relative_to(root).as_posix()
+        dataset = path.parent.parent.relative_to(root)
+        if not any(part.startswith(".") for part in dataset.parts):  # a collection under way hides what it builds
+            yield dataset.as_posix()

@@ -151,6 +151,8 @@ def _read_minari_hdf5(path: Path, keys: tuple[str, ...] | None) -> tuple[Transit
                 fields["timeouts"].append(timeouts)
     except KeyError as error:
         raise UserError(f"{path}: {episode} lacks a key ({_one_line(error)})") from error
+    except TypeError as error:
+        raise UserError(f"{path}: {episode} holds nested observations, which are not read yet") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is truncated or not HDF5, at {episode} ({_one_line(error)})") from error
     try:

@@ -35,7 +35,8 @@ class _MishFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> Tensor:
         x, t, r = ctx.saved_tensors
-        return gradient * (r + x * (1 - t) * (t * (1 + r)).square())
+        slope: Tensor = r + x * (1 - t) * (t * (1 + r)).square()
+        return gradient * slope
 
 
 class Mish(nn.Module):

@@ -1,0 +1,143 @@
+"""The training contract, checked on every algorithm that the package exports."""
+
+from __future__ import annotations
+
+import inspect
+
+import lightning
+import pytest
+import torch
+
+from lit_offrl import algorithms
+from lit_offrl.algorithms import OfflineAlgorithm
+from lit_offrl.batch import Batch
+from lit_offrl.callbacks.ema import EMATargets
+from lit_offrl.data.transitions import BlockSampler
+from lit_offrl.errors import UserError
+
+ALGORITHMS = [getattr(algorithms, name) for name in algorithms.__all__ if name != "OfflineAlgorithm"]
+OBSERVATION_DIM, ACTION_DIM, BATCH_SIZE = 5, 3, 16
+
+
+def make(cls: type[OfflineAlgorithm], seed: int = 0) -> OfflineAlgorithm:
+    torch.manual_seed(0)
+    algorithm = cls(OBSERVATION_DIM, ACTION_DIM, seed=seed)
+    algorithm.configure_optimizers()
+    return algorithm
+
+
+def batch(seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    return Batch(
+        torch.randn(BATCH_SIZE, OBSERVATION_DIM, generator=generator),
+        torch.rand(BATCH_SIZE, ACTION_DIM, generator=generator) * 2 - 1,
+        torch.randn(BATCH_SIZE, generator=generator),
+        torch.randn(BATCH_SIZE, OBSERVATION_DIM, generator=generator),
+        (torch.rand(BATCH_SIZE, generator=generator) < 0.3).float(),
+    )
+
+
+pytestmark = pytest.mark.parametrize("cls", ALGORITHMS)
+
+
+def test_update_moves_every_optimizer_and_returns_detached_scalars(cls: type[OfflineAlgorithm]):
+    algorithm = make(cls)
+    before = {
+        name: [p.clone() for m in s.modules for p in m.parameters()] for name, s in algorithm.optimizer_specs().items()
+    }
+    info = algorithm.update(batch())
+    for name, spec in algorithm.optimizer_specs().items():
+        after = [p for m in spec.modules for p in m.parameters()]
+        assert any(not torch.equal(a, b) for a, b in zip(after, before[name], strict=True)), name
+    for name, value in info.items():
+        assert value.shape == (), name
+        assert not value.requires_grad, name
+        assert torch.isfinite(value), name
+
+
+def test_every_trainable_parameter_has_one_optimizer(cls: type[OfflineAlgorithm]):
+    algorithm = make(cls)
+    owned = [p for spec in algorithm.optimizer_specs().values() for m in spec.modules for p in m.parameters()]
+    assert len(owned) == len({id(p) for p in owned})
+    assert {id(p) for p in owned} == {id(p) for p in algorithm.parameters() if p.requires_grad}
+
+
+def test_updates_are_a_function_of_state_and_seed(cls: type[OfflineAlgorithm]):
+    results = []
+    for seed in (0, 0, 1):
+        algorithm = make(cls, seed)
+        torch.manual_seed(seed + 123)  # the global stream plays no part
+        for i in range(3):
+            algorithm.update(batch(i))
+        results.append(torch.cat([p.detach().flatten() for p in algorithm.parameters()]))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+def test_targets_follow_by_the_callback_alone(cls: type[OfflineAlgorithm]):
+    algorithm = make(cls)
+    callback = EMATargets()
+    callback.on_fit_start(None, algorithm)  # type: ignore[arg-type]
+    for target in algorithm.targets():
+        assert not any(p.requires_grad for p in target.target.parameters())
+        before = [p.clone() for p in target.target.parameters()]
+        algorithm.update(batch())
+        assert all(torch.equal(a, b) for a, b in zip(before, target.target.parameters(), strict=True))
+        for hook in algorithm.update_hooks:
+            hook(target.every)
+        for old, online, new in zip(before, target.online.parameters(), target.target.parameters(), strict=True):
+            torch.testing.assert_close(new, old + target.rate * (online - old))
+
+
+def test_an_algorithm_with_targets_refuses_to_train_without_the_callback(cls: type[OfflineAlgorithm], tmp_path):
+    algorithm = make(cls)
+    table = torch.randn(40, 2 * OBSERVATION_DIM + ACTION_DIM + 2)
+    loader = BlockSampler(table, (OBSERVATION_DIM, ACTION_DIM, 1, OBSERVATION_DIM, 1), 4, 2, 10, 10)
+    trainer = lightning.Trainer(
+        max_steps=10,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    if algorithm.targets():
+        with pytest.raises(UserError, match="EMATargets"):
+            trainer.fit(algorithm, loader)
+
+
+def test_every_actor_acts_in_the_box(cls: type[OfflineAlgorithm]):
+    algorithm = make(cls)
+    assert next(iter(algorithm.actors())) == "policy"
+    observations = torch.randn(7, OBSERVATION_DIM)
+    for actor in algorithm.actors():
+        first, second, third = (
+            algorithm.act(observations, torch.Generator().manual_seed(seed), actor) for seed in (0, 0, 1)
+        )
+        assert first.shape == (7, ACTION_DIM)
+        assert first.abs().max() <= 1
+        assert torch.equal(first, second)
+        assert not torch.equal(first, third)
+
+
+def test_state_survives_a_checkpoint_without_pickle(cls: type[OfflineAlgorithm], tmp_path):
+    algorithm = make(cls)
+    algorithm.update(batch())
+    checkpoint = {"state_dict": algorithm.state_dict(), "hyper_parameters": dict(algorithm.hparams)}
+    algorithm.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "model.ckpt")
+    restored = torch.load(tmp_path / "model.ckpt", weights_only=True)
+    other = cls(**restored["hyper_parameters"])
+    other.load_state_dict(restored["state_dict"])
+    other.on_load_checkpoint(restored)
+    assert torch.equal(other.normal(3), algorithm.normal(3))
+    observations = torch.randn(4, OBSERVATION_DIM)
+    one, two = (a.act(observations, torch.Generator().manual_seed(0)) for a in (algorithm, other))
+    assert torch.equal(one, two)
+
+
+def test_hyper_parameters_are_described_for_help(cls: type[OfflineAlgorithm]):
+    documentation = inspect.getdoc(cls) or ""
+    for name in list(inspect.signature(cls.__init__).parameters)[1:]:
+        assert f"{name}: " in documentation, name
