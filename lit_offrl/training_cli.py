@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_offrl import algorithms
+from lit_offrl.algorithms.base import refuse_several_devices
 from lit_offrl.callbacks.checkpoint import RunCheckpoint
 from lit_offrl.callbacks.ema import EMATargets
 from lit_offrl.callbacks.metrics_csv import MetricsCSV
@@ -124,6 +125,8 @@ class OfflineCLI(LightningCLI):
         elif self.subcommand != "fit":
             raise UserError(f"{self.subcommand} needs a checkpoint: --ckpt_path runs/.../checkpoints/last.ckpt")
         config.weights_only = True
+        if self.subcommand in ("validate", "test"):
+            config.verbose = False  # the line at the end says it all
 
     def _refuse_used_folder(self, config: Any) -> None:
         assert self.folder is not None
@@ -156,6 +159,10 @@ class OfflineCLI(LightningCLI):
         if self.subcommand != "fit":
             return [metrics]
         return [TensorBoardLogger(self.folder.path, name="", version="", purge_step=purge), metrics]
+
+    def after_instantiate_classes(self) -> None:
+        """Refuse what is not there yet, before Lightning starts further processes for it."""
+        refuse_several_devices(self.trainer)
 
     # ---------------------------------------------------------------- before and after the run
 
@@ -259,7 +266,7 @@ def explain(message: str) -> str:
     if option := _first(r"Option '([^']+)' is not accepted", text):
         full = f"{key}.init_args.{option}" if key == "model" else (f"{key}.{option}" if key else option)
         return f"no option '{full}'{did_you_mean(option, _known_options())}; --help lists them"
-    if option := _first(r"Unrecognized arguments: (.+)", text):
+    if option := _first(r"[Uu]nrecognized arguments: (.+)", text):
         return f"unrecognized: {option}{did_you_mean(option.split()[0].split('=')[0].lstrip('-'), _flags())}"
     if name := _first(r"Expected a dot import path string: (\S+)", text):
         names = [c for c in algorithms.__all__ if c != "OfflineAlgorithm"]

@@ -193,8 +193,7 @@ class OfflineAlgorithm(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         """Check what must hold before the first update."""
-        if self.trainer.world_size > 1:
-            raise UserError("training on several devices is not supported yet: use --trainer.devices 1")
+        refuse_several_devices(self.trainer)
         if self.trainer.max_steps < 1:
             raise UserError(
                 "trainer.max_steps must say how many gradient steps to train, e.g. --trainer.max_steps 20000"
@@ -275,6 +274,12 @@ class OfflineAlgorithm(lightning.LightningModule):
         if not any(name for name, _ in self.named_parameters() if name in common):
             raise UserError(f"model.init_args.pretrained: {path} has no network of the same name and shape")
         self.load_state_dict(common, strict=False)
+
+
+def refuse_several_devices(trainer: lightning.Trainer) -> None:
+    """Stop a run on several devices: `minimize` does not reduce gradients over ranks, they would drift apart."""
+    if trainer.world_size > 1:
+        raise UserError("training on several devices is not supported yet: use --trainer.devices 1")
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:

@@ -37,6 +37,11 @@ class MetricsCSV(Logger):
         return ""
 
     @property
+    def save_dir(self) -> str:
+        """The run folder; `trainer.log_dir` is this where no TensorBoard logger comes first."""
+        return str(self._folder)
+
+    @property
     def log_dir(self) -> str:
         """The run folder."""
         return str(self._folder)
