@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from lit_offrl import __version__
-from lit_offrl.errors import TrainingFailure, UserError, did_you_mean
+from lit_offrl.errors import RunFailure, UserError, did_you_mean
 
 HELP = """\
 usage: python -m lit_offrl <command> [options]
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         sys.stderr.write(f"error: {_one_line(error)}\n")
         return 2
-    except TrainingFailure as error:
+    except RunFailure as error:
         sys.stderr.write(f"error: {_one_line(error)}\n")
         return 1
     except KeyboardInterrupt:

@@ -10,7 +10,7 @@ class UserError(Exception):
     """Bad input: one line that names the culprit and the remedy; the command line prints it and exits with code 2."""
 
 
-class TrainingFailure(RuntimeError):  # noqa: N818 (it is not an error of the program)
+class RunFailure(RuntimeError):  # noqa: N818 (it is not an error of the program)
     """A run that cannot go on, e.g. a loss that is not finite: one line, exit code 1, the last checkpoint intact."""
 
 

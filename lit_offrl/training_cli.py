@@ -173,8 +173,11 @@ class OfflineCLI(LightningCLI):
         transitions, info = data.load()
         print(
             f"{type(self.model).__name__} on {info.id}: {len(transitions):,} transitions in "
-            f"{len(transitions.episode_starts):,} episodes, {config['max_steps']:,} gradient steps of batch "
-            f"{data.batch_size} on {self.trainer.strategy.root_device}, {torch.get_num_threads()} threads"
+            f"{len(transitions.episode_starts):,} episodes of mean return {transitions.episode_returns().mean():.3g}"
+        )
+        print(
+            f"{config['max_steps']:,} gradient steps of batch {data.batch_size} on "
+            f"{self.trainer.strategy.root_device}, {torch.get_num_threads()} threads"
         )
         print(f"run folder {self.folder.path}  (curves: tensorboard --logdir {self.folder.path})", flush=True)
         if 0 < config["max_steps"] <= self.model.pretrain_steps:
@@ -201,6 +204,9 @@ class OfflineCLI(LightningCLI):
         assert self.folder is not None
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         evaluation = next(c for c in callbacks if isinstance(c, RolloutEvaluation))
+        for name, scores in evaluation.scores.items():
+            if name != "policy":
+                print(f"to compare, {name}: {scores.line()}")
         policy = evaluation.scores.get("policy")
         score = "not evaluated" if policy is None else policy.line()
         reference = f" ({evaluation.reference.name} reference)" if evaluation.reference else ""

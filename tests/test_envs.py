@@ -20,7 +20,7 @@ from lit_offrl.data.info import DatasetInfo, EnvironmentInfo
 from lit_offrl.envs.make import environment_for, make_env
 from lit_offrl.envs.rollout import Array, Episode, Policy, Rollouts, StoppedEarly
 from lit_offrl.envs.scores import ScoreReference, reference_for
-from lit_offrl.errors import TrainingFailure, UserError
+from lit_offrl.errors import RunFailure, UserError
 
 EPISODIC = {"continuing_task": False, "reset_target": False}
 HOPPER = EnvironmentInfo("Hopper-v5", {}, 100)
@@ -300,7 +300,7 @@ def test_should_stop_ends_a_run_and_the_next_one_is_sound(processes: bool) -> No
 
 def test_actions_that_are_no_actions_are_refused() -> None:
     with Rollouts(Countdown, 2) as rollouts:
-        with pytest.raises(TrainingFailure, match="not finite"):
+        with pytest.raises(RunFailure, match="not finite"):
             rollouts.run(lambda observations: np.full((len(observations), 1), np.nan, np.float32), [3])
         with pytest.raises(ValueError, match=r"\(1, 2\) instead of \(1, 1\)"):
             rollouts.run(lambda observations: np.zeros((len(observations), 2), np.float32), [3])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_offrl.batch import Batch
-from lit_offrl.errors import TrainingFailure, UserError
+from lit_offrl.errors import RunFailure, UserError
 
 Info = dict[str, Tensor]
 Actor = Callable[[Tensor, torch.Generator | None], Tensor]
@@ -224,7 +224,7 @@ class OfflineAlgorithm(lightning.LightningModule):
         means = torch.stack([sums[name] / counts[name] for name in sums]).tolist()
         for name, value in zip(sums, means, strict=True):
             if not math.isfinite(value):
-                raise TrainingFailure(
+                raise RunFailure(
                     f"train/{name} became {value} by gradient step {self.gradient_step}; "
                     "lower the learning rates, or check the data with `data check`"
                 )

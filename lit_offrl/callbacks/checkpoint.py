@@ -14,7 +14,7 @@ import lightning
 from lightning.pytorch.callbacks import Checkpoint
 
 from lit_offrl.algorithms.base import OfflineAlgorithm
-from lit_offrl.errors import TrainingFailure
+from lit_offrl.errors import RunFailure
 from lit_offrl.run_folder import write_atomically
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -100,7 +100,7 @@ class RunCheckpoint(Checkpoint):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.folder / "last.ckpt", trainer.save_checkpoint)
         except OSError as error:
-            raise TrainingFailure(
+            raise RunFailure(
                 f"the checkpoint {self.folder / 'last.ckpt'} could not be written ({error.strerror or error}); "
                 "the one before is intact"
             ) from error

@@ -63,6 +63,7 @@ class ResultsFile(lightning.Callback):
             "dataset": info.id,
             "dataset_source": info.source,
             "dataset_sha256": info.sha256,
+            "dataset_return_mean": float(datamodule.transitions.episode_returns().mean()),
             "transitions": len(datamodule.transitions),
             "seed": self.seed,
             "stage": str(trainer.state.fn.value if trainer.state.fn else None),

@@ -54,7 +54,7 @@ def collect_dataset(
 
     Raises:
         UserError: The id is unknown, the dataset exists and is not to be overwritten, or a number makes no sense.
-        RuntimeError: A worker process died.
+        RunFailure: A worker process died.
     """
     if dataset_id not in CATALOG:
         raise UserError(

@@ -24,6 +24,7 @@ import numpy as np
 
 from lit_offrl.collect.catalog import CATALOG
 from lit_offrl.collect.episodes import Episode, EpisodeRecorder
+from lit_offrl.errors import RunFailure
 
 _LENGTH_BYTES = 8
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -41,7 +42,7 @@ def ordered_episodes(dataset_id: str, seed: int, processes: int) -> Iterator[Epi
         processes: Number of workers.
 
     Raises:
-        RuntimeError: A worker died; carries the last line it printed.
+        RunFailure: A worker died; carries the last line it printed.
     """
     workers: list[_Worker] = []
     try:
@@ -111,11 +112,11 @@ class _Worker:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
 
-    def _death(self) -> RuntimeError:
+    def _death(self) -> RunFailure:
         self._process.wait()
         self._complaints.seek(0)
         lines = self._complaints.read().decode(errors="replace").strip().splitlines() or ["no message"]
-        return RuntimeError(f"a collecting process died at episode {self.asked}: {lines[-1]}")
+        return RunFailure(f"a collecting process died at episode {self.asked}: {lines[-1]}")
 
 
 def serve() -> None:

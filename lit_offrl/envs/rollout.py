@@ -19,7 +19,7 @@ from gymnasium.spaces import Box
 from gymnasium.vector.utils import CloudpickleWrapper
 from numpy.typing import NDArray
 
-from lit_offrl.errors import TrainingFailure, UserError
+from lit_offrl.errors import RunFailure, UserError
 
 Array = NDArray[np.float32]
 Policy = Callable[[Array], Array]
@@ -111,7 +111,7 @@ class Rollouts:
 
         Raises:
             StoppedEarly: `should_stop` returned True. The environments remain usable.
-            TrainingFailure: The policy returned actions that are not finite.
+            RunFailure: The policy returned actions that are not finite.
             ValueError: The policy returned actions of a wrong shape.
         """
         finished: dict[int, Episode] = {}
@@ -162,7 +162,7 @@ class Rollouts:
         if actions.shape != (batch, *self._low.shape):
             raise ValueError(f"the policy returned actions {actions.shape} instead of {(batch, *self._low.shape)}")
         if not np.isfinite(actions).all():
-            raise TrainingFailure("the policy returned actions that are not finite: training has diverged")
+            raise RunFailure("the policy returned actions that are not finite: training has diverged")
         clipped: Array = np.clip(actions, self._low, self._high).astype(self._low.dtype)
         return clipped
 
@@ -258,12 +258,12 @@ class _Workers:
             for worker in shares:
                 answer = self._pipes[worker].recv()
                 if isinstance(answer, str):
-                    raise RuntimeError(f"an environment failed in its worker process:\n{answer}")
+                    raise RunFailure(f"an environment failed in its worker process:\n{answer}")
                 answers[worker] = answer
         except BaseException as error:
             self.close()  # answers that are still in the pipes would be taken for those of the next step
             if isinstance(error, (EOFError, OSError)):
-                raise RuntimeError("a worker process with environments died") from error
+                raise RunFailure("a worker process with environments died") from error
             raise
         return answers
 
