@@ -18,3 +18,9 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     """Return `" (did you mean 'x'?)"` for the closest allowed word, or an empty string where none is close."""
     close = difflib.get_close_matches(word, list(allowed), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def require(condition: bool, option: str, rule: str, value: object) -> None:
+    """Raise `UserError` naming the option, the rule and the value unless the condition holds."""
+    if not condition:
+        raise UserError(f"{option}: must be {rule}, not {value}")

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_offrl.data.local import FILE_SUFFIXES
 from lit_offrl.errors import UserError
 
-RUN_FILES = ("config.yaml", "metrics.csv", "eval.csv", "results.json")
+RUN_FILES = ("config.yaml", "metrics.csv", "eval.csv", "results.json", "actions.npy")
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,22 @@ class RunFolder:
     @classmethod
     def of(cls, root: str | Path, algorithm: str, dataset: str, seed: int) -> RunFolder:
         """Return the folder of a run; a dataset given as a file goes by its stem."""
-        name = Path(dataset).stem if Path(dataset).suffix in (".hdf5", ".npz") else dataset
+        name = Path(dataset).stem if Path(dataset).suffix in FILE_SUFFIXES else dataset
         return cls(Path(root) / algorithm / name / f"seed_{seed}")
 
     @classmethod
     def of_checkpoint(cls, checkpoint: str | Path) -> RunFolder:
-        """Return the folder that a checkpoint belongs to."""
-        return cls(Path(checkpoint).parent.parent)
+        """Return the folder that a checkpoint belongs to.
+
+        Raises:
+            UserError: The checkpoint does not lie in a run folder.
+        """
+        path = Path(checkpoint)
+        if path.parent.name != "checkpoints":
+            path = path.absolute()
+        if path.parent.name != "checkpoints":
+            raise UserError(f"ckpt_path: {checkpoint} does not lie in the checkpoints/ of a run folder: put it there")
+        return cls(path.parent.parent)
 
     @property
     def checkpoints(self) -> Path:
@@ -104,7 +114,7 @@ class GrowingCSV:
             run is resumed from and will come again). None starts a new file.
     """
 
-    def __init__(self, path: Path, columns: Iterable[str], keep_until: int | None = None) -> None:
+    def __init__(self, path: Path, columns: Iterable[str], keep_until: float | None = None) -> None:
         self.path = path
         self.columns = list(columns)
         rows: list[dict[str, str]] = []

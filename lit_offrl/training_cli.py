@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import re
 import warnings
 from pathlib import Path
@@ -12,14 +13,16 @@ from typing import Any
 import lightning
 import torch
 from jsonargparse import ArgumentError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_offrl import algorithms
-from lit_offrl.algorithms.base import refuse_several_devices
+from lit_offrl.algorithms.base import check_trainer
 from lit_offrl.callbacks.checkpoint import RunCheckpoint
 from lit_offrl.callbacks.ema import EMATargets
 from lit_offrl.callbacks.metrics_csv import MetricsCSV
+from lit_offrl.callbacks.predictions import PredictionsFile
 from lit_offrl.callbacks.progress import GradientStepBar
 from lit_offrl.callbacks.results import ResultsFile
 from lit_offrl.callbacks.rollout import RolloutEvaluation
@@ -51,12 +54,32 @@ OPTION_GROUPS: dict[str, type] = {
 def run_training(command: str, words: list[str]) -> int:
     """Run one of Lightning's subcommands; return the exit code."""
     _quieten()
-    words = _with_config_of_checkpoint(words)
     try:
-        cli = OfflineCLI([command, *words])
+        cli = OfflineCLI([command, *_with_config_of_checkpoint(words)])
     except ArgumentError as error:
         raise UserError(explain(str(error))) from error
+    except (MisconfigurationException, ValueError) as error:
+        raise _user_error_behind(error) or error from None
+    except RuntimeError as error:
+        if "loading state_dict" not in str(error):
+            raise
+        raise UserError("ckpt_path: the checkpoint was made with other model options (sizes differ)") from error
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns it into an exit with code 1
+            raise KeyboardInterrupt from None
+        raise
     return cli.exit_code
+
+
+def _user_error_behind(error: BaseException | None) -> UserError | None:
+    """Return the bad input that a parser or Lightning has wrapped into an error of its own."""
+    while error is not None:
+        if isinstance(error, UserError):
+            return error
+        if isinstance(error, MisconfigurationException):
+            return UserError(str(error))
+        error = error.__cause__ or error.__context__
+    return None
 
 
 class OfflineCLI(LightningCLI):
@@ -71,7 +94,7 @@ class OfflineCLI(LightningCLI):
             D4RLDataModule,
             subclass_mode_model=True,
             save_config_callback=SaveConfig,
-            trainer_defaults=dict(TRAINER_DEFAULTS),
+            trainer_defaults={**TRAINER_DEFAULTS, "callbacks": [ResultsFile()]},  # last, after those it asks
             seed_everything_default=0,
             auto_configure_optimizers=False,
             parser_kwargs={
@@ -99,6 +122,8 @@ class OfflineCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse without Lightning's warning about a second source of arguments."""
         self.config = parser.parse_args(args)
+        if isinstance(self.config[self.config.subcommand].seed_everything, bool):
+            raise UserError("seed_everything: give a number, e.g. --seed_everything 1")
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would let the checkpoint's hyper-parameters override the command line. Here flags win.
@@ -109,60 +134,71 @@ class OfflineCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Find the run folder, and the checkpoint to start from."""
         config = self.config[self.subcommand]
-        seed = int(config.seed_everything)
         algorithm = config.model.class_path.rpartition(".")[2].lower()
-        self.folder = RunFolder.of(config.trainer.default_root_dir, algorithm, config.data.dataset, seed)
-        if config.ckpt_path in ("last", "best"):
+        self.folder = RunFolder.of(
+            config.trainer.default_root_dir, algorithm, config.data.dataset, config.seed_everything
+        )
+        if config.ckpt_path == "last":
             config.ckpt_path = str(self.folder.last_checkpoint)
             if not self.folder.last_checkpoint.is_file():
                 raise UserError(f"ckpt_path: no checkpoint at {config.ckpt_path}: start the run without --ckpt_path")
-        elif config.ckpt_path is not None:
-            self.folder = RunFolder.of_checkpoint(config.ckpt_path)
         if config.ckpt_path is not None:
             self.resumed_step = _gradient_step(Path(config.ckpt_path))
-        elif self.subcommand == "fit":
-            self._refuse_used_folder(config)
+            self.folder = RunFolder.of_checkpoint(config.ckpt_path)
         elif self.subcommand != "fit":
             raise UserError(f"{self.subcommand} needs a checkpoint: --ckpt_path runs/.../checkpoints/last.ckpt")
-        config.weights_only = True
-        if self.subcommand in ("validate", "test"):
-            config.verbose = False  # the line at the end says it all
-
-    def _refuse_used_folder(self, config: Any) -> None:
-        assert self.folder is not None
-        if self.folder.is_used() and not config.overwrite:
+        elif self.folder.is_used() and not config.overwrite:
             raise UserError(
                 f"{self.folder.path} holds a run already: go on with it (--ckpt_path last), start anew "
                 "(--overwrite true), or choose another --seed_everything or --trainer.default_root_dir"
             )
+        config.weights_only = True
+        if self.subcommand in ("validate", "test"):
+            config.verbose = False  # the line at the end says it all
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
-        """Make the trainer with our loggers and callbacks beside the user's."""
+        """Make the trainer with our loggers and callbacks beside the user's; its root is the run folder."""
         assert self.folder is not None
-        self.folder.prepare()
-        if self.subcommand == "fit" and self.resumed_step is None:
-            self.folder.clear()
-        seed = int(self._get(self.config, "seed_everything"))
         trainer_config = self._get(self.config_init, "trainer")
         if trainer_config.get("logger") in (None, True):
             kwargs["logger"] = self._loggers()
-        callbacks = [EMATargets(), Throughput(), ResultsFile(seed)]
+        given = trainer_config.get("callbacks") or []
+        callbacks = [*given] if isinstance(given, (list, tuple)) else [given]
+        if not any(isinstance(callback, EMATargets) for callback in callbacks):
+            callbacks.append(EMATargets())
+        callbacks += [Throughput(), PredictionsFile()]
         if trainer_config.get("enable_progress_bar") is not False:
             callbacks.append(GradientStepBar())
-        kwargs["callbacks"] = [*(trainer_config.get("callbacks") or []), *callbacks]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(callbacks=callbacks, default_root_dir=self.folder.path, **kwargs)
+        except (ValueError, ModuleNotFoundError) as error:  # e.g. an accelerator that there is not
+            raise UserError(f"trainer: {error}") from error
+
+    def after_instantiate_classes(self) -> None:
+        """Check all that can be checked before the run; only then touch the run folder."""
+        assert self.folder is not None
+        if self.subcommand == "fit":
+            check_trainer(self.trainer)
+        if self.subcommand != "predict":
+            self._evaluation.prepare(self.datamodule)
+        self.folder.prepare()
+        if self.subcommand == "fit" and self.resumed_step is None:
+            self.folder.clear()
+
+    @property
+    def _evaluation(self) -> RolloutEvaluation:
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        return next(callback for callback in callbacks if isinstance(callback, RolloutEvaluation))
 
     def _loggers(self) -> list[Any]:
         assert self.folder is not None
-        purge = None if self.resumed_step is None else self.resumed_step + 1
-        metrics = MetricsCSV(self.folder.path, self.resumed_step)
         if self.subcommand != "fit":
-            return [metrics]
-        return [TensorBoardLogger(self.folder.path, name="", version="", purge_step=purge), metrics]
-
-    def after_instantiate_classes(self) -> None:
-        """Refuse what is not there yet, before Lightning starts further processes for it."""
-        refuse_several_devices(self.trainer)
+            return [MetricsCSV(self.folder.path, keep_until=math.inf)]
+        purge = None if self.resumed_step is None else self.resumed_step + 1
+        return [
+            TensorBoardLogger(self.folder.path, name="", version="", purge_step=purge),
+            MetricsCSV(self.folder.path, keep_until=self.resumed_step),
+        ]
 
     # ---------------------------------------------------------------- before and after the run
 
@@ -186,24 +222,28 @@ class OfflineCLI(LightningCLI):
     def after_fit(self) -> None:
         """Say what came of it and where everything lies."""
         assert self.folder is not None
-        checkpoint = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, RunCheckpoint))
-        steps = self.model.gradient_step
-        if checkpoint.stop_signal is not None:
-            print(f"stopped at gradient step {steps:,}; go on with: {_resume_command(self.folder)}", flush=True)
-            self.exit_code = 128 + checkpoint.stop_signal
-            return
-        self._say_scores(f"finished {steps:,} gradient steps")
+        self._say_scores(f"finished {self.model.gradient_step:,} gradient steps", resume="fit")
 
     def after_validate(self) -> None:
         """Say the score."""
-        self._say_scores(f"checkpoint at gradient step {self.model.gradient_step:,}")
+        self._say_scores(f"checkpoint at gradient step {self.model.gradient_step:,}", resume="validate")
 
     after_test = after_validate
 
-    def _say_scores(self, what: str) -> None:
+    def after_predict(self) -> None:
+        """Say where the actions are."""
         assert self.folder is not None
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        evaluation = next(c for c in callbacks if isinstance(c, RolloutEvaluation))
+        print(f"actions are in {self.folder.path / PredictionsFile.NAME}", flush=True)
+
+    def _say_scores(self, what: str, resume: str) -> None:
+        assert self.folder is not None
+        checkpoint = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, RunCheckpoint))
+        if checkpoint.stop_signal is not None:
+            command = f"python -m lit_offrl {resume} --ckpt_path {self.folder.last_checkpoint}"
+            print(f"stopped at gradient step {self.model.gradient_step:,}; go on with: {command}", flush=True)
+            self.exit_code = 128 + checkpoint.stop_signal
+            return
+        evaluation = self._evaluation
         for name, scores in evaluation.scores.items():
             if name != "policy":
                 print(f"to compare, {name}: {scores.line()}")
@@ -219,23 +259,31 @@ class SaveConfig(SaveConfigCallback):
     def __init__(self, parser: LightningArgumentParser, config: Any, **kwargs: Any) -> None:
         super().__init__(parser, config, save_to_log_dir=False, **kwargs)
 
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Wait: until training starts nothing is written."""
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Write."""
+        self.save_config(trainer, pl_module, "fit")
+
     def save_config(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Write it, for runs that train."""
-        if stage == "fit" and trainer.log_dir is not None:
-            text = self.parser.dump(self.config, skip_none=False)
-            write_atomically(Path(trainer.log_dir) / "config.yaml", lambda path: path.write_text(text))
+        """Write the configuration as a new run would need it."""
+        config = self.config.clone()
+        config.ckpt_path, config.overwrite = None, False
+        text = self.parser.dump(config, skip_none=False)
+        write_atomically(Path(trainer.default_root_dir) / "config.yaml", lambda path: path.write_text(text))
 
 
 def _with_config_of_checkpoint(words: list[str]) -> list[str]:
     """Put the config.yaml of a checkpoint's run folder first where the user gave a checkpoint and no config."""
-    if any(word.startswith(("--config", "-c")) and not word.startswith("--checkpoint") for word in words):
+    if any(word.partition("=")[0] in ("--config", "-c") for word in words):
         return words
     for i, word in enumerate(words):
         name, _, value = word.partition("=")
-        if name == "--ckpt_path":
-            config = RunFolder.of_checkpoint(value or (words[i + 1] if i + 1 < len(words) else "")).path / "config.yaml"
-            if config.is_file():
-                return ["--config", str(config), *words]
+        value = value or (words[i + 1] if i + 1 < len(words) else "")
+        if name == "--ckpt_path" and Path(value).is_file():
+            config = RunFolder.of_checkpoint(value).path / "config.yaml"
+            return ["--config", str(config), *words] if config.is_file() else words
     return words
 
 
@@ -249,10 +297,6 @@ def _gradient_step(checkpoint: Path) -> int:
         raise UserError(f"ckpt_path: {checkpoint} is not a checkpoint of this package") from None
     except Exception as error:
         raise UserError(f"ckpt_path: {checkpoint} is broken ({type(error).__name__})") from error
-
-
-def _resume_command(folder: RunFolder) -> str:
-    return f"python -m lit_offrl fit --ckpt_path {folder.last_checkpoint}"
 
 
 def _quieten() -> None:
@@ -292,7 +336,7 @@ def _parameters(cls: type) -> list[str]:
 
 
 def _known_options() -> list[str]:
-    classes = (algorithms.DTQL, *OPTION_GROUPS.values())
+    classes = (*(getattr(algorithms, name) for name in algorithms.__all__), *OPTION_GROUPS.values())
     return [name for cls in classes for name in _parameters(cls)]
 
 

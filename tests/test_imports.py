@@ -17,7 +17,7 @@ ALLOWED = {  # room -> rooms of the package it may import, besides itself
     "collect": {"envs", "data", "__init__", *COMMON},
     "algorithms": {"networks", "diffusion", *COMMON},
     "callbacks": {"algorithms", "envs", "data", "run_folder", "__init__", *COMMON},
-    "run_folder": {"errors"},
+    "run_folder": {"data", "errors"},
     "batch": set(),
     "progress": set(),
     "errors": set(),

@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import run_folder, tiny_words
 
+from lit_offrl.callbacks.rollout import RolloutEvaluation
 from lit_offrl.cli import main
 
 Words = Callable[..., list[str]]
@@ -90,7 +91,7 @@ def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 60) ->
         time.sleep(0.005)
 
 
-LONG = ("--trainer.max_steps=900", "--data.steps_per_epoch=150")
+LONG = ("--trainer.max_steps=1500", "--data.steps_per_epoch=100", "--data.block_size=20")
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +104,11 @@ def long_whole(minari_root: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def test_kill_9_at_an_arbitrary_moment(tiny: Words, tmp_path: Path, long_whole: Path):
     folder = run_folder(tmp_path / "killed")
     process = start(tiny(*LONG, root=tmp_path / "killed"))
-    wait_for(folder / "checkpoints" / "step_0000300.ckpt", process)
+    wait_for(folder / "checkpoints" / "step_0000200.ckpt", process)
     time.sleep(0.2)
     process.kill()
     process.wait()
-    assert 300 <= load(folder)["global_step"] < 900
+    assert 200 <= load(folder)["global_step"] < 1500
     assert json.loads((folder / "results.json").read_text())["status"] == "running"
     # resumed by the checkpoint alone: the run folder's config.yaml says the rest
     assert main(["fit", f"--ckpt_path={folder}/checkpoints/last.ckpt"]) == 0
@@ -121,20 +122,42 @@ def test_signals_stop_cleanly_in_the_middle_of_an_epoch(
     tiny: Words, tmp_path: Path, long_whole: Path, number: signal.Signals, code: int
 ):
     folder = run_folder(tmp_path / "stopped")
-    process = start(tiny(*LONG, "--trainer.check_val_every_n_epoch=100", root=tmp_path / "stopped"))
-    wait_for(folder / "checkpoints" / "step_0000150.ckpt", process)
-    time.sleep(0.1)
+    process = start(tiny(*LONG, root=tmp_path / "stopped"))
+    wait_for(folder / "checkpoints" / "step_0000100.ckpt", process)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert "Traceback" not in err
     assert "go on with" in out
     stopped_at = load(folder)["global_step"]
-    assert 150 <= stopped_at < 900
+    assert 100 <= stopped_at < 1500
     results = json.loads((folder / "results.json").read_text())
     assert (results["status"], results["gradient_steps"]) == ("interrupted", stopped_at)
     assert main(["fit", f"--ckpt_path={folder}/checkpoints/last.ckpt"]) == 0
     assert_same_state(load(long_whole), load(folder))
+    assert_same_tables(long_whole, folder)
+
+
+def test_an_evaluation_that_was_broken_off_is_made_up_for(tiny: Words, tmp_path: Path, whole: Path, monkeypatch):
+    """A request to stop in the middle of an evaluation, at every one of the three of a run."""
+    for evaluation, root in enumerate(("first", "second", "final")):
+        play = RolloutEvaluation.play
+        calls = iter(range(100))
+
+        def interrupted(self, module, actor, episodes, trainer, *, nth=evaluation, play=play, calls=calls):
+            if next(calls) == nth:
+                signal.raise_signal(signal.SIGTERM)
+            return play(self, module, actor, episodes, trainer)
+
+        monkeypatch.setattr(RolloutEvaluation, "play", interrupted)
+        assert main(tiny(root=tmp_path / root)) == 143
+        monkeypatch.setattr(RolloutEvaluation, "play", play)
+        folder = run_folder(tmp_path / root)
+        assert main(["fit", f"--ckpt_path={folder}/checkpoints/last.ckpt"]) == 0
+        assert_same_state(load(whole), load(folder))
+        assert rows(whole / "eval.csv") == rows(folder / "eval.csv")
+        scores = [json.loads((each / "results.json").read_text())["scores"] for each in (whole, folder)]
+        assert scores[0] == scores[1]
 
 
 def test_one_seed_is_one_run_and_another_seed_is_another(tiny: Words, tmp_path: Path, whole: Path):

@@ -136,7 +136,7 @@ def test_table_normalisation_and_rewards(pendulum: str):
     mean, std = module.observation_statistics(transitions)
     torch.testing.assert_close(next_observations * std + mean, torch.from_numpy(transitions.next_observations))
     torch.testing.assert_close(rewards[:, 0], torch.from_numpy(transitions.rewards) - 1)
-    assert actions.abs().max() == module.ACTION_BOUND
+    assert actions.abs().max() == 1
     assert not terminals.any()
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_offrl.batch import Batch
-from lit_offrl.errors import RunFailure, UserError
+from lit_offrl.errors import RunFailure, UserError, require
 
 Info = dict[str, Tensor]
 Actor = Callable[[Tensor, torch.Generator | None], Tensor]
@@ -77,6 +77,9 @@ class OfflineAlgorithm(lightning.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        require(pretrain_steps >= 0, "model.init_args.pretrain_steps", "at least 0", pretrain_steps)
+        if pretrained is not None and not Path(pretrained).is_file():
+            raise UserError(f"model.init_args.pretrained: no checkpoint at {pretrained}")
         self.automatic_optimization = False
         self.observation_dim = observation_dim
         self.action_dim = action_dim
@@ -193,11 +196,7 @@ class OfflineAlgorithm(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         """Check what must hold before the first update."""
-        refuse_several_devices(self.trainer)
-        if self.trainer.max_steps < 1:
-            raise UserError(
-                "trainer.max_steps must say how many gradient steps to train, e.g. --trainer.max_steps 20000"
-            )
+        check_trainer(self.trainer)
         self.main_steps = max(self.trainer.max_steps - self.pretrain_steps, 1)
         if self.targets() and not self.update_hooks:
             raise UserError(
@@ -261,23 +260,23 @@ class OfflineAlgorithm(lightning.LightningModule):
         """Copy from another run's checkpoint every network entry that has the same name and shape here.
 
         Raises:
-            UserError: The file is missing or broken, or has nothing in common with this algorithm.
+            UserError: The file is broken, or has nothing in common with this algorithm.
         """
-        if not Path(path).is_file():
-            raise UserError(f"model.init_args.pretrained: no checkpoint at {path}")
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)["state_dict"]
         except Exception as error:
             raise UserError(f"model.init_args.pretrained: {path} is not a readable checkpoint ({error})") from error
-        own = self.state_dict()
+        own = dict(self.named_parameters())  # the observation statistics are this run's
         common = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
-        if not any(name for name, _ in self.named_parameters() if name in common):
+        if not common:
             raise UserError(f"model.init_args.pretrained: {path} has no network of the same name and shape")
         self.load_state_dict(common, strict=False)
 
 
-def refuse_several_devices(trainer: lightning.Trainer) -> None:
-    """Stop a run on several devices: `minimize` does not reduce gradients over ranks, they would drift apart."""
+def check_trainer(trainer: lightning.Trainer) -> None:
+    """Refuse what would go wrong later: no end, or several devices (whose weights would drift apart)."""
+    if trainer.max_steps < 1:
+        raise UserError("trainer.max_steps must say how many gradient steps to train, e.g. --trainer.max_steps 20000")
     if trainer.world_size > 1:
         raise UserError("training on several devices is not supported yet: use --trainer.devices 1")
 

@@ -25,6 +25,7 @@ from lit_offrl.batch import Batch
 from lit_offrl.diffusion.denoisers import EDMDenoiser
 from lit_offrl.diffusion.samplers import sample_heun
 from lit_offrl.diffusion.schedules import LogLogisticNoise, karras_sigmas
+from lit_offrl.errors import require
 from lit_offrl.networks.critics import EnsembleQ, ValueNetwork
 from lit_offrl.networks.policies import DiffusionMLP, TanhGaussian, TanhGaussianPolicy
 
@@ -78,6 +79,16 @@ class DTQL(OfflineAlgorithm):
         pretrained: str | None = None,
         seed: int = 0,
     ) -> None:
+        require(candidates >= 1, "model.init_args.candidates", "at least 1", candidates)
+        require(
+            behavior_sampling_steps >= 2,
+            "model.init_args.behavior_sampling_steps",
+            "at least 2",
+            behavior_sampling_steps,
+        )
+        require(selection_temperature > 0, "model.init_args.selection_temperature", "positive", selection_temperature)
+        require(0 < expectile < 1, "model.init_args.expectile", "between 0 and 1", expectile)
+        require(0 <= discount <= 1, "model.init_args.discount", "in [0, 1]", discount)
         super().__init__(observation_dim, action_dim, pretrain_steps, pretrained, seed)
         self.save_hyperparameters()
         self.alpha = alpha

@@ -23,8 +23,9 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class RunCheckpoint(Checkpoint):
     """Writes `last.ckpt` after every epoch and when the run ends or is asked to stop; keeps numbered ones.
 
-    Ctrl-C or SIGTERM stops the run at the end of the present block, with a checkpoint; a second one stops at once,
-    with the checkpoint before. Files are replaced in one step: a kill at any moment leaves the last one whole.
+    Ctrl-C or SIGTERM stops the run at the end of the present block, with a checkpoint, and an evaluation between two
+    environment steps; a second one stops at once, with the checkpoint before. Files are replaced in one step: a kill
+    at any moment leaves the last one whole.
 
     Args:
         keep_every_n_epochs: Keep a numbered checkpoint, e.g. `step_0020000.ckpt`, every so many epochs; 0 for none
@@ -45,20 +46,33 @@ class RunCheckpoint(Checkpoint):
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Find the run folder."""
-        self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+        self.folder = Path(trainer.default_root_dir) / "checkpoints"
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Listen to signals; Lightning has installed its own handlers just before."""
-        if threading.current_thread() is threading.main_thread():
-            self._previous_handlers = {number: signal.signal(number, self._request_stop) for number in STOP_SIGNALS}
+        self._listen()
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Listen to signals in `validate` too."""
+        self._listen()
+
+    def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Listen to signals in `test` too."""
+        self._listen()
+
+    def _listen(self) -> None:
+        if self._previous_handlers or self.stop_requested or threading.current_thread() is not threading.main_thread():
+            return
+        self._previous_handlers = {number: signal.signal(number, self._request_stop) for number in STOP_SIGNALS}
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
         self.stop_signal = signal.Signals(number)
-        self._restore_handlers()
+        for each in STOP_SIGNALS:  # the next one is not asked for but obeyed
+            signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
 
     def _restore_handlers(self) -> None:
         for number, handler in self._previous_handlers.items():
-            signal.signal(number, handler if callable(handler) else signal.SIG_DFL)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._previous_handlers = {}
 
     def on_train_batch_end(
@@ -71,8 +85,9 @@ class RunCheckpoint(Checkpoint):
     ) -> None:
         """Stop here if asked to."""
         if self.stop_requested:
-            self._save(trainer, pl_module)
             trainer.should_stop = True
+            if not trainer.is_last_batch:  # else the epoch's end saves, after the evaluation or the note that it is due
+                self._save(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Write `last.ckpt`, and a numbered one where it is due."""
@@ -82,7 +97,7 @@ class RunCheckpoint(Checkpoint):
         if self.stop_requested:
             trainer.should_stop = True
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Keep the final one under its number."""
         if not self.stop_requested:
             self._keep(pl_module)
@@ -116,3 +131,8 @@ class RunCheckpoint(Checkpoint):
             os.link(self.folder / "last.ckpt", numbered)  # one file, two names: last.ckpt is replaced, never rewritten
         except OSError:  # a file system without links
             write_atomically(numbered, lambda path: shutil.copyfile(self.folder / "last.ckpt", path))  # type: ignore[operator]
+
+
+def stop_requested(trainer: lightning.Trainer) -> bool:
+    """Whether the trainer's run has been asked to stop."""
+    return any(isinstance(c, RunCheckpoint) and c.stop_requested for c in trainer.checkpoint_callbacks)

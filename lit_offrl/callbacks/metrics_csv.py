@@ -17,10 +17,11 @@ class MetricsCSV(Logger):
 
     Args:
         folder: The run folder.
-        keep_until: Gradient step of the checkpoint that the run resumes from; None for a new run.
+        keep_until: Gradient step of the checkpoint that training resumes from: later rows go. Infinity keeps all;
+            None is for a new run.
     """
 
-    def __init__(self, folder: str | Path, keep_until: int | None = None) -> None:
+    def __init__(self, folder: str | Path, keep_until: float | None = None) -> None:
         super().__init__()
         self._folder = Path(folder)
         self._keep_until = keep_until

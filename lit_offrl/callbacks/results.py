@@ -12,7 +12,7 @@ import torch
 
 from lit_offrl import __version__
 from lit_offrl.algorithms.base import OfflineAlgorithm
-from lit_offrl.callbacks.checkpoint import RunCheckpoint
+from lit_offrl.callbacks.checkpoint import stop_requested
 from lit_offrl.data.datamodule import D4RLDataModule
 from lit_offrl.run_folder import write_json
 
@@ -22,39 +22,40 @@ PACKAGES = ("torch", "lightning", "gymnasium", "mujoco", "minari", "numpy")
 class ResultsFile(lightning.Callback):
     """Writes results.json, atomically, when fit, validate or test ends, also when it ends badly.
 
-    Callbacks that have a method `results()` add its entries.
-
-    Args:
-        seed: Seed of the run.
+    Callbacks that have a method `results()` add its entries. It must come after them in the list of callbacks.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self) -> None:
+        self._training = False
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """From here on a failure is the run's."""
+        self._training = True
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Write after training."""
-        stopped = any(isinstance(c, RunCheckpoint) and c.stop_requested for c in trainer.checkpoint_callbacks)
-        self._write(trainer, pl_module, "interrupted" if stopped else "finished")
+        self._write(trainer, pl_module, "interrupted" if stop_requested(trainer) else "finished")
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Write after `validate`; while training, note the score so far."""
-        if not trainer.sanity_checking:
-            self._write(trainer, pl_module, "running" if trainer.state.fn == "fit" else "finished")
+        """Write after `validate`, unless it was stopped; while training, note the score so far."""
+        if trainer.state.fn == "fit":
+            self._write(trainer, pl_module, "running")
+        elif not stop_requested(trainer):
+            self._write(trainer, pl_module, "finished")
 
-    def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Write after `test`."""
-        self._write(trainer, pl_module, "finished")
+    on_test_end = on_validation_end
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """Write that the run failed."""
-        interrupted = isinstance(exception, KeyboardInterrupt)
-        self._write(trainer, pl_module, "interrupted" if interrupted else "failed")
+        """Write that the run failed, if it had begun: bad input leaves the results of an earlier run alone."""
+        if self._training:
+            interrupted = isinstance(exception, (KeyboardInterrupt, SystemExit))
+            self._write(trainer, pl_module, "interrupted" if interrupted else "failed")
 
     def _write(self, trainer: lightning.Trainer, module: lightning.LightningModule, status: str) -> None:
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        if not trainer.is_global_zero or trainer.log_dir is None or not isinstance(datamodule, D4RLDataModule):
+        if not trainer.is_global_zero or not isinstance(datamodule, D4RLDataModule):
             return
         assert isinstance(module, OfflineAlgorithm)
         info = datamodule.info
@@ -65,7 +66,7 @@ class ResultsFile(lightning.Callback):
             "dataset_sha256": info.sha256,
             "dataset_return_mean": float(datamodule.transitions.episode_returns().mean()),
             "transitions": len(datamodule.transitions),
-            "seed": self.seed,
+            "seed": module.seed,
             "stage": str(trainer.state.fn.value if trainer.state.fn else None),
             "status": status,
             "gradient_steps": module.gradient_step,
@@ -79,7 +80,7 @@ class ResultsFile(lightning.Callback):
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in PACKAGES},
         }
-        write_json(Path(trainer.log_dir) / "results.json", results)
+        write_json(Path(trainer.default_root_dir) / "results.json", results)
 
 
 def _device_name(device: torch.device) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,13 +17,13 @@ from numpy.typing import NDArray
 from torchmetrics import MeanMetric, MetricCollection
 
 from lit_offrl.algorithms.base import OfflineAlgorithm
-from lit_offrl.callbacks.checkpoint import RunCheckpoint
+from lit_offrl.callbacks.checkpoint import stop_requested
 from lit_offrl.callbacks.throughput import Throughput
 from lit_offrl.data.datamodule import D4RLDataModule
 from lit_offrl.envs.make import environment_for, make_env
 from lit_offrl.envs.rollout import Episode, Rollouts, StoppedEarly
 from lit_offrl.envs.scores import ScoreReference, reference_for
-from lit_offrl.errors import UserError
+from lit_offrl.errors import UserError, require
 from lit_offrl.run_folder import GrowingCSV
 
 
@@ -112,9 +113,8 @@ class RolloutEvaluation(lightning.Callback):
         compare: bool = True,
         enabled: bool = True,
     ) -> None:
-        for name, value in (("episodes", episodes), ("final_episodes", final_episodes), ("num_envs", num_envs)):
-            if value < 1:
-                raise UserError(f"evaluation.{name}: must be at least 1, not {value}")
+        for name, value in {"episodes": episodes, "final_episodes": final_episodes, "num_envs": num_envs}.items():
+            require(value >= 1, f"evaluation.{name}", "at least 1", value)
         self.episodes = episodes
         self.final_episodes = final_episodes
         self.num_envs = num_envs
@@ -124,17 +124,19 @@ class RolloutEvaluation(lightning.Callback):
         self.enabled = enabled
         self.reference: ScoreReference | None = None
         self.scores: dict[str, Scores] = {}
+        self.scored_step: int | None = None
+        self._due = False  # an evaluation was broken off by a request to stop
         self._rollouts: Rollouts | None = None
         self._file: GrowingCSV | None = None
-        self._final_step = -1
 
-    # ---------------------------------------------------------------- Lightning's hooks
+    def prepare(self, datamodule: D4RLDataModule) -> None:
+        """Look up environment and reference, and check that they fit the dataset. The command line calls it first.
 
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Look up environment and reference, before any work starts."""
-        if not self.enabled or stage == "predict":
+        Raises:
+            UserError: The dataset has no environment, or one of other dimensions.
+        """
+        if not self.enabled or self._rollouts is not None:
             return
-        datamodule = _datamodule(trainer)
         environment = environment_for(datamodule.info)
         self.reference = reference_for(datamodule.info)
         keys = datamodule.info.observation_keys
@@ -149,34 +151,48 @@ class RolloutEvaluation(lightning.Callback):
             )
         self._rollouts = Rollouts(partial(make_env, environment, keys), self.num_envs, self.processes)
 
+    # ---------------------------------------------------------------- Lightning's hooks
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Build the environments, unless only predictions are asked for."""
+        if stage != "predict":
+            self.prepare(_datamodule(trainer))
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Drop the rows of eval.csv that came after the checkpoint that the run resumes from."""
+        assert isinstance(pl_module, OfflineAlgorithm)
+        self._open_file(trainer, keep_until=None if trainer.ckpt_path is None else pl_module.gradient_step)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Make up for an evaluation that a request to stop broke off."""
+        assert isinstance(pl_module, OfflineAlgorithm)
+        if self._due and self._evaluate(trainer, pl_module, final=False):
+            self._log_directly(trainer, pl_module)
+
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Evaluate; during training with the smaller number of episodes, unless training ends here."""
-        if not self.enabled or trainer.sanity_checking:
-            return
         assert isinstance(pl_module, OfflineAlgorithm)
         training = trainer.state.fn == "fit"
-        if training and trainer.max_steps == pl_module.gradient_step:
-            return  # on_train_end follows with the final evaluation
-        self._evaluate(trainer, pl_module, final=not training)
-        for name, scores in self.scores.items():
-            pl_module.log_dict(scores.logged("eval" if name == "policy" else f"eval_{name}"))
-        if training:
+        if not self.enabled or trainer.sanity_checking or (training and pl_module.gradient_step >= trainer.max_steps):
+            return  # on_fit_end follows with the final evaluation
+        if training and stop_requested(trainer):
+            # Lightning validates before it stops, wherever in the epoch that is.
+            self._due = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+            return
+        if self._evaluate(trainer, pl_module, final=not training):
+            for name, scores in self.scores.items():
+                pl_module.log_dict(scores.logged(_prefix(name)))
             pl_module.log("step", float(pl_module.gradient_step))
 
     on_test_epoch_end = on_validation_epoch_end
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Evaluate for good, unless the run has been asked to stop."""
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Evaluate for good when all steps are done; also when a run is resumed that was stopped while doing so."""
         assert isinstance(pl_module, OfflineAlgorithm)
-        if not self.enabled or _stop_requested(trainer) or pl_module.gradient_step < trainer.max_steps:
-            return
-        self._evaluate(trainer, pl_module, final=True)
-        for logger in trainer.loggers:
-            for name, scores in self.scores.items():
-                logger.log_metrics(
-                    scores.logged("eval" if name == "policy" else f"eval_{name}"), step=pl_module.gradient_step
-                )
-            logger.save()
+        finished = pl_module.gradient_step >= trainer.max_steps
+        wanted = self.enabled and finished and not stop_requested(trainer)
+        if wanted and self._evaluate(trainer, pl_module, final=True):
+            self._log_directly(trainer, pl_module)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Close the environments."""
@@ -184,30 +200,50 @@ class RolloutEvaluation(lightning.Callback):
             self._rollouts.close()
             self._rollouts = None
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the latest scores, and whether an evaluation is due."""
+        scores = {name: asdict(score) for name, score in self.scores.items()}
+        return {"scores": scores, "scored_step": self.scored_step, "due": self._due}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the state of the checkpoint."""
+        self.scores = {name: Scores(**score) for name, score in state_dict["scores"].items()}
+        self.scored_step, self._due = state_dict["scored_step"], state_dict["due"]
+
     # ---------------------------------------------------------------- the work
 
-    def _evaluate(self, trainer: lightning.Trainer, module: OfflineAlgorithm, *, final: bool) -> None:
+    def _evaluate(self, trainer: lightning.Trainer, module: OfflineAlgorithm, *, final: bool) -> bool:
+        """Play, keep the scores and write the episodes down; False, and nothing is kept, if asked to stop."""
         started = time.perf_counter()
         episodes = self.final_episodes if final else self.episodes
         actors = list(module.actors()) if final and self.compare else list(module.actors())[:1]
         training = module.training
         module.eval()
-        scores: dict[str, Scores] = {}
+        played: dict[str, list[Episode]] = {}
         try:
             for name in actors:
-                played = self.play(module, name, episodes, trainer)
-                scores[name] = Scores.of(played, self.reference)
-                self._write(trainer, module.gradient_step, name, played)
+                played[name] = self.play(module, name, episodes, trainer)
         except StoppedEarly:
-            return  # asked to stop: half an evaluation is none
+            self._due = not final
+            return False
         finally:
             module.train(training)
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, Throughput):
                     callback.add_evaluation(time.perf_counter() - started)
-        self.scores = scores
-        for name, score in scores.items():
-            _say(trainer, f"step {module.gradient_step}: {name}: {score.line()}")
+        self.scores = {name: Scores.of(each, self.reference) for name, each in played.items()}
+        self.scored_step, self._due = module.gradient_step, False
+        for name, each in played.items():
+            self._write(trainer, module.gradient_step, name, each)
+            _say(trainer, f"step {module.gradient_step}: {name}: {self.scores[name].line()}")
+        return True
+
+    def _log_directly(self, trainer: lightning.Trainer, module: OfflineAlgorithm) -> None:
+        """Log outside of the hooks in which a LightningModule may."""
+        for logger in trainer.loggers:
+            for name, scores in self.scores.items():
+                logger.log_metrics(scores.logged(_prefix(name)), step=module.gradient_step)
+            logger.save()
 
     def play(self, module: OfflineAlgorithm, actor: str, episodes: int, trainer: lightning.Trainer) -> list[Episode]:
         """Return `episodes` episodes of one of the algorithm's actors."""
@@ -219,17 +255,18 @@ class RolloutEvaluation(lightning.Callback):
             return np.asarray(actions.float().cpu())
 
         seeds = range(self.seed, self.seed + episodes)
-        return self._rollouts.run(policy, seeds, should_stop=lambda: _stop_requested(trainer))
+        return self._rollouts.run(policy, seeds, should_stop=lambda: stop_requested(trainer))
+
+    def _open_file(self, trainer: lightning.Trainer, keep_until: float | None) -> None:
+        if self.enabled and trainer.is_global_zero:
+            columns = ("step", "stage", "actor", "seed", "return", "length", "success", "normalized_score")
+            self._file = GrowingCSV(Path(trainer.default_root_dir) / "eval.csv", columns, keep_until)
 
     def _write(self, trainer: lightning.Trainer, step: int, actor: str, episodes: Sequence[Episode]) -> None:
-        if not trainer.is_global_zero or trainer.log_dir is None:
-            return
         if self._file is None:
-            # What was played after the checkpoint that the run resumes from is played again; all else is kept.
-            resumed = trainer.state.fn != "fit" or trainer.ckpt_path is not None
-            first = ("step", "stage", "actor", "seed", "return", "length", "success", "normalized_score")
-            keep_until = (step - 1 if trainer.state.fn == "fit" else step) if resumed else None
-            self._file = GrowingCSV(Path(trainer.log_dir) / "eval.csv", first, keep_until)
+            self._open_file(trainer, keep_until=math.inf)  # `validate` and `test` add to what is there
+        if self._file is None:
+            return
         self._file.extend(
             {
                 "step": step,
@@ -245,11 +282,12 @@ class RolloutEvaluation(lightning.Callback):
         )
 
     def results(self) -> dict[str, Any]:
-        """Return the entries `scores`, `score_reference` and `comparison` of results.json."""
+        """Return the entries `scores`, `scored_step`, `score_reference` and `comparison` of results.json."""
         names = list(Scores.__dataclass_fields__)
         policy = self.scores.get("policy")
         return {
             "scores": dict.fromkeys(names) if policy is None else asdict(policy),
+            "scored_step": self.scored_step,
             "score_reference": {
                 "name": None if self.reference is None else self.reference.name,
                 "min": None if self.reference is None else self.reference.minimum,
@@ -266,8 +304,8 @@ def _datamodule(trainer: lightning.Trainer) -> D4RLDataModule:
     return datamodule
 
 
-def _stop_requested(trainer: lightning.Trainer) -> bool:
-    return any(isinstance(c, RunCheckpoint) and c.stop_requested for c in trainer.checkpoint_callbacks)
+def _prefix(actor: str) -> str:
+    return "eval" if actor == "policy" else f"eval_{actor}"
 
 
 def _say(trainer: lightning.Trainer, text: str) -> None:

@@ -13,7 +13,7 @@ from lit_offrl.algorithms.base import OfflineAlgorithm
 class Throughput(lightning.Callback):
     """Measures gradient steps per second and the wall time of training and of evaluation, over all resumptions.
 
-    Logs `time/gradient_steps_per_s` of each block. Other callbacks report evaluation through `evaluating`.
+    Logs `time/gradient_steps_per_s` of each block. `RolloutEvaluation` reports its own time through `add_evaluation`.
     """
 
     def __init__(self) -> None:

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 from lit_offrl.data import sources
 from lit_offrl.data.info import DatasetInfo
 from lit_offrl.data.local import COLLECTED_NAMESPACE, is_present
-from lit_offrl.data.rewards import shaped_rewards
+from lit_offrl.data.rewards import check_rule, shaped_rewards
 from lit_offrl.data.transitions import BlockSampler, Transitions
-from lit_offrl.errors import UserError
+from lit_offrl.errors import require
 
 
 class D4RLDataModule(lightning.LightningDataModule):
@@ -32,8 +32,8 @@ class D4RLDataModule(lightning.LightningDataModule):
         seed: Seed of the minibatches (set from `seed_everything`).
     """
 
-    # Actions on the border of the box have no finite pre-image under tanh.
-    ACTION_BOUND = 1 - 1e-5
+    # States per batch of `predict`: each may have a thousand candidate actions.
+    PREDICTION_BATCH = 64
     # Dimensions that hardly vary (constant ones among them) are not blown up by the normalisation.
     SMALLEST_STD = 1e-3
 
@@ -48,13 +48,10 @@ class D4RLDataModule(lightning.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("batch_size", batch_size),
-            ("block_size", block_size),
-            ("steps_per_epoch", steps_per_epoch),
-        ):
-            if value < 1:
-                raise UserError(f"data.{name}: must be at least 1, not {value}")
+        sizes = {"batch_size": batch_size, "block_size": block_size, "steps_per_epoch": steps_per_epoch}
+        for name, value in sizes.items():
+            require(value >= 1, f"data.{name}", "at least 1", value)
+        check_rule(reward)
         self.dataset = dataset
         self.batch_size = batch_size
         self.block_size = block_size
@@ -124,7 +121,7 @@ class D4RLDataModule(lightning.LightningDataModule):
             observations, next_observations = (observations - mean) / std, (next_observations - mean) / std
         fields = (
             observations,
-            torch.from_numpy(transitions.actions).clamp(-self.ACTION_BOUND, self.ACTION_BOUND),
+            torch.from_numpy(transitions.actions).clamp(-1, 1),
             torch.from_numpy(shaped_rewards(transitions, self.reward))[:, None],
             next_observations,
             torch.from_numpy(transitions.terminals).float()[:, None],
@@ -153,5 +150,5 @@ class D4RLDataModule(lightning.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Tensor]:
         """Return the dataset's raw observations in order, `[batch, observation_dim]` each."""
-        observations = torch.split(torch.from_numpy(self.transitions.observations), self.batch_size)
+        observations = torch.split(torch.from_numpy(self.transitions.observations), self.PREDICTION_BATCH)
         return DataLoader(observations, batch_size=None)  # type: ignore[arg-type]

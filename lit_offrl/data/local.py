@@ -11,6 +11,7 @@ from typing import Any
 from lit_offrl.errors import UserError
 
 COLLECTED_NAMESPACE = "offrl/"
+FILE_SUFFIXES = (".hdf5", ".h5")
 
 
 def minari_root() -> Path:

@@ -25,14 +25,19 @@ REWARD_RULES: dict[str, Callable[[Transitions], NDArray[np.float32]]] = {
 }
 
 
+def check_rule(rule: str) -> None:
+    """Raise `UserError` if there is no reward rule of this name."""
+    if rule not in REWARD_RULES:
+        raise UserError(
+            f"data.reward: no rule '{rule}'{did_you_mean(rule, REWARD_RULES)}; there are {', '.join(REWARD_RULES)}"
+        )
+
+
 def shaped_rewards(transitions: Transitions, rule: str) -> NDArray[np.float32]:
     """Return the rewards `[n]` that the rule of this name makes of the recorded ones.
 
     Raises:
         UserError: There is no such rule.
     """
-    if rule not in REWARD_RULES:
-        raise UserError(
-            f"data.reward: no rule '{rule}'{did_you_mean(rule, REWARD_RULES)}; there are {', '.join(REWARD_RULES)}"
-        )
+    check_rule(rule)
     return REWARD_RULES[rule](transitions)

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import socket
+import threading
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo
-from lit_offrl.data.local import COLLECTED_NAMESPACE, is_present, minari_root, read_metadata
+from lit_offrl.data.local import COLLECTED_NAMESPACE, FILE_SUFFIXES, is_present, minari_root, read_metadata
 from lit_offrl.data.transitions import Transitions
 from lit_offrl.errors import UserError
 
@@ -29,7 +32,7 @@ def load(dataset: str) -> tuple[Transitions, DatasetInfo]:
     Raises:
         UserError: The id is malformed, nothing lies there, or what lies there is broken.
     """
-    if Path(dataset).suffix in (".hdf5", ".h5"):
+    if Path(dataset).suffix in FILE_SUFFIXES:
         return load_minari_file(Path(dataset))
     if not MINARI_ID.match(dataset):
         raise UserError(
@@ -88,6 +91,11 @@ def download_minari(dataset: str) -> None:
     Raises:
         UserError: It does not exist or its host cannot be reached; says so within seconds.
     """
+    if "/" not in dataset:
+        raise UserError(
+            f"data.dataset: '{dataset}' looks like an original D4RL id; those files are not read yet "
+            "(a Minari id has slashes, e.g. D4RL/antmaze/umaze-v1)"
+        )
     remedy = f"copy it to {minari_root() / dataset}, or choose another dataset (`data list`)"
     if dataset.startswith(COLLECTED_NAMESPACE):
         raise UserError(f"data.dataset: '{dataset}' has not been collected: run `data collect {dataset}`")
@@ -103,17 +111,23 @@ def download_minari(dataset: str) -> None:
         raise UserError(f"data.dataset: '{dataset}' could not be downloaded ({_one_line(error)}): {remedy}") from error
 
 
-def _host_answers(host: str, seconds: float = 3.0) -> bool:
-    # Minari's client retries a dead network for half a minute to two minutes; a socket knows at once.
-    import socket
-
+def _host_answers(host: str, seconds: float = 4.0) -> bool:
+    # Minari's client retries a dead network for half a minute to two minutes; a connection attempt knows at once. It
+    # runs beside us, because looking a name up knows no time limit. Behind a proxy only the client can tell.
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         return False
-    try:
-        socket.create_connection((host, 443), timeout=seconds).close()
-    except OSError:
-        return False
-    return True
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    answered = threading.Event()
+
+    def connect() -> None:
+        with contextlib.suppress(OSError), socket.create_connection((host, 443), timeout=seconds):
+            answered.set()
+
+    attempt = threading.Thread(target=connect, daemon=True)
+    attempt.start()
+    attempt.join(seconds)
+    return answered.is_set()
 
 
 def _read_minari_hdf5(path: Path, keys: tuple[str, ...] | None) -> tuple[Transitions, tuple[str, ...] | None]:

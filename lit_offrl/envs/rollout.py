@@ -246,7 +246,7 @@ class _Workers:
         for process in self._processes:
             process.join(timeout=5)
             if process.is_alive():
-                process.terminate()
+                process.kill()
                 process.join()
         self._pipes, self._processes = [], []
 
@@ -270,7 +270,8 @@ class _Workers:
 
 def _work(pipe: Connection, make: Callable[[], gym.Env[Any, Any]], number: int) -> None:
     """Carry out commands until the other end of the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's business
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group, they are the main process's business
+        signal.signal(number, signal.SIG_IGN)
     copies = None
     with contextlib.suppress(EOFError, ConnectionError):
         while True:

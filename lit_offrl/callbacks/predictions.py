@@ -1,0 +1,43 @@
+"""actions.npy: what `predict` returns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_offrl.run_folder import write_atomically
+
+
+class PredictionsFile(lightning.Callback):
+    """Writes the policy's actions at the dataset's observations, float32 `[n, action_dim]`, in the dataset's order."""
+
+    NAME = "actions.npy"
+
+    def __init__(self) -> None:
+        self._actions: list[NDArray[np.float32]] = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep a batch's actions."""
+        self._actions.append(outputs.float().cpu().numpy())
+
+    def on_predict_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Write them all."""
+        actions = np.concatenate(self._actions)
+
+        def write(path: Path) -> None:
+            with path.open("wb") as file:
+                np.save(file, actions, allow_pickle=False)
+
+        write_atomically(Path(trainer.default_root_dir) / self.NAME, write)
