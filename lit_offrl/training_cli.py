@@ -98,6 +98,7 @@ class OfflineCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             parser_kwargs={
+                "prog": "python -m lit_offrl",
                 "parser_mode": "omegaconf",
                 "exit_on_error": False,
                 **{name: {"parser_mode": "omegaconf", "exit_on_error": False} for name in self.subcommands()},

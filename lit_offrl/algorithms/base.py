@@ -274,11 +274,13 @@ class OfflineAlgorithm(lightning.LightningModule):
 
 
 def check_trainer(trainer: lightning.Trainer) -> None:
-    """Refuse what would go wrong later: no end, or several devices (whose weights would drift apart)."""
+    """Refuse what would go wrong later: no end, devices whose weights drift apart, gradients that underflow."""
     if trainer.max_steps < 1:
         raise UserError("trainer.max_steps must say how many gradient steps to train, e.g. --trainer.max_steps 20000")
     if trainer.world_size > 1:
         raise UserError("training on several devices is not supported yet: use --trainer.devices 1")
+    if str(trainer.precision).startswith("16"):
+        raise UserError(f"trainer.precision: {trainer.precision} needs loss scaling; use 32-true or bf16-mixed")
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:

@@ -74,7 +74,7 @@ class ResultsFile(lightning.Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if hasattr(callback, "results"):
                 results |= callback.results()
-        results["device"] = _device_name(module.device)
+        results["device"] = _device_name(trainer.strategy.root_device)  # the module is back on the CPU after fit
         results["versions"] = {
             "lit_offrl": __version__,
             "python": platform.python_version(),

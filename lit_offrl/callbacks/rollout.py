@@ -125,6 +125,7 @@ class RolloutEvaluation(lightning.Callback):
         self.reference: ScoreReference | None = None
         self.scores: dict[str, Scores] = {}
         self.scored_step: int | None = None
+        self._finished = False  # the final evaluation is done
         self._due = False  # an evaluation was broken off by a request to stop
         self._rollouts: Rollouts | None = None
         self._file: GrowingCSV | None = None
@@ -161,7 +162,9 @@ class RolloutEvaluation(lightning.Callback):
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Drop the rows of eval.csv that came after the checkpoint that the run resumes from."""
         assert isinstance(pl_module, OfflineAlgorithm)
-        self._open_file(trainer, keep_until=None if trainer.ckpt_path is None else pl_module.gradient_step)
+        nothing_left = pl_module.gradient_step >= trainer.max_steps  # but the final evaluation, which is played again
+        resumed = trainer.ckpt_path is not None
+        self._open_file(trainer, keep_until=pl_module.gradient_step - nothing_left if resumed else None)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Make up for an evaluation that a request to stop broke off."""
@@ -186,13 +189,22 @@ class RolloutEvaluation(lightning.Callback):
 
     on_test_epoch_end = on_validation_epoch_end
 
-    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Evaluate for good when all steps are done; also when a run is resumed that was stopped while doing so."""
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Evaluate for good when all steps are done."""
         assert isinstance(pl_module, OfflineAlgorithm)
-        finished = pl_module.gradient_step >= trainer.max_steps
-        wanted = self.enabled and finished and not stop_requested(trainer)
-        if wanted and self._evaluate(trainer, pl_module, final=True):
-            self._log_directly(trainer, pl_module)
+        self._finish(trainer, pl_module)
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """The same for a run resumed with nothing left to train, e.g. one that was stopped in its final evaluation."""
+        assert isinstance(pl_module, OfflineAlgorithm)
+        if not self._finished:
+            self._finish(trainer, pl_module)
+
+    def _finish(self, trainer: lightning.Trainer, module: OfflineAlgorithm) -> None:
+        wanted = self.enabled and module.gradient_step >= trainer.max_steps and not stop_requested(trainer)
+        if wanted and self._evaluate(trainer, module, final=True):
+            self._finished = True
+            self._log_directly(trainer, module)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Close the environments."""
