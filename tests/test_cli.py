@@ -200,7 +200,7 @@ def test_pretrained_networks_come_from_another_run(tiny: Words, tmp_path: Path, 
         (["--model.init_args.candidates=0"], ["model.init_args.candidates: must be at least 1"]),
         (["--data.dataset=hopper-medium-v2"], ["original D4RL id"]),
         (["--trainer.precision=16-mixed"], ["trainer.precision"]),
-        (["--trainer.gradient_clip_val=1"], ["gradient clipping"]),
+        (["--trainer.gradient_clip_val=1"], ["gradient_clip_val"]),
         (["--seed_everything=true"], ["seed_everything: give a number"]),
     ],
 )

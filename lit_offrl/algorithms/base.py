@@ -274,13 +274,19 @@ class OfflineAlgorithm(lightning.LightningModule):
 
 
 def check_trainer(trainer: lightning.Trainer) -> None:
-    """Refuse what would go wrong later: no end, devices whose weights drift apart, gradients that underflow."""
+    """Refuse what would go wrong or have no effect.
+
+    A run needs an end; the ranks of several devices would drift apart; float16 gradients would underflow; and Lightning
+    neither clips nor accumulates gradients of optimizers that it does not step.
+    """
     if trainer.max_steps < 1:
         raise UserError("trainer.max_steps must say how many gradient steps to train, e.g. --trainer.max_steps 20000")
     if trainer.world_size > 1:
         raise UserError("training on several devices is not supported yet: use --trainer.devices 1")
     if str(trainer.precision).startswith("16"):
         raise UserError(f"trainer.precision: {trainer.precision} needs loss scaling; use 32-true or bf16-mixed")
+    if trainer.gradient_clip_val or trainer.accumulate_grad_batches != 1:
+        raise UserError("trainer.gradient_clip_val and accumulate_grad_batches have no effect here: leave them out")
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:

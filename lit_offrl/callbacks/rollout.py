@@ -50,20 +50,20 @@ class Scores:
     @classmethod
     def of(cls, episodes: Sequence[Episode], reference: ScoreReference | None) -> Scores:
         """Reduce episodes to scores."""
-        metrics = MetricCollection({name: MeanMetric() for name in ("return", "square", "length")})
-        success = MeanMetric()
+        metrics = MetricCollection({name: MeanMetric() for name in ("return", "square", "length", "success")})
+        metrics.set_dtype(torch.float64)
         for episode in episodes:
             metrics["return"].update(episode.episode_return)
             metrics["square"].update(episode.episode_return**2)
             metrics["length"].update(episode.length)
             if episode.success is not None:
-                success.update(float(episode.success))
+                metrics["success"].update(float(episode.success))
         mean, square, length = (float(metrics[name].compute()) for name in ("return", "square", "length"))
         return cls(
             normalized=None if reference is None else reference.normalize(mean),
             return_mean=mean,
             return_std=max(square - mean**2, 0.0) ** 0.5,
-            success_rate=float(success.compute()) if success.update_called else None,
+            success_rate=float(metrics["success"].compute()) if metrics["success"].update_called else None,
             episodes=len(episodes),
             episode_length_mean=length,
         )
@@ -247,7 +247,8 @@ class RolloutEvaluation(lightning.Callback):
         self.scored_step, self._due = module.gradient_step, False
         for name, each in played.items():
             self._write(trainer, module.gradient_step, name, each)
-            _say(trainer, f"step {module.gradient_step}: {name}: {self.scores[name].line()}")
+            if not final:
+                _say(trainer, f"step {module.gradient_step}: {self.scores[name].line()}")
         return True
 
     def _log_directly(self, trainer: lightning.Trainer, module: OfflineAlgorithm) -> None:
