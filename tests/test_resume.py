@@ -160,6 +160,22 @@ def test_an_evaluation_that_was_broken_off_is_made_up_for(tiny: Words, tmp_path:
         assert scores[0] == scores[1]
 
 
+def test_a_run_that_ended_within_an_epoch_can_go_on(tiny: Words, tmp_path: Path, whole: Path):
+    """Extending a run gives what a longer one would have given.
+
+    Evaluations come at the same steps, too, where the earlier ends are multiples of the block size. Elsewhere
+    Lightning, which counts blocks, ends that one epoch a block early.
+    """
+    folder = run_folder(tmp_path / "extended")
+    for steps in (20, 65, 90):
+        resumed = [] if steps == 20 else [f"--ckpt_path={folder}/checkpoints/last.ckpt"]
+        words = tiny(f"--trainer.max_steps={steps}", "--data.block_size=5", *resumed, root=tmp_path / "extended")
+        assert main(words) == 0
+    assert_same_state(load(whole), load(folder))
+    kept = [row for row in rows(folder / "eval.csv") if row["step"] not in ("20", "65")]
+    assert kept == rows(whole / "eval.csv")
+
+
 def test_one_seed_is_one_run_and_another_seed_is_another(tiny: Words, tmp_path: Path, whole: Path):
     assert main(tiny(root=tmp_path / "again")) == 0
     assert_same_state(load(whole), load(run_folder(tmp_path / "again")))

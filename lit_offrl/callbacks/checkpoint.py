@@ -14,6 +14,7 @@ import lightning
 from lightning.pytorch.callbacks import Checkpoint
 
 from lit_offrl.algorithms.base import OfflineAlgorithm
+from lit_offrl.data.transitions import BlockSampler
 from lit_offrl.errors import RunFailure
 from lit_offrl.run_folder import write_atomically
 
@@ -83,11 +84,13 @@ class RunCheckpoint(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Stop here if asked to."""
+        """Stop here if asked to; save where training stops within an epoch."""
         if self.stop_requested:
             trainer.should_stop = True
-            if not trainer.is_last_batch:  # else the epoch's end saves, after the evaluation or the note that it is due
-                self._save(trainer, pl_module)
+        assert isinstance(pl_module, OfflineAlgorithm)
+        stops = self.stop_requested or pl_module.gradient_step == trainer.max_steps
+        if stops and not _epoch_ends(trainer):  # else the end of the epoch saves, after the evaluation
+            self._save(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Write `last.ckpt`, and a numbered one where it is due."""
@@ -136,3 +139,9 @@ class RunCheckpoint(Checkpoint):
 def stop_requested(trainer: lightning.Trainer) -> bool:
     """Whether the trainer's run has been asked to stop."""
     return any(isinstance(c, RunCheckpoint) and c.stop_requested for c in trainer.checkpoint_callbacks)
+
+
+def _epoch_ends(trainer: lightning.Trainer) -> bool:
+    """Whether the latest block completed an epoch. Lightning also calls the end of training one."""
+    loader = trainer.train_dataloader
+    return not isinstance(loader, BlockSampler) or loader.step % loader.steps_per_epoch == 0

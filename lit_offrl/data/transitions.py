@@ -163,8 +163,9 @@ class BlockSampler:
             steps = min(self.block_size, self._steps_left)
             rows = torch.stack([self._draw_rows() for _ in range(steps)])
             self.step += steps
-            last = self.step % self.steps_per_epoch == 0 or self.step == self.max_steps
-            self.blocks_in_epoch = 0 if last else self.blocks_in_epoch + 1
+            epoch_ends = self.step % self.steps_per_epoch == 0
+            last = epoch_ends or self.step == self.max_steps
+            self.blocks_in_epoch = 0 if epoch_ends else self.blocks_in_epoch + 1
             yield self._block(rows)
 
     def _draw_rows(self) -> Tensor:
