@@ -177,7 +177,7 @@ class RolloutEvaluation(lightning.Callback):
         assert isinstance(pl_module, OfflineAlgorithm)
         training = trainer.state.fn == "fit"
         if not self.enabled or trainer.sanity_checking or (training and pl_module.gradient_step >= trainer.max_steps):
-            return  # on_fit_end follows with the final evaluation
+            return  # on_train_end follows with the final evaluation
         if training and stop_requested(trainer):
             # Lightning validates before it stops, wherever in the epoch that is.
             self._due = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
