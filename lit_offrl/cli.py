@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from lit_offrl import __version__
-from lit_offrl.errors import RunFailure, UserError, did_you_mean
+from lit_offrl.errors import RunFailure, UserError, did_you_mean, one_line
 
 HELP = """\
 usage: python -m lit_offrl <command> [options]
@@ -47,10 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(words[0], words[1:])
     except UserError as error:
-        sys.stderr.write(f"error: {_one_line(error)}\n")
+        sys.stderr.write(f"error: {one_line(error)}\n")
         return 2
     except RunFailure as error:
-        sys.stderr.write(f"error: {_one_line(error)}\n")
+        sys.stderr.write(f"error: {one_line(error)}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
@@ -70,7 +70,3 @@ def _run(command: str, words: list[str]) -> int:
 
         return run_training(command, words)
     raise UserError(f"no command '{command}'{did_you_mean(command, COMMANDS)}; there are {', '.join(COMMANDS)}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -24,3 +24,8 @@ def require(condition: bool, option: str, rule: str, value: object) -> None:
     """Raise `UserError` naming the option, the rule and the value unless the condition holds."""
     if not condition:
         raise UserError(f"{option}: must be {rule}, not {value}")
+
+
+def one_line(error: BaseException) -> str:
+    """Return the error's message without line breaks."""
+    return " ".join(str(error).split())

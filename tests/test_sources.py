@@ -133,7 +133,7 @@ def test_table_normalisation_and_rewards(pendulum: str):
     transitions = module.transitions
     torch.testing.assert_close(observations.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(observations.std(0, correction=0), torch.ones(3), atol=1e-4, rtol=0)
-    mean, std = module.observation_statistics(transitions)
+    mean, std = module.observation_statistics
     torch.testing.assert_close(next_observations * std + mean, torch.from_numpy(transitions.next_observations))
     torch.testing.assert_close(rewards[:, 0], torch.from_numpy(transitions.rewards) - 1)
     assert actions.abs().max() == 1

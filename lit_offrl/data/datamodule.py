@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import lightning
@@ -98,16 +99,17 @@ class D4RLDataModule(lightning.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read the data; when training, tell the algorithm the observation statistics that its networks will see."""
-        transitions = self.transitions
+        self.load()
         if stage == "fit" and self.normalize_observations and self.trainer is not None:
-            mean, std = self.observation_statistics(transitions)
+            mean, std = self.observation_statistics
             module: Any = self.trainer.lightning_module
             module.observation_mean.copy_(mean)
             module.observation_std.copy_(std)
 
-    def observation_statistics(self, transitions: Transitions) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of the observations, each `[observation_dim]`."""
-        observations = transitions.observations.astype(np.float64)
+    @cached_property
+    def observation_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the observations, each `[observation_dim]`."""
+        observations = self.transitions.observations.astype(np.float64)
         std = np.maximum(observations.std(axis=0), self.SMALLEST_STD)
         return torch.as_tensor(observations.mean(axis=0)).float(), torch.as_tensor(std).float()
 
@@ -117,7 +119,7 @@ class D4RLDataModule(lightning.LightningDataModule):
         observations = torch.from_numpy(transitions.observations)
         next_observations = torch.from_numpy(transitions.next_observations)
         if self.normalize_observations:
-            mean, std = self.observation_statistics(transitions)
+            mean, std = self.observation_statistics
             observations, next_observations = (observations - mean) / std, (next_observations - mean) / std
         fields = (
             observations,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo
 from lit_offrl.data.local import COLLECTED_NAMESPACE, FILE_SUFFIXES, is_present, minari_root, read_metadata
 from lit_offrl.data.transitions import Transitions
-from lit_offrl.errors import UserError
+from lit_offrl.errors import UserError, one_line
 
 MINARI_ID = re.compile(r"^(?:[\w-]+/)*[\w-]+-v\d+$")
 
@@ -108,7 +108,9 @@ def download_minari(dataset: str) -> None:
     try:
         minari.download_dataset(dataset)
     except Exception as error:  # the client's exceptions share no base class
-        raise UserError(f"data.dataset: '{dataset}' could not be downloaded ({_one_line(error)}): {remedy}") from error
+        raise UserError(
+            f"data.dataset: '{dataset}' could not be downloaded ({one_line(error)[:200]}): {remedy}"
+        ) from error
 
 
 def _host_answers(host: str, seconds: float = 4.0) -> bool:
@@ -164,17 +166,17 @@ def _read_minari_hdf5(path: Path, keys: tuple[str, ...] | None) -> tuple[Transit
                 fields["terminals"].append(terminations)
                 fields["timeouts"].append(timeouts)
     except KeyError as error:
-        raise UserError(f"{path}: {episode} lacks a key ({_one_line(error)})") from error
+        raise UserError(f"{path}: {episode} lacks a key ({one_line(error)[:200]})") from error
     except TypeError as error:
         raise UserError(f"{path}: {episode} holds nested observations, which are not read yet") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is truncated or not HDF5, at {episode} ({_one_line(error)})") from error
+        raise UserError(f"{path} is truncated or not HDF5, at {episode} ({one_line(error)[:200]})") from error
     try:
         return Transitions(**{name: np.concatenate(parts) for name, parts in fields.items()}), keys
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except ValueError as error:
-        raise UserError(f"{path}: episodes disagree in shape ({_one_line(error)})") from error
+        raise UserError(f"{path}: episodes disagree in shape ({one_line(error)[:200]})") from error
 
 
 def _goal_observation_keys(file: Any, episodes: list[str]) -> tuple[str, ...]:
@@ -213,7 +215,3 @@ def file_sha256(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

@@ -95,16 +95,13 @@ class Transitions:
 
         Where an episode was cut (`timeouts`) the sum lacks what would have followed.
         """
+        ends = self.episode_ends
         returns = np.empty(len(self), np.float64)
         following = 0.0
         for i in range(len(self) - 1, -1, -1):
-            following = float(self.rewards[i]) + discount * (0.0 if self.episode_ends_at(i) else following)
+            following = float(self.rewards[i]) + discount * (0.0 if ends[i] else following)
             returns[i] = following
         return returns.astype(np.float32)
-
-    def episode_ends_at(self, index: int) -> bool:
-        """Whether transition `index` is the last of its episode."""
-        return bool(self.terminals[index] or self.timeouts[index] or index == len(self) - 1)
 
 
 class BlockSampler:
