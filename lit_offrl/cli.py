@@ -19,7 +19,7 @@ commands:
   validate   score a checkpoint:  validate --ckpt_path runs/.../checkpoints/last.ckpt
   test       the same, under the name of a final test
   predict    actions for the dataset's observations
-  data       list, info ID, collect ID, check PATH
+  data       list, info ID, check PATH, convert SRC DST, collect ID
   <command> --help shows a command's options
 
 flags people type most:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from lit_offrl.data import local
 from lit_offrl.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from lit_offrl.data.info import DatasetInfo
+    from lit_offrl.data.transitions import Transitions
 
 
 class _Parser(argparse.ArgumentParser):
@@ -16,12 +20,21 @@ class _Parser(argparse.ArgumentParser):
 
 
 def run_data(words: list[str]) -> int:
-    """Run `data list | info ID | collect ID | check ID-or-PATH`; return the exit code."""
-    parser = _Parser(prog="python -m lit_offrl data", description="Offline datasets: list, describe, collect, check.")
+    """Run `data list | info | check | convert | collect`; return the exit code."""
+    parser = _Parser(
+        prog="python -m lit_offrl data", description="Offline datasets: list, describe, check, convert, collect."
+    )
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
-    commands.add_parser("list", help="what can be collected and what lies here")
-    for name, text in (("info", "what a dataset holds"), ("check", "what looks wrong with a dataset or file")):
-        commands.add_parser(name, help=text).add_argument("dataset", help="dataset id or path of an HDF5 file")
+    commands.add_parser("list", help="what can be collected or downloaded, and what lies here")
+    for name, text in (
+        ("info", "what a dataset holds"),
+        ("check", "what looks wrong with a dataset, and what training does about it"),
+        ("convert", "write a dataset's transitions into a file of flat arrays"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("dataset", help="dataset id, or path of a file or folder of your own")
+        if name == "convert":
+            command.add_argument("destination", type=Path, help="file to write: .npz or .hdf5")
     collect = commands.add_parser("collect", help="make a dataset in the real environment")
     collect.add_argument("dataset", help="id, e.g. offrl/antmaze/umaze-v0")
     collect.add_argument("--steps", type=int, help="number of transitions")
@@ -29,7 +42,8 @@ def run_data(words: list[str]) -> int:
     collect.add_argument("--processes", type=int, help="worker processes (the result does not depend on it)")
     collect.add_argument("--overwrite", action="store_true", help="replace a dataset of this id")
     options = parser.parse_args(words)
-    return {"list": _list, "info": _info, "check": _check, "collect": _collect}[options.command](options)
+    run = {"list": _list, "info": _info, "check": _check, "convert": _convert, "collect": _collect}
+    return run[options.command](options)
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -46,13 +60,12 @@ def _list(options: argparse.Namespace) -> int:
     return 0
 
 
-def _load(dataset: str) -> Any:
+def _load(dataset: str) -> tuple[Transitions, DatasetInfo]:
     from lit_offrl.collect.catalog import CATALOG
     from lit_offrl.data import sources
 
-    known = [*CATALOG, *local.local_datasets()]
-    if not Path(dataset).exists() and not local.is_present(dataset):
-        hint = f": run `data collect {dataset}`" if dataset in CATALOG else did_you_mean(dataset, known)
+    if dataset.startswith(local.COLLECTED_NAMESPACE) and not local.is_present(dataset):
+        hint = f": run `data collect {dataset}`" if dataset in CATALOG else did_you_mean(dataset, CATALOG)
         raise UserError(f"no dataset '{dataset}' here{hint}; `data list` shows what there is")
     return sources.load(dataset)
 
@@ -60,28 +73,27 @@ def _load(dataset: str) -> Any:
 def _info(options: argparse.Namespace) -> int:
     import numpy as np
 
-    from lit_offrl.data.inspection import histogram
+    from lit_offrl.data.inspection import histogram, usual_reward_rule
 
     transitions, info = _load(options.dataset)
     starts = transitions.episode_starts
     returns = transitions.episode_returns()
     lengths = np.diff([*starts, len(transitions)])
     keys = f" = {' + '.join(info.observation_keys)}" if info.observation_keys else ""
+    rewards, actions = transitions.rewards, transitions.actions
     facts = {
         "dataset": f"{info.id} ({info.source})",
         "file": info.path,
         "sha256": info.sha256,
         "transitions": f"{len(transitions):,} in {len(starts):,} episodes of {lengths.min()} to {lengths.max()} steps",
         "observations": f"{transitions.observation_dim} dimensions{keys}",
-        "actions": f"{transitions.action_dim} dimensions",
+        "actions": f"{transitions.action_dim} dimensions from {actions.min():.3g} to {actions.max():.3g}",
         "episode ends": f"{int(transitions.terminals.sum())} terminal, {int(transitions.timeouts.sum())} timeouts",
+        "rewards": f"{rewards.min():.3g} to {rewards.max():.3g}, raw unless --data.reward says otherwise; "
+        f"usual here: {usual_reward_rule(info.id)}",
         "return": f"{returns.mean():.3g} +- {returns.std():.3g} per episode",
-        "evaluation": "unknown"
-        if info.environment is None
-        else f"{info.environment.env_id}, {info.environment.max_episode_steps} steps",
-        "reference": "none"
-        if info.reference is None
-        else f"return {info.reference[0]:g} scores 0, {info.reference[1]:g} scores 100",
+        "evaluation": _evaluation(info),
+        "reference": _reference(info, float(returns.mean())),
     }
     for name, value in facts.items():
         print(f"{name:13} {value}")
@@ -91,14 +103,49 @@ def _info(options: argparse.Namespace) -> int:
     return 0
 
 
+def _evaluation(info: DatasetInfo) -> str:
+    from lit_offrl.envs.make import environment_for
+
+    if info.environment is None:
+        return info.environment_note or "unknown: name an environment with --data.environment"
+    environment = environment_for(info)
+    limit = f", at most {environment.max_episode_steps} steps" if environment.max_episode_steps else ""
+    note = f" ({info.environment_note})" if info.environment_note else ""
+    return f"{environment.env_id}{limit}{note}"
+
+
+def _reference(info: DatasetInfo, mean_return: float) -> str:
+    from lit_offrl.envs.scores import reference_for
+
+    reference = reference_for(info)
+    if reference is None:
+        return "none: returns are reported, no scores"
+    return (
+        f"{reference.name}: return {reference.minimum:g} scores 0, {reference.maximum:g} scores 100; "
+        f"the data's mean {reference.normalize(mean_return):.1f}"
+    )
+
+
 def _check(options: argparse.Namespace) -> int:
     from lit_offrl.data.inspection import findings
 
     transitions, info = _load(options.dataset)
-    lines = list(findings(transitions))
+    lines = list(findings(transitions, info.action_bounds))
     for line in lines:
         print(f"- {line}")
     print(f"{info.id}: {len(transitions):,} transitions, {len(lines) or 'no'} finding{'' if len(lines) == 1 else 's'}")
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from lit_offrl.data.export import write_transitions
+
+    transitions, info = _load(options.dataset)
+    write_transitions(transitions, options.destination)
+    print(
+        f"wrote {len(transitions):,} transitions of {info.id} to {options.destination} "
+        f"({options.destination.stat().st_size / 1e6:.1f} MB); train on it with --data.dataset {options.destination}"
+    )
     return 0
 
 

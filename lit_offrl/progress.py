@@ -23,8 +23,18 @@ class _Lines:
         sys.stderr.flush()
 
 
-def progress_bar(description: str, total: int, *, initial: int = 0, disable: bool = False) -> tqdm[Any]:
-    """Return a bar in steps, on stderr: redrawn in place on a terminal, a line every 15 seconds elsewhere."""
+def progress_bar(
+    description: str, total: int | None, *, initial: int = 0, disable: bool = False, unit: str = "step"
+) -> tqdm[Any]:
+    """Return a bar on stderr: redrawn in place on a terminal, a line every 15 seconds elsewhere.
+
+    Args:
+        description: What is going on.
+        total: Number of units in all, where it is known.
+        initial: Units that were done before.
+        disable: Show nothing.
+        unit: What is counted; `B` for bytes, which are shown in multiples of 1024.
+    """
     from tqdm import tqdm
 
     terminal = sys.stderr.isatty()
@@ -32,7 +42,9 @@ def progress_bar(description: str, total: int, *, initial: int = 0, disable: boo
         desc=description,
         total=total,
         initial=initial,
-        unit="step",
+        unit=unit,
+        unit_scale=unit == "B",
+        unit_divisor=1024,
         disable=disable,
         mininterval=0.5 if terminal else SECONDS_BETWEEN_LINES,
         miniters=1,

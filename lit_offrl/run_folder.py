@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_offrl.data.local import FILE_SUFFIXES
+from lit_offrl.data.local import is_own_path
 from lit_offrl.errors import UserError
 
 RUN_FILES = ("config.yaml", "metrics.csv", "eval.csv", "results.json", "actions.npy")
@@ -28,8 +28,8 @@ class RunFolder:
 
     @classmethod
     def of(cls, root: str | Path, algorithm: str, dataset: str, seed: int) -> RunFolder:
-        """Return the folder of a run; a dataset given as a file goes by its stem."""
-        name = Path(dataset).stem if Path(dataset).suffix in FILE_SUFFIXES else dataset
+        """Return the folder of a run; a dataset given as a file or folder goes by its stem."""
+        name = Path(dataset).stem if is_own_path(dataset) else dataset
         return cls(Path(root) / algorithm / name / f"seed_{seed}")
 
     @classmethod

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import h5py
@@ -22,6 +23,7 @@ import yaml
 from conftest import DATASET, REPOSITORY, run_folder
 
 from lit_offrl.cli import main
+from lit_offrl.data import sources
 
 Words = Callable[..., list[str]]
 
@@ -363,8 +365,30 @@ def test_check_finds_what_is_wrong(minari_root: Path, capsys: pytest.CaptureFixt
             file[episode]["observations/observation"][:, 1] = 0.5
     assert main(["data", "check", "broken/suspicious-v0"]) == 0
     out = capsys.readouterr().out
-    for words in ("1 transitions have actions outside", "dimensions [1] are constant", "no transition is terminal"):
+    for words in (
+        "actions outside [-1, 1] in 1 of 1,500 transitions (first: 0), from -1 to 3",
+        "observation dimensions [1] are constant",
+        "no transition is terminal",
+    ):
         assert words in out
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".hdf5"])
+def test_convert_and_back(minari_root: Path, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / f"flat{suffix}"
+    assert main(["data", "convert", DATASET, str(path)]) == 0
+    assert "wrote 1,500 transitions" in capsys.readouterr().out
+    original, converted = (sources.load(source)[0] for source in (DATASET, str(path)))
+    for field in fields(original):
+        np.testing.assert_array_equal(getattr(converted, field.name), getattr(original, field.name))
+    assert "exists" in failure(capsys, ["data", "convert", DATASET, str(path)])
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+
+
+def test_convert_knows_two_formats(minari_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert ".npz or .hdf5" in failure(capsys, ["data", "convert", DATASET, str(tmp_path / "x.csv")])
+    missing = tmp_path / "missing" / "x.npz"
+    assert "cannot be written" in failure(capsys, ["data", "convert", DATASET, str(missing)])
 
 
 def test_ctrl_c_while_collecting_leaves_nothing(tmp_path: Path):

@@ -1,30 +1,24 @@
+"""Mazes: routes, behaviors and episodes; and that the catalog's rows hold together."""
+
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-import os
 import subprocess
 import sys
-import time
-from contextlib import closing
-from hashlib import sha256
-from threading import Thread
+from collections import Counter
 
 import gymnasium
-import h5py
 import numpy as np
 import pytest
 
-from lit_offrl.collect import recorder
 from lit_offrl.collect.behaviors import ANT_ARTIFACT, AntWalker, ant_features, ant_heading
-from lit_offrl.collect.catalog import CATALOG, BehaviorMix
-from lit_offrl.collect.episodes import EpisodeRecorder, make_environment
+from lit_offrl.collect.catalog import CATALOG, BehaviorMix, MazeDataset
+from lit_offrl.collect.episodes import make_environment
+from lit_offrl.collect.maze_episodes import MazeRecorder
 from lit_offrl.collect.mazes import MazeRoutes, Route
-from lit_offrl.collect.recorder import collect_dataset
-from lit_offrl.collect.workers import ordered_episodes
-from lit_offrl.errors import UserError
 
+MAZES = [dataset.id for dataset in CATALOG.values() if isinstance(dataset, MazeDataset)]
 POINT, ANT = "offrl/pointmaze/umaze-v0", "offrl/antmaze/umaze-v0"
 
 # A U around a wall, and a chamber that nothing leads to.
@@ -174,144 +168,98 @@ def test_artifact_is_small_and_holds_plain_arrays():
         assert {arrays[name].dtype for name in arrays.files} == {np.dtype(np.float16)}
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.1])
-def test_the_ant_reaches_the_goal(noise):
-    recorder = EpisodeRecorder(CATALOG[ANT], 0)
+# -------------------------------------------------------------------------------------------------------- episodes
+
+
+@pytest.mark.parametrize(
+    ("dataset", "noise"),
+    [(ANT, 0.0), (ANT, 0.1), ("offrl/antmaze/medium-play-v0", 0.06), ("offrl/antmaze/large-diverse-v0", 0.06)],
+)
+def test_the_ant_reaches_the_goal_well_within_the_limit(dataset, noise):
+    recorder = MazeRecorder(CATALOG[dataset], 0)
     for seed in (500, 501):
         episode = recorder.attempt(seed, noise)
         assert episode.success
-        assert len(episode) < 400
+        assert len(episode) < 0.75 * CATALOG[dataset].max_episode_steps
     recorder.close()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("dataset", "noise"), [(ANT, 0.0), (ANT, 0.1), (POINT, 0.5), ("offrl/pointmaze/medium-v0", 0.5)]
-)
-def test_behaviors_reach_the_goal_on_unseen_seeds(dataset, noise):
-    recorder = EpisodeRecorder(CATALOG[dataset], 0)
-    episodes = [recorder.attempt(seed, noise) for seed in range(7000, 7030)]
+@pytest.mark.parametrize("dataset", MAZES)
+def test_behaviors_reach_the_goal_on_unseen_seeds(dataset):
+    recorder = MazeRecorder(CATALOG[dataset], 0)
+    episodes = [recorder.attempt(seed, CATALOG[dataset].mix.noise[1]) for seed in range(7000, 7030)]
     recorder.close()
     assert np.mean([episode.success for episode in episodes]) >= 0.95
     assert not any(episode.fell for episode in episodes)
 
 
-# -------------------------------------------------------------------------------------------------------- recorder
-
-
-@pytest.fixture(scope="module")
-def collected(tmp_path_factory):
-    root = tmp_path_factory.mktemp("minari")
-    return root, collect_dataset(POINT, steps=3000, seed=3, root=root, processes=2, progress=False)
-
-
-def test_minari_round_trip(collected, monkeypatch):
-    import minari
-
-    root, path = collected
-    assert path == root / POINT
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(root))
-    assert list(minari.list_local_datasets()) == [POINT]
-    dataset = minari.load_dataset(POINT)
-    episodes = list(dataset.iterate_episodes())
-    assert dataset.total_steps == sum(len(episode.rewards) for episode in episodes) == 3000
-    recorder = EpisodeRecorder(CATALOG[POINT], 3)
-    for number, episode in enumerate(episodes):
-        played = recorder.record(number).cut(len(episode.rewards))
-        for key in ("observation", "achieved_goal", "desired_goal"):
-            assert episode.observations[key].shape[0] == len(episode.rewards) + 1
-            np.testing.assert_array_equal(episode.observations[key], played.observations[key])
-        np.testing.assert_array_equal(episode.actions, played.actions)
-        np.testing.assert_array_equal(episode.rewards, played.rewards)
-        # Exactly one of the two marks the end, and only the end; reward and termination come together.
-        ends = episode.terminations | episode.truncations
-        assert not ends[:-1].any()
-        assert episode.terminations[-1] != episode.truncations[-1]
-        assert episode.rewards.sum() == float(episode.terminations[-1])
-    recorder.close()
-
-    metadata = dataset.storage.metadata
-    successes = [bool(episode.terminations[-1]) for episode in episodes]
-    assert metadata["observation_keys"] == ["observation"]
-    assert "100 episodes" in metadata["reference_note"]
-    facts = metadata["collection"]
-    assert facts["success_fraction"] == pytest.approx(np.mean(successes))
-    assert sum(facts["episodes"].values()) == len(episodes)
-    assert sum(facts["successes"].values()) == sum(successes)
-    assert (facts["seed"], facts["steps"]) == (3, 3000)
-    assert facts["behavior_mix"]["wander"] == 0.5
-    assert facts["action_noise"] == [0.5, 0.5]
-    assert facts["versions"]["lit_offrl"]
-    assert minari.get_normalized_score(dataset, np.array([metadata["ref_min_score"], 1.0])).tolist() == [0.0, 1.0]
-
-
-def test_the_stored_specification_rebuilds_the_evaluation(collected, monkeypatch):
-    import minari
-
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(collected[0]))
-    env = minari.load_dataset(POINT).recover_environment(eval_env=True)
-    ours = make_environment(CATALOG[POINT])
-    theirs, expected = env.reset(seed=4)[0], ours.reset(seed=4)[0]
-    for key in expected:
-        np.testing.assert_array_equal(theirs[key], expected[key])
-    assert env.spec.max_episode_steps == 300
-    assert env.unwrapped.continuing_task is False
-
-
-def test_the_package_reads_what_it_collects(collected, monkeypatch):
-    from lit_offrl.data.sources import load
-
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(collected[0]))
-    transitions, info = load(POINT)
-    assert transitions.observations.shape == (3000, 4)
-    environment = info.environment
-    assert (environment.env_id, environment.max_episode_steps) == ("PointMaze_UMaze-v3", 300)
-    assert environment.kwargs.items() >= CATALOG[POINT].env_kwargs.items()
-    assert tuple(info.observation_keys) == ("observation",)
-    assert info.reference == CATALOG[POINT].reference
-    with h5py.File(collected[1] / "data" / "main_data.hdf5") as file:
-        first = file["episode_0"]["observations"]["observation"][()].astype(np.float32)
-        last = file[f"episode_{len(file) - 1}"]["observations"]["observation"][-1].astype(np.float32)
-    np.testing.assert_array_equal(transitions.next_observations[: len(first) - 1], first[1:])
-    np.testing.assert_array_equal(transitions.next_observations[-1], last)
-
-
-def test_the_result_does_not_depend_on_processes(collected, tmp_path):
-    _, path = collected
-    alone = collect_dataset(POINT, steps=3000, seed=3, root=tmp_path, processes=1, progress=False)
-    assert digest(alone) == digest(path)
-    other = collect_dataset(POINT, steps=3000, seed=4, root=tmp_path / "other", processes=1, progress=False)
-    assert digest(other) != digest(path)
-
-
 @pytest.mark.slow
-def test_ant_data_do_not_depend_on_processes(tmp_path):
-    paths = [
-        collect_dataset(ANT, steps=6000, root=tmp_path / str(processes), processes=processes, progress=False)
-        for processes in (1, 3)
-    ]
-    assert digest(paths[0]) == digest(paths[1])
+@pytest.mark.parametrize("dataset", MAZES)
+def test_about_half_of_the_episodes_fail(dataset):
+    recorder = MazeRecorder(CATALOG[dataset], 0)
+    episodes = [recorder.record(index) for index in range(60)]
+    recorder.close()
+    # 0.5 of the episodes mean to fail, and some detours run out of time: 60 of them lie within 0.2 of 0.45 at 3 sigma.
+    assert 0.25 < np.mean([episode.success for episode in episodes]) < 0.65
+    assert not any(episode.fell for episode in episodes)
 
 
-def digest(path):
-    """Of the file's bytes: nothing in it depends on when and where it was made."""
-    return sha256((path / "data" / "main_data.hdf5").read_bytes()).hexdigest()
+def plans(dataset, count):
+    """Return where the first episodes start, which cells they are led through and their kinds, without playing them."""
+    recorder = MazeRecorder(CATALOG[dataset], 0)
+    routes = recorder._routes
+    recorder._play = lambda rng, observation, points, kind, noise: (
+        routes.cell(*observation["achieved_goal"]),
+        [routes.cell(*point) for point in points],
+        kind,
+    )
+    drawn = [recorder.record(index) for index in range(count)]
+    recorder.close()
+    return drawn
+
+
+def test_kinds_come_in_the_shares_of_the_mix():
+    mix, drawn = CATALOG[ANT].mix, plans(ANT, 400)
+    kinds = Counter(kind for _, _, kind in drawn)
+    for kind, share in (("direct", mix.direct), ("detour", mix.detour), ("wander", mix.wander)):
+        assert kinds[kind] / 400 == pytest.approx(share, abs=0.075)  # 3 standard deviations of a share of 0.5
+    at_start = sum(start == (1, 1) for start, _, _ in drawn) / 400
+    assert at_start == pytest.approx(0.75 + 0.25 / 6, abs=0.075)
+
+
+@pytest.mark.parametrize("maze", ["medium", "large"])
+def test_play_keeps_to_picked_places_and_diverse_goes_anywhere(maze):
+    play, diverse = f"offrl/antmaze/{maze}-play-v0", f"offrl/antmaze/{maze}-diverse-v0"
+    cells = {(i, j): mark for i, row in enumerate(CATALOG[play].maze) for j, mark in enumerate(row)}
+    goal = next(cell for cell, mark in cells.items() if mark == "g")
+    picked = {cell for cell, mark in cells.items() if mark == "p"}
+    starts, ways = set(), set()
+    for start, way, kind in plans(play, 100):
+        starts.add(start)
+        ways |= set(way)
+        assert (way[-1] == goal) == (kind != "wander")
+    assert starts == picked | {(1, 1)}
+    assert ways == picked | {goal}
+    free = {cell for cell, mark in cells.items() if mark != "1"}
+    drawn = plans(diverse, 400)
+    assert {start for start, _, _ in drawn} == free - {goal}
+    assert set().union(*(way for _, way, _ in drawn)) == free
 
 
 def test_ant_episodes_do_not_depend_on_those_before():
-    recorder = EpisodeRecorder(CATALOG[ANT], 5)
+    recorder = MazeRecorder(CATALOG[ANT], 5)
     alone = recorder.record(1)
+    recorder.record(0)
+    again = recorder.record(1)
     recorder.close()
-    with closing(ordered_episodes(ANT, 5, 1)) as episodes:
-        next(episodes)
-        second = next(episodes)
-    np.testing.assert_array_equal(alone.actions, second.actions)
+    np.testing.assert_array_equal(alone.actions, again.actions)
     for key, part in alone.observations.items():
-        np.testing.assert_array_equal(part, second.observations[key])
+        np.testing.assert_array_equal(part, again.observations[key])
 
 
 def test_episodes_cut_short_end_in_a_truncation():
-    recorder = EpisodeRecorder(CATALOG[POINT], 0)
+    recorder = MazeRecorder(CATALOG[POINT], 0)
     episode = recorder.attempt(3, 0.0)
     recorder.close()
     assert episode.success
@@ -322,104 +270,7 @@ def test_episodes_cut_short_end_in_a_truncation():
     assert not episode.truncations.any()
 
 
-def test_a_worker_that_dies_is_reported():
-    with closing(ordered_episodes("no such dataset", 0, 1)) as episodes, pytest.raises(RuntimeError, match="KeyError"):
-        next(episodes)
-
-
-def test_an_existing_dataset_is_kept_unless_told_otherwise(collected):
-    root, path = collected
-    before = digest(path)
-    with pytest.raises(UserError, match="already lies in"):
-        collect_dataset(POINT, steps=10, root=root, progress=False)
-    assert digest(path) == before
-
-
-def test_overwriting_replaces_all(tmp_path):
-    for steps in (60, 40):
-        path = collect_dataset(POINT, steps=steps, root=tmp_path, processes=1, overwrite=True, progress=False)
-        assert json.loads((path / "data" / "metadata.json").read_text())["total_steps"] == steps
-    assert everything_below(tmp_path) == {"data", "main_data.hdf5", "metadata.json"}
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_failure_while_writing_leaves_no_trace(tmp_path, monkeypatch, overwrite):
-    if overwrite:
-        collect_dataset(POINT, steps=30, root=tmp_path, processes=1, progress=False)
-    before = everything_below(tmp_path)
-
-    def fail(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(recorder, "_metadata", fail)  # called when the episodes are in the file already
-    with pytest.raises(OSError, match="disk full"):
-        collect_dataset(POINT, steps=50, root=tmp_path, processes=1, overwrite=overwrite, progress=False)
-    assert everything_below(tmp_path) == before
-    if overwrite:
-        metadata = json.loads((tmp_path / POINT / "data" / "metadata.json").read_text())
-        assert metadata["total_steps"] == 30
-
-
-def everything_below(root):
-    """Names of what lies in the dataset's folder; nothing but the lock may lie elsewhere."""
-    assert {path.name for path in (root / ".lit_offrl").glob("*/*")} <= {"lock"}
-    return {path.name for path in (root / POINT).rglob("*")}
-
-
-def test_a_second_collector_waits_and_takes_the_first_ones_result(tmp_path, capsys):
-    path = collect_dataset(POINT, steps=30, root=tmp_path, processes=1, progress=False)
-    aside = tmp_path / "aside"
-    path.rename(aside)  # as if the first were not done yet
-    with (tmp_path / ".lit_offrl" / "offrl-pointmaze-umaze-v0" / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        results = []
-        second = Thread(target=lambda: results.append(collect_dataset(POINT, steps=30, root=tmp_path)))
-        second.start()
-        for _ in range(200):
-            if "waiting" in capsys.readouterr().err:
-                break
-            time.sleep(0.05)
-        else:
-            pytest.fail("it did not wait")
-        aside.rename(path)
-        written = (path / "data" / "main_data.hdf5").stat().st_mtime_ns
-    second.join(timeout=30)
-    assert results == [path]
-    assert (path / "data" / "main_data.hdf5").stat().st_mtime_ns == written
-
-
-def test_an_interrupted_replacement_is_undone(tmp_path):
-    path = collect_dataset(POINT, steps=30, root=tmp_path, processes=1, progress=False)
-    path.rename(tmp_path / ".lit_offrl" / "offrl-pointmaze-umaze-v0" / "replaced")
-    with pytest.raises(UserError, match="already lies in"):
-        collect_dataset(POINT, steps=30, root=tmp_path, processes=1, progress=False)
-    assert everything_below(tmp_path) == {"data", "main_data.hdf5", "metadata.json"}
-
-
-def test_a_script_without_a_main_guard_can_collect(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(
-        "from pathlib import Path; from lit_offrl.collect.recorder import collect_dataset\n"
-        f"print(collect_dataset({POINT!r}, steps=60, processes=2, root=Path({str(tmp_path)!r}), progress=False))"
-    )
-    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, env=paths, cwd=tmp_path)
-    assert done.stdout.strip() == str(tmp_path / POINT), done.stderr
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"dataset_id": "offrl/antmaze/umase-v0"}, "did you mean 'offrl/antmaze/umaze-v0'"),
-        ({"dataset_id": POINT, "steps": 0}, "steps: 0 transitions"),
-        ({"dataset_id": POINT, "processes": 0}, "processes: 0 cannot"),
-        ({"dataset_id": POINT, "seed": -1}, "seed: -1 is negative"),
-    ],
-)
-def test_bad_arguments_are_user_errors(arguments, message, tmp_path):
-    with pytest.raises(UserError, match=message):
-        collect_dataset(**arguments, root=tmp_path, progress=False)
-    assert list(tmp_path.iterdir()) == []
+# --------------------------------------------------------------------------------------------------------- catalog
 
 
 def test_probabilities_must_sum_to_one():
@@ -431,20 +282,30 @@ def test_probabilities_must_sum_to_one():
 def test_catalog_rows_hold_together(dataset):
     row = CATALOG[dataset]
     assert row.id == dataset
+    assert row.reference[0] < row.reference[1]
+    assert row.license.startswith("MIT")
+    env = make_environment(row)
+    assert gymnasium.spec(row.env_id).max_episode_steps == row.max_episode_steps == env.spec.max_episode_steps
+    assert json.loads(env.spec.to_json())["kwargs"].items() >= row.env_kwargs.items()
+    assert (env.action_space.low == -1).all()
+    assert (env.action_space.high == 1).all()
+    assert isinstance(env.observation_space, gymnasium.spaces.Dict) == (row.observation_keys is not None)
+    env.close()
+
+
+@pytest.mark.parametrize("dataset", MAZES)
+def test_mazes_have_one_goal_that_can_be_reached_and_the_walls_of_their_environment(dataset):
+    row = CATALOG[dataset]
     assert len({len(cells) for cells in row.maze}) == 1
     goals = [(i, j) for i, cells in enumerate(row.maze) for j, cell in enumerate(cells) if cell == "g"]
     assert len(goals) == 1
     routes = MazeRoutes(row.maze_map, row.cell_size)
     assert set(routes.distances(goals[0])) == set(routes.free)
-    assert row.reference[0] < row.reference[1]
     env = make_environment(row)
     assert env.unwrapped.maze.maze_size_scaling == row.cell_size
-    walls = [[cell == 1 for cell in cells] for cells in row.maze_map]
-    registered = gymnasium.spec(row.env_id)
-    assert walls == [[cell == 1 for cell in cells] for cells in registered.kwargs["maze_map"]]
-    assert registered.max_episode_steps == row.max_episode_steps
-    assert json.loads(env.spec.to_json())["kwargs"].items() >= row.env_kwargs.items()
     env.close()
+    walls = [[cell == 1 for cell in cells] for cells in row.maze_map]
+    assert walls == [[cell == 1 for cell in cells] for cells in gymnasium.spec(row.env_id).kwargs["maze_map"]]
 
 
 def test_importing_catalog_and_recorder_is_light():

@@ -120,6 +120,28 @@ def test_plain_observations_become_float32() -> None:
     np.testing.assert_array_equal(observation, gym.make("Hopper-v5").reset(seed=0)[0].astype(np.float32))
 
 
+def test_nested_observations_are_named_by_paths() -> None:
+    keys = ("observation", "achieved_goal/microwave", "desired_goal/microwave")
+    env = make_env(EnvironmentInfo("FrankaKitchen-v1", {"tasks_to_complete": ["microwave"]}, 10), keys)
+    raw = gym.make("FrankaKitchen-v1", tasks_to_complete=["microwave"], disable_env_checker=True)
+    expected = raw.reset(seed=3)[0]
+    parts = [expected["observation"], expected["achieved_goal"]["microwave"], expected["desired_goal"]["microwave"]]
+    np.testing.assert_array_equal(env.reset(seed=3)[0], np.concatenate(parts).astype(np.float32))
+
+
+def test_the_offset_moves_the_leading_dimensions() -> None:
+    plain, moved = (make_env(replace(POINTMAZE, observation_offset=by), ("observation",)) for by in ((), (2.5, -1.0)))
+    difference = moved.reset(seed=0)[0] - plain.reset(seed=0)[0]
+    np.testing.assert_allclose(difference, [2.5, -1, 0, 0], atol=1e-6)
+
+
+def test_without_a_time_limit_the_environments_own_holds() -> None:
+    env = make_env(EnvironmentInfo("Pendulum-v1", {}, None))
+    env.reset(seed=0)
+    ends = [env.step(np.zeros(1, np.float32))[3] for _ in range(200)]
+    assert ends == [False] * 199 + [True]
+
+
 def test_the_time_limit_truncates() -> None:
     env = make_env(EnvironmentInfo("HalfCheetah-v5", {}, 3))
     env.reset(seed=0)
@@ -137,7 +159,8 @@ def test_the_time_limit_truncates() -> None:
         (POINTMAZE, ("observation", "goal"), "achieved_goal, desired_goal, observation"),
         (POINTMAZE, None, "achieved_goal, desired_goal, observation"),
         (HOPPER, ("observation",), "no dictionary"),
-        (EnvironmentInfo("FrankaKitchen-v1", {}, 10), ("observation", "achieved_goal"), "made of vectors"),
+        (EnvironmentInfo("FrankaKitchen-v1", {}, 10), ("observation", "achieved_goal"), "achieved_goal/microwave"),
+        (EnvironmentInfo("Blackjack-v1", {}, 10), None, "made of vectors"),
     ],
 )
 def test_an_environment_that_cannot_be_built_is_a_user_error_of_one_line(
@@ -204,8 +227,11 @@ def test_kitchen_pays_once_per_task_and_keeps_its_time_limit() -> None:
 
 
 def test_a_dataset_without_environment_cannot_be_evaluated() -> None:
-    with pytest.raises(UserError, match="my/data"):
+    with pytest.raises(UserError, match=r"my/data.*--data\.environment"):
         environment_for(info("my/data.hdf5", "file"))
+    noted = replace(info("maze2d-umaze-v1", "d4rl"), environment_note="other physics")
+    with pytest.raises(UserError, match="other physics"):
+        environment_for(noted)
 
 
 # --------------------------------------------------------------------------------------------------------- rollout

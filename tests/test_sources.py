@@ -1,133 +1,77 @@
-"""The Minari adapter on files that Minari itself wrote."""
+"""The entrance to all sources, and what the data module makes of them."""
 
 from __future__ import annotations
 
-import json
+import subprocess
+import sys
 from pathlib import Path
 
-import gymnasium
-import h5py
-import minari
 import numpy as np
 import pytest
 import torch
-from minari.data_collector import EpisodeBuffer
 
 from lit_offrl.data import sources
 from lit_offrl.data.datamodule import D4RLDataModule
 from lit_offrl.errors import UserError
 
 
-@pytest.fixture(scope="module")
-def pendulum(minari_root: Path) -> str:
-    """13 episodes of Pendulum in Minari's own writer: flat observations, ends by time limit only."""
-    env = gymnasium.make("Pendulum-v1", max_episode_steps=7)
-    env.action_space.seed(0)
-    buffers = []
-    for episode in range(13):
-        observations, rewards = [env.reset(seed=episode)[0]], []
-        actions = [env.action_space.sample() for _ in range(7)]
-        for action in actions:
-            observation, reward, *_ = env.step(action)
-            observations.append(observation)
-            rewards.append(reward)
-        ends = [False] * 6 + [True]
-        buffers.append(
-            EpisodeBuffer(
-                id=episode,
-                observations=np.stack(observations),
-                actions=np.stack(actions),
-                rewards=rewards,
-                terminations=[False] * 7,
-                truncations=ends,
-            )
-        )
-    minari.create_dataset_from_buffers(
-        "tests/pendulum-v0", buffers, env=env, ref_min_score=-100.0, ref_max_score=-1.0, data_format="hdf5"
-    )
-    return "tests/pendulum-v0"
-
-
-def test_flat_observations(pendulum: str):
-    transitions, info = sources.load(pendulum)
-    reference = minari.load_dataset(pendulum)
-    episodes = list(reference.iterate_episodes())
-    assert len(transitions) == reference.total_steps == 13 * 7
-    # more than ten episodes: `episode_10` must not come before `episode_2`
-    np.testing.assert_allclose(transitions.rewards, np.concatenate([e.rewards for e in episodes]), rtol=1e-6)
-    np.testing.assert_allclose(
-        transitions.next_observations, np.concatenate([e.observations[1:] for e in episodes]), rtol=1e-6
-    )
-    assert not transitions.terminals.any()
-    assert np.flatnonzero(transitions.timeouts).tolist() == [7 * i + 6 for i in range(13)]
-    assert info.source == "minari"
-    assert info.observation_keys is None
-    assert info.reference == (-100.0, -1.0)
-    assert info.environment is not None
-    assert (info.environment.env_id, info.environment.max_episode_steps) == ("Pendulum-v1", 7)
-    assert len(info.sha256) == 64
-
-
-def test_a_file_outside_the_root(pendulum: str, minari_root: Path, tmp_path: Path):
-    file = tmp_path / "own.hdf5"
-    file.write_bytes((minari_root / pendulum / "data" / "main_data.hdf5").read_bytes())
-    transitions, info = sources.load(str(file))
-    assert len(transitions) == 91
-    assert (info.source, info.environment, info.reference) == ("file", None, None)
-
-
-def goal_file(path: Path, *, goals: list[list[float]], begins_with_position: bool) -> Path:
-    """Write episodes of a goal environment in Minari's layout."""
+def walk(steps: int = 12) -> dict[str, np.ndarray]:
+    """Flat arrays of two episodes: a terminal step in the middle, a timeout at the end."""
     rng = np.random.default_rng(0)
-    with h5py.File(path, "w") as file:
-        for i, goal in enumerate(goals):
-            observation = rng.normal(size=(4, 3))
-            achieved = observation[:, :2] if begins_with_position else rng.normal(size=(4, 2))
-            group = file.create_group(f"episode_{i}")
-            group["observations/observation"] = observation
-            group["observations/achieved_goal"] = achieved
-            group["observations/desired_goal"] = np.tile(goal, (4, 1))
-            group["actions"] = np.zeros((3, 2), np.float32)
-            group["rewards"] = np.zeros(3)
-            group["terminations"] = np.array([False, False, i == 0])
-            group["truncations"] = np.zeros(3, bool)
-    return path
+    terminals, timeouts = np.zeros((2, steps), bool)
+    terminals[steps // 2 - 1] = timeouts[-1] = True
+    return {
+        "observations": rng.normal(size=(steps, 3)).astype(np.float32),
+        "actions": rng.uniform(-1.5, 1.5, size=(steps, 2)).astype(np.float32),
+        "rewards": np.arange(steps, dtype=np.float32),
+        "terminals": terminals,
+        "timeouts": timeouts,
+    }
 
 
 @pytest.mark.parametrize(
-    ("goals", "begins", "keys"),
+    ("dataset", "complaint"),
     [
-        ([[1, 2], [1, 2]], True, ("observation",)),
-        ([[1, 2], [1, 2]], False, ("achieved_goal", "observation")),
-        ([[1, 2], [3, 2]], True, ("observation", "desired_goal")),
-        ([[1, 2], [3, 2]], False, ("achieved_goal", "observation", "desired_goal")),
+        ("hopper-medum-v2", r"'hopper-medum-v2' is no dataset id \(did you mean 'hopper-medium-v2'\?\)"),
+        ("antmaze-umaze-v9", "did you mean 'antmaze-umaze-v2'"),
+        ("nothing", "is no dataset id; ids look like"),
+        ("missing.npz", r"no file missing\.npz"),
+        ("missing.h5", r"no file missing\.h5"),
+        ("offrl/pointmaze/never-v0", "has not been collected: run `data collect offrl/pointmaze/never-v0`"),
     ],
 )
-def test_goal_observations_become_vectors(tmp_path: Path, goals: list, begins: bool, keys: tuple[str, ...]):
-    path = goal_file(tmp_path / "goals.hdf5", goals=goals, begins_with_position=begins)
-    transitions, info = sources.load(str(path))
-    assert info.observation_keys == keys
-    with h5py.File(path) as file:
-        expected = np.concatenate([file["episode_1/observations"][key][:-1] for key in keys], axis=1)
-    np.testing.assert_allclose(transitions.observations[3:], expected, rtol=1e-6)
-    assert transitions.terminals.tolist() == [False, False, True, False, False, False]
-    assert transitions.timeouts.tolist() == [False] * 5 + [True], "an episode that just stops was cut"
+def test_what_is_not_there(dataset: str, complaint: str, minari_root: Path):
+    with pytest.raises(UserError, match=complaint) as error:
+        sources.load(dataset)
+    assert "\n" not in str(error.value)
 
 
-def test_broken_metadata(pendulum: str, minari_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    folder = tmp_path / "tests" / "broken-v0" / "data"
-    folder.mkdir(parents=True)
-    (folder / "metadata.json").write_text("{")
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    with pytest.raises(UserError, match=r"metadata\.json is not readable"):
-        sources.load("tests/broken-v0")
-    (folder / "metadata.json").write_text(json.dumps({}))
-    with pytest.raises(UserError, match=r"main_data\.hdf5 is missing"):
-        sources.load("tests/broken-v0")
+def test_a_suggestion_may_be_a_local_dataset(minari_root: Path):
+    with pytest.raises(UserError, match="did you mean 'offrl/pointmaze/umaze-v0'"):
+        sources.load("offrl/pointmaze/umaze")
 
 
-def test_table_normalisation_and_rewards(pendulum: str):
-    module = D4RLDataModule(pendulum, reward="minus_one", normalize_observations=True)
+def test_importing_the_package_loads_nothing_heavy():
+    code = "import sys, lit_offrl.data.sources; print({'torch', 'numpy', 'h5py', 'minari', 'pyarrow'} & {*sys.modules})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+def test_arrays_in_memory_follow_the_rules_of_files(tmp_path: Path):
+    np.savez(tmp_path / "walk.npz", **walk())
+    from_file, _ = sources.load(str(tmp_path / "walk.npz"))
+    for arrays in (walk(), {name: array.tolist() for name, array in walk().items()}):
+        transitions = sources.from_arrays(arrays)
+        np.testing.assert_array_equal(transitions.observations, from_file.observations)
+        np.testing.assert_array_equal(transitions.rewards, from_file.rewards)
+    with pytest.raises(UserError, match=r"^arrays: the key 'actions' is missing"):
+        sources.from_arrays({name: array for name, array in walk().items() if name != "actions"})
+    with pytest.raises(UserError, match=r"^arrays"):
+        sources.from_arrays({**walk(), "observations": [[1.0], [1.0, 2.0]]})
+
+
+def test_table_normalization_and_rewards(tmp_path: Path):
+    np.savez(tmp_path / "walk.npz", **walk(40))
+    module = D4RLDataModule(str(tmp_path / "walk.npz"), reward="minus_one", normalize_observations=True)
     table, widths = module.table()
     observations, actions, rewards, next_observations, terminals = torch.split(table, list(widths), dim=1)
     transitions = module.transitions
@@ -137,7 +81,7 @@ def test_table_normalisation_and_rewards(pendulum: str):
     torch.testing.assert_close(next_observations * std + mean, torch.from_numpy(transitions.next_observations))
     torch.testing.assert_close(rewards[:, 0], torch.from_numpy(transitions.rewards) - 1)
     assert actions.abs().max() == 1
-    assert not terminals.any()
+    assert terminals.sum() == 1
 
 
 def test_a_dataset_of_this_package_is_collected_on_first_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

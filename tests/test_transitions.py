@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from lit_offrl.batch import Batch
-from lit_offrl.data.rewards import shaped_rewards
+from lit_offrl.data.rewards import reward_rule
 from lit_offrl.data.transitions import BlockSampler, Transitions
 from lit_offrl.errors import UserError
 
@@ -51,11 +51,41 @@ def test_empty_table_is_refused():
         table(0)
 
 
+def rewards_by(rule: str) -> list[float]:
+    return reward_rule(rule)(table()).tolist()
+
+
 def test_reward_rules():
-    assert shaped_rewards(table(), "minus_one").tolist() == [0, 1, 2, 3, 4, 5]
-    assert shaped_rewards(table(), "raw").tolist() == [1, 2, 3, 4, 5, 6]
-    with pytest.raises(UserError, match="did you mean 'minus_one'"):
-        shaped_rewards(table(), "minus-one")
+    """On rewards 1 to 6: episodes of returns 1 + 2 + 3, 4 + 5 and 6."""
+    assert rewards_by("raw") == [1, 2, 3, 4, 5, 6]
+    assert rewards_by("minus_one") == [0, 1, 2, 3, 4, 5]
+    assert rewards_by("cql_antmaze") == [2, 6, 10, 14, 18, 22]
+    assert rewards_by("times_100") == [100, 200, 300, 400, 500, 600]
+    assert rewards_by("affine:5:-1") == [4, 9, 14, 19, 24, 29]
+    returns = table().episode_returns()
+    assert np.ptp(returns) == 3
+    assert rewards_by("return_range") == pytest.approx([r * 1000 / 3 for r in range(1, 7)])
+    assert rewards_by("standardize") == pytest.approx([(r - 3.5) / (35 / 12) ** 0.5 for r in range(1, 7)])
+
+
+@pytest.mark.parametrize(
+    ("rule", "complaint"),
+    [
+        ("minus-one", "did you mean 'minus_one'"),
+        ("affine:5", "not affine:SCALE:BIAS"),
+        ("affine:a:b", "not affine:SCALE:BIAS"),
+        ("raw:1", "no rule 'raw:1'"),
+    ],
+)
+def test_reward_rules_that_do_not_exist(rule: str, complaint: str):
+    with pytest.raises(UserError, match=complaint):
+        reward_rule(rule)
+
+
+@pytest.mark.parametrize("rule", ["return_range", "standardize"])
+def test_reward_rules_that_divide_by_nothing(rule: str):
+    with pytest.raises(UserError, match="but all are 0"):
+        reward_rule(rule)(table(rewards=np.zeros(6, np.float32)))
 
 
 def sampler(block_size: int = 4, max_steps: int = -1, seed: int = 0, epoch: int = 10) -> BlockSampler:

@@ -67,6 +67,8 @@ class OfflineAlgorithm(lightning.LightningModule):
 
     observation_mean: Tensor
     observation_std: Tensor
+    action_center: Tensor
+    action_scale: Tensor
 
     def __init__(
         self,
@@ -95,6 +97,8 @@ class OfflineAlgorithm(lightning.LightningModule):
         self._noise_state: Tensor | None = None
         self.register_buffer("observation_mean", torch.zeros(observation_dim))
         self.register_buffer("observation_std", torch.ones(observation_dim))
+        self.register_buffer("action_center", torch.zeros(action_dim))
+        self.register_buffer("action_scale", torch.ones(action_dim))
 
     # ---------------------------------------------------------------- what an algorithm defines
 
@@ -116,7 +120,7 @@ class OfflineAlgorithm(lightning.LightningModule):
 
     @abstractmethod
     def sample_actions(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Return the policy's actions `[batch, action_dim]` at normalised `observations` `[batch, observation_dim]`."""
+        """Return actions `[batch, action_dim]` in [-1, 1] at normalised `observations` `[batch, observation_dim]`."""
 
     def actors(self) -> dict[str, Actor]:
         """Return what can act, by name; the first is the policy whose score is the run's score."""
@@ -164,10 +168,10 @@ class OfflineAlgorithm(lightning.LightningModule):
 
     @torch.no_grad()
     def act(self, observations: Tensor, generator: torch.Generator | None = None, actor: str = "policy") -> Tensor:
-        """Return actions in [-1, 1] at raw observations.
+        """Return actions, in the dataset's units, at observations as the environment gives them.
 
         Args:
-            observations: `[batch, observation_dim]`, as the environment gives them.
+            observations: `[batch, observation_dim]`.
             generator: Stream of the policy's noise; the global one where None.
             actor: One of `actors()`.
 
@@ -175,7 +179,7 @@ class OfflineAlgorithm(lightning.LightningModule):
             Actions, `[batch, action_dim]`.
         """
         normalised = (observations.to(self.observation_mean) - self.observation_mean) / self.observation_std
-        return self.actors()[actor](normalised, generator).clamp(-1, 1)
+        return self.action_center + self.action_scale * self.actors()[actor](normalised, generator).clamp(-1, 1)
 
     def predict_step(self, batch: Tensor | Batch, batch_idx: int) -> Tensor:
         """Return actions for a batch of raw observations."""

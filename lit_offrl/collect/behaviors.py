@@ -1,7 +1,8 @@
-"""The policies that drive the bodies of the collected datasets towards a point of the maze.
+"""The policies that make the actions of the collected datasets.
 
-Both are Markov: the action depends on the observation and on the point headed for, on nothing hidden. A policy
-learned from the data can therefore fit them tightly.
+Two drive a body towards a point of a maze (`Behavior`), two play a whole task (`Actor`). All are Markov: the action
+depends on the observation, on the point headed for and on fresh noise, on nothing hidden. A policy learned from the
+data can therefore fit them tightly.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-ANT_ARTIFACT = Path(__file__).parent / "artifacts" / "ant_student.npz"
+ARTIFACTS = Path(__file__).parent / "artifacts"
+ANT_ARTIFACT = ARTIFACTS / "ant_student.npz"
 
 
 class Behavior(Protocol):
@@ -23,6 +25,13 @@ class Behavior(Protocol):
         self, observation: NDArray[np.floating], x: float, y: float, target: tuple[float, float]
     ) -> NDArray[np.float64]:
         """Return the noise-free action `[action_dim]` at (x, y) for heading towards `target` (meters)."""
+
+
+class Actor(Protocol):
+    """Plays a task."""
+
+    def act(self, observation: NDArray[np.floating], rng: np.random.Generator | None) -> NDArray[np.float64]:
+        """Return the action `[action_dim]` with the policy's own noise; None asks for the mode, without noise."""
 
 
 class PointController:
@@ -192,3 +201,58 @@ def ant_is_down(observation: NDArray[np.floating]) -> bool:
     """
     _, x, y, _ = observation[1:5].tolist()
     return bool(1 - 2 * (x * x + y * y) < 0.0)
+
+
+class UniformActor:
+    """Actions drawn uniformly from [-1, 1].
+
+    Args:
+        action_dim: Size of an action.
+    """
+
+    def __init__(self, action_dim: int) -> None:
+        self._action_dim = action_dim
+
+    def act(self, observation: NDArray[np.floating], rng: np.random.Generator | None) -> NDArray[np.float64]:
+        """Return the action `[action_dim]`; the mode, for want of a better one, is zero."""
+        return np.zeros(self._action_dim) if rng is None else rng.uniform(-1.0, 1.0, self._action_dim)
+
+
+_LOG_STD_RANGE = -20.0, 2.0  # where stable-baselines3 clips it
+
+
+class SACActor:
+    """A policy trained by soft actor-critic: the tanh of a Gaussian, for actions in [-1, 1].
+
+    See tools/train_locomotion.py.
+
+    The arrays of the artifact, all float16, have the names of stable-baselines3's actor: `latent_pi.0` and
+    `latent_pi.2`, two ReLU layers, then `mu` and `log_std`; each has `.weight` `[out, in]` and `.bias`.
+
+    Args:
+        artifact: Where they are read from.
+    """
+
+    def __init__(self, artifact: Path) -> None:
+        with np.load(artifact, allow_pickle=False) as arrays:
+            weights = {name: arrays[name].astype(np.float64) for name in arrays.files}
+        self._w0, self._b0 = weights["latent_pi.0.weight"], weights["latent_pi.0.bias"]
+        self._w1, self._b1 = weights["latent_pi.2.weight"], weights["latent_pi.2.bias"]
+        # Both heads in one product.
+        self._w2 = np.concatenate([weights["mu.weight"], weights["log_std.weight"]])
+        self._b2 = np.concatenate([weights["mu.bias"], weights["log_std.bias"]])
+
+    def act(self, observation: NDArray[np.floating], rng: np.random.Generator | None) -> NDArray[np.float64]:
+        """Return the action `[action_dim]`, drawn from the policy, or its mode where `rng` is None.
+
+        Args:
+            observation: `[observation_dim]`.
+            rng: Of the noise.
+        """
+        hidden = np.maximum(self._w0 @ observation + self._b0, 0.0)
+        hidden = np.maximum(self._w1 @ hidden + self._b1, 0.0)
+        mean, log_std = np.split(self._w2 @ hidden + self._b2, 2)
+        if rng is not None:
+            mean = mean + np.exp(np.clip(log_std, *_LOG_STD_RANGE)) * rng.standard_normal(len(mean))
+        action: NDArray[np.float64] = np.tanh(mean)
+        return action

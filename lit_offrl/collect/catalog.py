@@ -1,45 +1,62 @@
-"""The datasets this package can collect: a table in which a further maze is one more row.
+"""The datasets this package can collect: tables in which a further maze or body is one more row.
 
 Everything is plain values; importing this module costs nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
 
-# Mazes, one string per row of cells: `1` wall, `0` free, `r` the start and `g` the goal of the evaluation. Without an
-# `r` episodes start in any free cell. The walls are those of gymnasium-robotics' mazes of the same names.
+# Mazes, one string per row of cells: `1` wall, `0` free, `r` the start and `g` the goal of the evaluation, `p` a free
+# cell picked by hand (see `BehaviorMix.places`). Without an `r` episodes start in any free cell. The walls are those of
+# gymnasium-robotics' mazes of the same names, starts and goals those of D4RL.
 _UMAZE = ("11111", "1r001", "11101", "1g001", "11111")
-_UMAZE_ANY_START = ("11111", "10001", "11101", "1g001", "11111")
-_MEDIUM_ANY_START = (
+_MEDIUM = (
     "11111111",
-    "10011001",
+    "1r0110p1",
     "10010001",
-    "11000111",
-    "10010001",
+    "110p0111",
+    "100100p1",
     "10100101",
-    "100010g1",
+    "1p0010g1",
     "11111111",
 )
+_LARGE = (
+    "111111111111",
+    "1r00010000p1",
+    "101101010101",
+    "1000p0010001",
+    "101111011101",
+    "10010100p001",
+    "110101010111",
+    "1p01p0010g01",
+    "111111111111",
+)
+
+
+def _any_start(maze: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(row.replace("r", "0").replace("p", "0") for row in maze)
 
 
 @dataclass(frozen=True)
 class BehaviorMix:
-    """How the episodes of a dataset come about; all draws are made anew for every episode.
+    """How the episodes of a maze dataset come about; all draws are made anew for every episode.
 
     Attributes:
         direct: Share of episodes that head for the goal on the shortest route.
         detour: Share of episodes that visit other cells first and turn around in the corridors on the way.
         wander: Share of episodes that travel among cells other than the goal's and are then cut off (truncated), unless
             the way leads through the goal.
-        random_start: Share of episodes, of every kind, that start in a random free cell; the others start where
+        random_start: Share of episodes, of every kind, that start in a random one of `places`; the others start where
             evaluations do.
         noise: Smallest and largest standard deviation of the Gaussian noise added to all actions of an episode. Kept
             small where noise would make the body fall: what is suboptimal here is where the walker goes.
         detour_cells: Fewest and most cells visited by a detour.
         wander_cells: Fewest and most cells visited by a wanderer.
+        places: Where random starts, detours and wanderers' ways lie: in all `free` cells but the goal's, or in those
+            `picked` by hand, the maze's `p`.
 
     Raises:
         ValueError: The three shares do not sum to 1.
@@ -52,6 +69,7 @@ class BehaviorMix:
     noise: tuple[float, float]
     detour_cells: tuple[int, int] = (1, 2)
     wander_cells: tuple[int, int] = (1, 3)
+    places: Literal["free", "picked"] = "free"
 
     def __post_init__(self) -> None:
         if abs(self.direct + self.detour + self.wander - 1) > 1e-9:
@@ -65,106 +83,265 @@ class CollectedDataset:
     Attributes:
         id: Its Minari id.
         description: One line for listings.
-        body: What moves through the maze; decides on the behavior policy.
         env_id: Gymnasium id of the environment, in which policies are evaluated, too.
-        maze: Rows of cells, see the mazes of this module.
-        cell_size: Edge length of a cell in meters.
         max_episode_steps: Time limit of an episode in environment steps.
-        observation_keys: Parts of the dictionary observation that make up a learner's observation vector, in order.
-            The behavior sees no more than these: without `desired_goal` it heads for the center of the goal's cell.
-        mix: How the episodes come about.
+        observation_keys: Parts of the dictionary observation that make up a learner's observation vector, in order;
+            None where observations are plain vectors.
         steps: Number of transitions unless the user asks for another.
         reference: (random, expert) return in the evaluation, the scores 0 and 100.
-        reference_note: How the reference was measured.
+        license: Of the behavior policies, and where they come from.
     """
 
     id: str
     description: str
-    body: Literal["point", "ant"]
     env_id: str
-    maze: tuple[str, ...]
-    cell_size: float
     max_episode_steps: int
-    observation_keys: tuple[str, ...]
-    mix: BehaviorMix
+    observation_keys: tuple[str, ...] | None
     steps: int
     reference: tuple[float, float]
-    reference_note: str
+    license: str
+
+    algorithm: ClassVar[str]
+    """What made the actions, in a few words."""
+    reference_note: ClassVar[str]
+    """How the reference was measured."""
+
+    @property
+    def env_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments of `gymnasium.make` besides id and time limit."""
+        return {}
+
+    @property
+    def behavior(self) -> dict[str, Any]:
+        """What is known of the behavior, for the metadata."""
+        raise NotImplementedError
+
+
+_MEASURED = "mean return of 100 episodes in the evaluation environment, seeds 0 to 99: uniformly random actions, and "
+_TOOL = "(tools/measure_references.py)"
+
+
+# ----------------------------------------------------------------------------------------------------------- mazes
+
+
+@dataclass(frozen=True)
+class MazeDataset(CollectedDataset):
+    """A dataset of a walker in a maze, with a sparse reward at the goal, where an episode ends.
+
+    Attributes:
+        body: What moves through the maze; decides on the behavior policy.
+        maze: Rows of cells, see the mazes of this module.
+        cell_size: Edge length of a cell in meters.
+        observation_keys: The behavior sees no more than these, either: without `desired_goal` it heads for the center
+            of the goal's cell.
+        mix: How the episodes come about.
+    """
+
+    body: Literal["point", "ant"]
+    maze: tuple[str, ...]
+    cell_size: float
+    observation_keys: tuple[str, ...]
+    mix: BehaviorMix
+
+    algorithm = "planner with a low-level controller"
+    reference_note = f"{_MEASURED}the behavior policy heading for the goal at collection noise {_TOOL}"
 
     @property
     def maze_map(self) -> list[list[int | str]]:
         """The maze as gymnasium-robotics wants it: numbers and letters, row by row."""
-        return [[int(cell) if cell.isdigit() else cell for cell in row] for row in self.maze]
+        return [[cell if cell in "rg" else int(cell == "1") for cell in row] for row in self.maze]
 
     @property
     def env_kwargs(self) -> dict[str, Any]:
         """Keyword arguments of `gymnasium.make` besides id and time limit; an episode ends at the goal."""
         return {"maze_map": self.maze_map, "continuing_task": False}
 
+    @property
+    def behavior(self) -> dict[str, Any]:
+        """The mix, with the noise apart."""
+        mix = asdict(self.mix)
+        return {"action_noise": mix.pop("noise"), "behavior_mix": mix}
 
-_TITLES = {"umaze": "the U-shaped maze", "medium": "the medium maze"}
-_REFERENCE_NOTE = (
-    "mean return of 100 episodes in the evaluation environment, seeds 0 to 99: uniformly random actions, and the "
-    "behavior policy heading for the goal at collection noise (tools/measure_references.py)"
-)
 
-
-def _pointmaze(name: str, env_id: str, maze: tuple[str, ...], limit: int, low: float, high: float) -> CollectedDataset:
-    return CollectedDataset(
+def _pointmaze(name: str, env_id: str, maze: tuple[str, ...], limit: int, low: float, high: float) -> MazeDataset:
+    return MazeDataset(
         id=f"offrl/pointmaze/{name}-v0",
         description=f"a ball in {_TITLES[name]}, half of the episodes reach the goal (sparse reward)",
-        body="point",
         env_id=env_id,
-        maze=maze,
-        cell_size=1.0,
         max_episode_steps=limit,
         # The goal moves by at most 0.35 m about its cell's center and counts as reached from 0.45 m: no need to see it.
         observation_keys=("observation",),
-        mix=BehaviorMix(direct=0.3, detour=0.2, wander=0.5, random_start=1.0, noise=(0.5, 0.5)),
         steps=50_000,
         reference=(low, high),
-        reference_note=_REFERENCE_NOTE,
+        license="MIT, scripted controller (lit_offrl/collect/behaviors.py)",
+        body="point",
+        maze=maze,
+        cell_size=1.0,
+        mix=BehaviorMix(direct=0.3, detour=0.2, wander=0.5, random_start=1.0, noise=(0.5, 0.5)),
     )
 
 
-def _antmaze(name: str, env_id: str, maze: tuple[str, ...], limit: int, low: float, high: float) -> CollectedDataset:
-    return CollectedDataset(
+def _antmaze(
+    name: str, env_id: str, maze: tuple[str, ...], limit: int, steps: int, mix: BehaviorMix, low: float, high: float
+) -> MazeDataset:
+    title, _, variant = name.partition("-")
+    return MazeDataset(
         id=f"offrl/antmaze/{name}-v0",
-        description=f"a four-legged ant in {_TITLES[name]}, half of the episodes reach the goal (sparse reward)",
-        body="ant",
+        description=f"a four-legged ant in {_TITLES[title]}{_VARIANTS[variant]}, half of the episodes reach the goal "
+        "(sparse reward)",
         env_id=env_id,
-        maze=maze,
-        cell_size=4.0,
         max_episode_steps=limit,
         # The goal moves by up to 1.4 m about its cell's center and counts as reached from 0.45 m: it must be seen.
         observation_keys=("achieved_goal", "observation", "desired_goal"),
-        # The walk is precise work: a clone needs few updates where the noise is small and the walker seldom turns
-        # around, so half of the episodes fail by stopping elsewhere, not by stumbling.
-        mix=BehaviorMix(
-            direct=0.3,
-            detour=0.2,
-            wander=0.5,
-            random_start=0.25,
-            noise=(0.0, 0.06),
-            detour_cells=(1, 1),
-            wander_cells=(1, 1),
-        ),
-        steps=100_000,
+        steps=steps,
         reference=(low, high),
-        reference_note=_REFERENCE_NOTE,
+        license="MIT, trained by tools/distill_ant_student.py",
+        body="ant",
+        maze=maze,
+        cell_size=4.0,
+        mix=mix,
     )
+
+
+_TITLES = {"umaze": "the U-shaped maze", "medium": "the medium maze", "large": "the large maze"}
+_VARIANTS = {"": "", "play": " from and to picked places", "diverse": " from and to all places"}
+
+
+def _ant_mix(random_start: float, places: Literal["free", "picked"]) -> BehaviorMix:
+    # The walk is precise work: a clone needs few updates where the noise is small and the walker seldom turns around,
+    # so half of the episodes fail by stopping elsewhere, not by stumbling.
+    return BehaviorMix(
+        direct=0.3,
+        detour=0.2,
+        wander=0.5,
+        random_start=random_start,
+        noise=(0.0, 0.06),
+        detour_cells=(1, 1),
+        wander_cells=(1, 1),
+        places=places,
+    )
+
+
+# What D4RL's names mean. `play`: starts and ways among places picked by hand. `diverse`: starts and ways anywhere. In
+# all of them the reward is that of the evaluation's goal, with which D4RL labels its files
+# (relabel_antmaze_rewards.py), and evaluations start in the one corner. An episode that was sent to another goal is a
+# wanderer's here.
+_NEAR_START = _ant_mix(random_start=0.25, places="free")
+_PLAY = _ant_mix(random_start=0.75, places="picked")
+_DIVERSE = _ant_mix(random_start=1.0, places="free")
+
+
+# ------------------------------------------------------------------------------------------------------ locomotion
+
+
+@dataclass(frozen=True)
+class Level:
+    """A policy from the training of a body.
+
+    Attributes:
+        name: Environment steps it was trained for, e.g. `25k`, or `random` for uniformly random actions.
+        mean_return: Undiscounted, of 100 episodes in the evaluation environment, seeds 0 to 99, with the policy's own
+            noise (tools/measure_references.py).
+        mean_length: Steps of these episodes.
+    """
+
+    name: str
+    mean_return: float
+    mean_length: float
+
+
+@dataclass(frozen=True)
+class LocomotionDataset(CollectedDataset):
+    """A dataset of a body that runs or hops, by policies of several levels with their own noise.
+
+    Attributes:
+        levels: Who plays. Every level plays so many of the episodes that all have the same share of the transitions.
+    """
+
+    levels: tuple[Level, ...]
+
+    algorithm = "soft actor-critic"
+    reference_note = f"{_MEASURED}the expert with its own noise {_TOOL}"
+
+    @property
+    def behavior(self) -> dict[str, Any]:
+        """Who plays."""
+        return {"levels": [asdict(level) for level in self.levels]}
+
+
+def _locomotion(
+    name: str, body: str, env_id: str, replay: tuple[Level, ...], expert: Level
+) -> Iterator[LocomotionDataset]:
+    """Yield the five datasets of a body.
+
+    Args:
+        name: Of the body, in ids.
+        body: The same, for listings.
+        env_id: Gymnasium id.
+        replay: The ladder from random actions to the medium policy.
+        expert: The best policy.
+    """
+    medium = replay[-1]
+    for kind, levels, text in (
+        ("random", replay[:1], "uniformly random actions"),
+        ("medium", (medium,), "a policy from early in its training"),
+        ("medium-replay", replay, "the policies on the way to the medium one, the first random, in equal shares"),
+        ("medium-expert", (medium, expert), "half of the transitions by the medium policy, half by the expert"),
+        ("expert", (expert,), "the policy at the end of its training"),
+    ):
+        yield LocomotionDataset(
+            id=f"offrl/{name}/{kind}-v0",
+            description=f"{body}: {text}",
+            env_id=env_id,
+            max_episode_steps=1000,
+            observation_keys=None,
+            steps=100_000,
+            reference=(replay[0].mean_return, expert.mean_return),
+            license="MIT" if kind == "random" else "MIT, trained by tools/train_locomotion.py",
+            levels=levels,
+        )
+
+
+# ---------------------------------------------------------------------------------------------------- the datasets
 
 
 def _table(datasets: Iterable[CollectedDataset]) -> dict[str, CollectedDataset]:
     return {dataset.id: dataset for dataset in datasets}
 
 
-# The last two columns, random and planner returns: python tools/measure_references.py
+# Random and planner returns, the last two columns of mazes, and the numbers of levels: tools/measure_references.py
 CATALOG: dict[str, CollectedDataset] = _table(
     [
-        _pointmaze("umaze", "PointMaze_UMaze-v3", _UMAZE_ANY_START, 300, 0.12, 1.0),
-        _pointmaze("medium", "PointMaze_Medium-v3", _MEDIUM_ANY_START, 600, 0.11, 1.0),
-        _antmaze("umaze", "AntMaze_UMaze-v4", _UMAZE, 700, 0.0, 1.0),
+        _pointmaze("umaze", "PointMaze_UMaze-v3", _any_start(_UMAZE), 300, 0.12, 1.0),
+        _pointmaze("medium", "PointMaze_Medium-v3", _any_start(_MEDIUM), 600, 0.11, 1.0),
+        _pointmaze("large", "PointMaze_Large-v3", _any_start(_LARGE), 800, 0.07, 1.0),
+        _antmaze("umaze", "AntMaze_UMaze-v4", _UMAZE, 700, 100_000, _NEAR_START, 0.0, 1.0),
+        _antmaze("umaze-diverse", "AntMaze_UMaze-v4", _UMAZE, 700, 100_000, _DIVERSE, 0.0, 1.0),
+        _antmaze("medium-play", "AntMaze_Medium-v4", _MEDIUM, 1000, 200_000, _PLAY, 0.0, 1.0),
+        _antmaze("medium-diverse", "AntMaze_Medium-v4", _MEDIUM, 1000, 200_000, _DIVERSE, 0.0, 1.0),
+        _antmaze("large-play", "AntMaze_Large-v4", _LARGE, 1000, 200_000, _PLAY, 0.0, 1.0),
+        _antmaze("large-diverse", "AntMaze_Large-v4", _LARGE, 1000, 200_000, _DIVERSE, 0.0, 1.0),
+        *_locomotion(
+            "halfcheetah",
+            "a running half cheetah",
+            "HalfCheetah-v5",
+            (Level("random", -282.44, 1000.0), Level("25k", 1955.57, 1000.0), Level("50k", 4590.98, 1000.0)),
+            Level("200k", 7840.97, 1000.0),
+        ),
+        *_locomotion(
+            "walker2d",
+            "a walker on two legs",
+            "Walker2d-v5",
+            (
+                Level("random", 1.93, 21.5),
+                Level("25k", 251.77, 172.3),
+                Level("50k", 473.73, 262.0),
+                Level("75k", 387.39, 157.7),
+                Level("100k", 830.23, 320.6),
+                Level("125k", 1211.34, 535.4),
+            ),
+            Level("200k", 3753.59, 1000.0),
+        ),
     ]
 )
 """Collectable datasets by id."""

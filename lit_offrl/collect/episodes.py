@@ -7,20 +7,17 @@ import io
 import warnings
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_offrl.collect.behaviors import AntWalker, Behavior, PointController, ant_is_down
 from lit_offrl.collect.catalog import CollectedDataset
-from lit_offrl.collect.mazes import Cell, MazeRoutes, Route
 
 if TYPE_CHECKING:
     import gymnasium
 
-_ARRIVAL = 0.25  # of a cell: an intermediate point counts as visited from here
-_JITTER = 0.25  # of a cell: how far intermediate points lie off the centers of their cells
+_PREFIX = "observations/"
 
 
 @dataclass(frozen=True)
@@ -28,12 +25,12 @@ class Episode:
     """What happened in one episode of T steps.
 
     Attributes:
-        observations: Each part of the dictionary observation, `[T + 1, dim]`.
+        observations: Each part of the dictionary observation, `[T + 1, dim]`; a plain vector is the part `observation`.
         actions: `[T, action_dim]`.
         rewards: `[T]`.
-        terminations: `[T]`, true at the goal.
+        terminations: `[T]`, true at the goal or where the body fell and the environment ends episodes at that.
         truncations: `[T]`, true where the episode was cut off.
-        kind: `direct`, `detour` or `wander`, see `catalog.BehaviorMix`.
+        kind: Who played, or how: a key of the shares that the dataset's row of the catalog speaks of.
         fell: Whether the body fell over, which ends the episode.
     """
 
@@ -51,7 +48,7 @@ class Episode:
     @property
     def success(self) -> bool:
         """Whether the goal was reached."""
-        return bool(self.terminations[-1])
+        return bool(self.terminations[-1]) and not self.fell
 
     def cut(self, steps: int) -> Episode:
         """Return the first `steps` steps, cut off there unless the episode is no longer than that."""
@@ -69,6 +66,54 @@ class Episode:
             fell=False,
         )
 
+    def to_bytes(self) -> bytes:
+        """Return the episode as an npz file, whose checksums tell a damaged one."""
+        buffer = io.BytesIO()
+        np.savez(
+            buffer,
+            actions=self.actions,
+            rewards=self.rewards,
+            terminations=self.terminations,
+            truncations=self.truncations,
+            kind=np.array(self.kind),
+            fell=np.array(self.fell),
+            **{_PREFIX + key: part for key, part in self.observations.items()},  # type: ignore[arg-type]
+        )
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, record: bytes) -> Episode:
+        """Return the episode that `to_bytes` wrote.
+
+        Raises:
+            ValueError: It is damaged.
+        """
+        try:
+            with np.load(io.BytesIO(record), allow_pickle=False) as file:
+                arrays = dict(file)
+            kind, fell = str(arrays.pop("kind")), bool(arrays.pop("fell"))
+            parts = {name: arrays.pop(name) for name in list(arrays) if name.startswith(_PREFIX)}
+            return cls(
+                {name.removeprefix(_PREFIX): part for name, part in parts.items()}, **arrays, kind=kind, fell=fell
+            )
+        except Exception as error:  # zipfile and numpy have many ways to say so
+            raise ValueError(f"no episode: {error}") from error
+
+
+class Recorder(Protocol):
+    """Plays the episodes of a dataset, in any order, one at a time."""
+
+    def record(self, index: int) -> Episode:
+        """Return episode number `index`, from 0; what was recorded before makes no difference."""
+
+    def close(self) -> None:
+        """Free the simulator."""
+
+
+def episode_entropy(dataset: CollectedDataset, seed: int) -> tuple[int, int]:
+    """Return what seeds the episodes of a dataset, together with their numbers."""
+    return zlib.crc32(dataset.id.encode()), seed
+
 
 def make_environment(dataset: CollectedDataset) -> gymnasium.Env[Any, Any]:
     """Return the environment that the dataset is collected and its policies are evaluated in."""
@@ -76,134 +121,14 @@ def make_environment(dataset: CollectedDataset) -> gymnasium.Env[Any, Any]:
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         import gymnasium
-        import gymnasium_robotics
 
-        gymnasium.register_envs(gymnasium_robotics)
+        if dataset.env_id not in gymnasium.registry:
+            import gymnasium_robotics
+
+            gymnasium.register_envs(gymnasium_robotics)
         return gymnasium.make(
             dataset.env_id,
             max_episode_steps=dataset.max_episode_steps,
             disable_env_checker=True,
             **dataset.env_kwargs,
-        )
-
-
-def make_behavior(dataset: CollectedDataset) -> Behavior:
-    """Return the policy that drives the dataset's body."""
-    return AntWalker() if dataset.body == "ant" else PointController()
-
-
-def goal_point(dataset: CollectedDataset, routes: MazeRoutes, observation: dict[str, Any]) -> tuple[float, float]:
-    """Return where the behavior takes the goal to be, in meters: no more than a learner can know."""
-    x, y = observation["desired_goal"].tolist()
-    return (x, y) if "desired_goal" in dataset.observation_keys else routes.center(routes.cell(x, y))
-
-
-class EpisodeRecorder:
-    """Plays the episodes of a dataset, in any order, one at a time.
-
-    Args:
-        dataset: What to collect.
-        seed: Seed of the whole dataset.
-    """
-
-    def __init__(self, dataset: CollectedDataset, seed: int) -> None:
-        self._dataset = dataset
-        self._entropy = (zlib.crc32(dataset.id.encode()), seed)
-        self._env = make_environment(dataset)
-        self._routes = MazeRoutes(dataset.maze_map, dataset.cell_size)
-        self._behavior = make_behavior(dataset)
-
-    def record(self, index: int) -> Episode:
-        """Return episode number `index`; what was recorded before makes no difference.
-
-        Args:
-            index: From 0.
-        """
-        rng = np.random.default_rng([*self._entropy, index])
-        mix = self._dataset.mix
-        kind = str(rng.choice(["direct", "detour", "wander"], p=[mix.direct, mix.detour, mix.wander]))
-        noise = rng.uniform(*mix.noise)
-        reset_seed = int(rng.integers(2**31))
-        cells = self._cells()
-        options = None
-        if rng.random() < mix.random_start:
-            options = {"reset_cell": np.array(cells[rng.integers(len(cells))])}
-        observation, _ = self._env.reset(seed=reset_seed, options=options)
-
-        waypoints = []
-        if kind != "direct":
-            low, high = mix.detour_cells if kind == "detour" else mix.wander_cells
-            here = self._routes.cell(*observation["achieved_goal"].tolist())
-            waypoints = self._waypoints(rng, cells, here, int(rng.integers(low, high + 1)))
-        if kind != "wander":
-            waypoints.append(goal_point(self._dataset, self._routes, observation))
-        return self._play(rng, observation, waypoints, kind, noise)
-
-    def attempt(self, seed: int, noise: float) -> Episode:
-        """Return an episode that starts as evaluations do and heads straight for the goal.
-
-        Args:
-            seed: Of the environment and of the noise.
-            noise: Standard deviation of the noise added to the actions.
-        """
-        observation, _ = self._env.reset(seed=seed)
-        goal = goal_point(self._dataset, self._routes, observation)
-        return self._play(np.random.default_rng(seed), observation, [goal], "direct", noise)
-
-    def close(self) -> None:
-        """Free the simulator."""
-        self._env.close()
-
-    def _cells(self) -> list[Cell]:
-        """Return the free cells but the goal's, which is left to the episodes that mean to go there."""
-        return [(row, column) for row, column in self._routes.free if self._dataset.maze[row][column] != "g"]
-
-    def _waypoints(
-        self, rng: np.random.Generator, cells: list[Cell], here: Cell, count: int
-    ) -> list[tuple[float, float]]:
-        """Return points in `count` random cells, each another one than the cell before."""
-        points = []
-        for _ in range(count):
-            others = [cell for cell in cells if cell != here]
-            here = others[rng.integers(len(others))]
-            x, y = self._routes.center(here)
-            dx, dy = rng.uniform(-_JITTER, _JITTER, 2) * self._dataset.cell_size
-            points.append((x + dx, y + dy))
-        return points
-
-    def _play(
-        self,
-        rng: np.random.Generator,
-        observation: Any,
-        waypoints: list[tuple[float, float]],
-        kind: str,
-        noise: float,
-    ) -> Episode:
-        route = Route(self._routes, waypoints, _ARRIVAL * self._dataset.cell_size)
-        observations, actions, rewards = [observation], [], []
-        terminated = truncated = fell = False
-        while not (terminated or truncated):
-            x, y = observation["achieved_goal"].tolist()
-            body = observation["observation"]
-            clean = self._behavior.act(body, x, y, route.target(x, y))
-            action = np.clip(clean + noise * rng.standard_normal(len(clean)), -1.0, 1.0).astype(np.float32)
-            observation, reward, terminated, truncated, _ = self._env.step(action)
-            observations.append(observation)
-            actions.append(action)
-            rewards.append(float(reward))
-            # A fallen ant never gets up, and a wanderer that has arrived has nothing left to do.
-            fell = self._dataset.body == "ant" and ant_is_down(observation["observation"])
-            truncated = truncated or fell or (kind == "wander" and route.finished)
-        ends = np.zeros((2, len(rewards)), dtype=bool)
-        ends[:, -1] = terminated, truncated and not terminated
-        return Episode(
-            observations={
-                key: np.stack([observation[key] for observation in observations]) for key in sorted(observation)
-            },
-            actions=np.stack(actions),
-            rewards=np.array(rewards),
-            terminations=ends[0],
-            truncations=ends[1],
-            kind=kind,
-            fell=bool(fell),
         )

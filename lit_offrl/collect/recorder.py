@@ -1,4 +1,8 @@
-"""Collects a dataset of the catalog and stores it as a Minari dataset, whole or not at all."""
+"""Collects a dataset of the catalog and stores it as a Minari dataset, whole or not at all.
+
+Episodes go to a journal as they come (`collect.journal`) and from there, when all are there, into the dataset. A
+collection that was stopped, however rudely, therefore goes on where it was, and no more than an episode is in memory.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import lit_offrl
-from lit_offrl.collect.catalog import CATALOG, CollectedDataset
+from lit_offrl.collect.catalog import CATALOG, CollectedDataset, MazeDataset
 from lit_offrl.collect.episodes import Episode, make_environment
-from lit_offrl.collect.workers import ordered_episodes
+from lit_offrl.collect.journal import Journal
+from lit_offrl.collect.workers import ordered_records
 from lit_offrl.data.local import minari_root
-from lit_offrl.errors import UserError, did_you_mean
+from lit_offrl.errors import RunFailure, UserError, did_you_mean, one_line
 from lit_offrl.progress import progress_bar
 
 _HIDDEN = ".lit_offrl"  # Minari skips hidden folders when it lists datasets
+_EPISODE_BYTES = 20_000  # what HDF5 needs for an episode besides its numbers, and more
 
 
 def collect_dataset(
@@ -40,8 +46,9 @@ def collect_dataset(
     """Collect a dataset of the catalog into Minari's local root and return its folder.
 
     The data depend on the id, `steps` and `seed` only, down to the bytes of the file (on one machine, with the same
-    versions of the simulator). Nothing is seen of the dataset before it is whole. Where another process is collecting
-    it already, this one waits and takes what that one made.
+    versions of the simulator). Nothing is seen of the dataset before it is whole. Where an earlier call for the same id
+    and seed was stopped, this one goes on from there. Where another process is collecting the dataset already, this one
+    waits and takes what that one made.
 
     Args:
         dataset_id: A key of the catalog.
@@ -54,7 +61,7 @@ def collect_dataset(
 
     Raises:
         UserError: The id is unknown, the dataset exists and is not to be overwritten, or a number makes no sense.
-        RunFailure: A worker process died.
+        RunFailure: A worker process died, or the disk is full.
     """
     if dataset_id not in CATALOG:
         raise UserError(
@@ -87,9 +94,16 @@ def collect_dataset(
         building = workshop / "building"
         shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
         try:
-            episodes = _collect(dataset, steps, seed, processes, progress)
-            _write(building, dataset, episodes, steps, seed)
-            _publish(building, root, dataset_id, replaced)
+            with Journal(workshop / "journal", _title(dataset, seed)) as journal:
+                _fill(journal, dataset, steps, seed, processes, progress)
+                _require_space(journal)
+                _write(building, dataset, journal, steps, seed)
+                _publish(building, root, dataset_id, replaced)
+                journal.remove()
+        except OSError as error:
+            raise RunFailure(
+                f"collecting {dataset_id} stopped ({one_line(error)}); the same call goes on from where it was"
+            ) from error
         finally:
             shutil.rmtree(building, ignore_errors=True)
     return folder
@@ -99,80 +113,122 @@ def _exists(dataset_id: str, folder: Path) -> UserError:
     return UserError(f"'{dataset_id}' already lies in {folder}: use it, or collect it anew with overwrite")
 
 
-def _collect(dataset: CollectedDataset, steps: int, seed: int, processes: int, progress: bool) -> list[Episode]:
-    episodes: list[Episode] = []
-    missing = steps
+def _title(dataset: CollectedDataset, seed: int) -> bytes:
+    """Return all that the episodes depend on: only with the same can a collection go on."""
+    return json.dumps({"dataset": asdict(dataset), "seed": seed, "versions": _versions()}).encode()
+
+
+def _versions() -> dict[str, str]:
+    packages = ("gymnasium", "gymnasium-robotics", "mujoco", "numpy", "minari", "h5py")
+    return {"lit_offrl": lit_offrl.__version__, **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def _fill(journal: Journal, dataset: CollectedDataset, steps: int, seed: int, processes: int, progress: bool) -> None:
+    """Collect until the journal holds at least `steps` steps."""
+    if journal.steps >= steps:
+        return
+    word = "resuming" if journal.episodes else "collecting"
     with (
-        closing(ordered_episodes(dataset.id, seed, processes)) as source,  # type: ignore[type-var]
-        progress_bar(f"collecting {dataset.id}", steps, disable=not progress) as bar,
+        closing(ordered_records(dataset.id, seed, processes, journal.episodes)) as source,  # type: ignore[type-var]
+        progress_bar(f"{word} {dataset.id}", steps, initial=journal.steps, disable=not progress) as bar,
     ):
-        while missing:
-            episodes.append(next(source).cut(missing))
-            missing -= len(episodes[-1])
-            bar.update(len(episodes[-1]))
-    return episodes
+        while journal.steps < steps:
+            before = journal.steps
+            journal.append(next(source))
+            bar.update(min(journal.steps, steps) - before)
 
 
-def _write(building: Path, dataset: CollectedDataset, episodes: list[Episode], steps: int, seed: int) -> None:
-    """Write the Minari dataset under the temporary root `building`."""
+def _require_space(journal: Journal) -> None:
+    """Raise `OSError` unless the dataset has room beside its journal: HDF5 takes the process down on a full disk."""
+    needed = 2 * journal.path.stat().st_size + _EPISODE_BYTES * journal.episodes
+    free = shutil.disk_usage(journal.path.parent).free
+    if free < needed:
+        raise OSError(f"{free / 1e6:.0f} MB are free, up to {needed / 1e6:.0f} MB are needed")
+
+
+def _write(building: Path, dataset: CollectedDataset, journal: Journal, steps: int, seed: int) -> None:
+    """Write the journal's first `steps` steps as a Minari dataset under the temporary root `building`."""
     import minari
+    from gymnasium.spaces import Dict
     from minari.data_collector import EpisodeBuffer
 
     env = make_environment(dataset)
     env.close()
+    is_dictionary = isinstance(env.observation_space, Dict)
+    tally = _Tally()
+
+    def buffers() -> Iterator[Any]:
+        for episode in journal.read(steps):
+            tally.add(episode)
+            yield EpisodeBuffer(
+                observations=episode.observations if is_dictionary else episode.observations["observation"],
+                actions=episode.actions,
+                rewards=episode.rewards,
+                terminations=episode.terminations,
+                truncations=episode.truncations,
+            )
+
     building.mkdir(parents=True)
     with _minari_root(building), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Minari asks for an e-mail address, gymnasium for newer environments
         stored = minari.create_dataset_from_buffers(
             dataset.id,
-            [
-                EpisodeBuffer(
-                    observations=episode.observations,
-                    actions=episode.actions,
-                    rewards=episode.rewards,
-                    terminations=episode.terminations,
-                    truncations=episode.truncations,
-                )
-                for episode in episodes
-            ],
+            buffers(),
             env=env.spec,
             eval_env=env.spec,
             observation_space=env.observation_space,
             action_space=env.action_space,
-            algorithm_name="planner with a low-level controller",
+            algorithm_name=dataset.algorithm,
             author="lit_offrl",
             description=dataset.description,
             ref_min_score=dataset.reference[0],
             ref_max_score=dataset.reference[1],
             data_format="hdf5",
         )
-        stored.storage.update_metadata(_metadata(dataset, episodes, steps, seed))
+        stored.storage.update_metadata(_metadata(dataset, tally, steps, seed))
 
 
-def _metadata(dataset: CollectedDataset, episodes: list[Episode], steps: int, seed: int) -> dict[str, Any]:
-    mix = asdict(dataset.mix)
-    noise = mix.pop("noise")
-    return {
-        "observation_keys": list(dataset.observation_keys),
-        "reference_note": dataset.reference_note,
-        "collection": {
-            "seed": seed,
-            "steps": steps,
-            "behavior_mix": mix,
-            "action_noise": noise,
-            "success_fraction": sum(episode.success for episode in episodes) / len(episodes),
-            "episodes": dict(sorted(Counter(episode.kind for episode in episodes).items())),
-            "successes": dict(sorted(Counter(episode.kind for episode in episodes if episode.success).items())),
-            "falls": sum(episode.fell for episode in episodes),
-            "versions": {
-                "lit_offrl": lit_offrl.__version__,
-                **{
-                    name: importlib.metadata.version(name)
-                    for name in ("gymnasium", "gymnasium-robotics", "mujoco", "numpy", "minari", "h5py")
-                },
-            },
-        },
+class _Tally:
+    """Counts of a dataset's episodes, by kind."""
+
+    def __init__(self) -> None:
+        self.episodes: Counter[str] = Counter()
+        self.transitions: Counter[str] = Counter()
+        self.successes: Counter[str] = Counter()
+        self.falls = 0
+        self._returns: dict[str, float] = {}
+
+    def add(self, episode: Episode) -> None:
+        self.episodes[episode.kind] += 1
+        self.transitions[episode.kind] += len(episode)
+        self.successes[episode.kind] += episode.success
+        self.falls += episode.fell
+        self._returns[episode.kind] = self._returns.get(episode.kind, 0.0) + float(episode.rewards.sum())
+
+    @property
+    def mean_returns(self) -> dict[str, float]:
+        return {kind: total / self.episodes[kind] for kind, total in self._returns.items()}
+
+
+def _metadata(dataset: CollectedDataset, tally: _Tally, steps: int, seed: int) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "seed": seed,
+        "steps": steps,
+        **dataset.behavior,
+        "license": dataset.license,
+        "episodes": tally.episodes,
+        "transitions": tally.transitions,
+        "mean_returns": tally.mean_returns,
+        "falls": tally.falls,
+        "versions": _versions(),
     }
+    if isinstance(dataset, MazeDataset):
+        facts["successes"] = tally.successes
+        facts["success_fraction"] = tally.successes.total() / tally.episodes.total()
+    metadata = {"reference_note": dataset.reference_note, "collection": facts}
+    if dataset.observation_keys is not None:
+        metadata["observation_keys"] = list(dataset.observation_keys)
+    return metadata
 
 
 def _publish(building: Path, root: Path, dataset_id: str, replaced: Path) -> None:

@@ -9,7 +9,6 @@ goes away.
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import selectors
 import subprocess
@@ -18,21 +17,29 @@ import tempfile
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO, cast
 
-import numpy as np
-
-from lit_offrl.collect.catalog import CATALOG
-from lit_offrl.collect.episodes import Episode, EpisodeRecorder
+from lit_offrl.collect.catalog import CATALOG, CollectedDataset, LocomotionDataset, MazeDataset
+from lit_offrl.collect.episodes import Recorder
+from lit_offrl.collect.journal import read_record, write_record
+from lit_offrl.collect.locomotion_episodes import LocomotionRecorder
+from lit_offrl.collect.maze_episodes import MazeRecorder
 from lit_offrl.errors import RunFailure
 
-_LENGTH_BYTES = 8
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _COMMAND = "from lit_offrl.collect.workers import serve; serve()"
 
 
-def ordered_episodes(dataset_id: str, seed: int, processes: int) -> Iterator[Episode]:
-    """Yield episodes 0, 1, 2, ... without end; the same for any number of processes.
+def make_recorder(dataset: CollectedDataset, seed: int) -> Recorder:
+    """Return what plays the episodes of a dataset."""
+    if isinstance(dataset, MazeDataset):
+        return MazeRecorder(dataset, seed)
+    assert isinstance(dataset, LocomotionDataset)
+    return LocomotionRecorder(dataset, seed)
+
+
+def ordered_records(dataset_id: str, seed: int, processes: int, first: int = 0) -> Iterator[bytes]:
+    """Yield episodes `first`, `first` + 1, ... without end, as bytes; the same for any number of processes.
 
     Close the iterator to stop the workers.
 
@@ -40,6 +47,7 @@ def ordered_episodes(dataset_id: str, seed: int, processes: int) -> Iterator[Epi
         dataset_id: A key of the catalog.
         seed: Seed of the whole dataset.
         processes: Number of workers.
+        first: Number of the first episode.
 
     Raises:
         RunFailure: A worker died; carries the last line it printed.
@@ -47,13 +55,13 @@ def ordered_episodes(dataset_id: str, seed: int, processes: int) -> Iterator[Epi
     workers: list[_Worker] = []
     try:
         workers += (_Worker(dataset_id, seed) for _ in range(processes))
-        indices = count()
+        indices = count(first)
         with selectors.DefaultSelector() as selector:
             for worker in workers:
                 selector.register(worker.output, selectors.EVENT_READ, worker)
                 worker.ask(next(indices))
-            done: dict[int, Episode] = {}
-            for index in count():
+            done: dict[int, bytes] = {}
+            for index in count(first):
                 while index not in done:
                     for key, _ in selector.select():
                         worker = key.data
@@ -83,9 +91,8 @@ class _Worker:
         )
 
     @property
-    def output(self) -> IO[bytes]:
-        assert self._process.stdout is not None
-        return self._process.stdout
+    def output(self) -> BinaryIO:
+        return cast(BinaryIO, self._process.stdout)
 
     def ask(self, index: int) -> None:
         self.asked = index
@@ -96,12 +103,11 @@ class _Worker:
         except BrokenPipeError:
             raise self._death() from None
 
-    def receive(self) -> Episode:
-        header = self.output.read(_LENGTH_BYTES)
-        payload = self.output.read(int.from_bytes(header, "little"))
-        if len(header) < _LENGTH_BYTES or len(payload) < int.from_bytes(header, "little"):
+    def receive(self) -> bytes:
+        record = read_record(self.output)
+        if record is None:
             raise self._death()
-        return _unpack(payload)
+        return record
 
     def stop(self) -> None:
         self._process.kill()
@@ -124,39 +130,6 @@ def serve() -> None:
     # Libraries print to standard output, too: keep it for the episodes.
     with os.fdopen(os.dup(1), "wb") as output:
         os.dup2(2, 1)
-        recorder = EpisodeRecorder(CATALOG[sys.argv[1]], int(sys.argv[2]))
+        recorder = make_recorder(CATALOG[sys.argv[1]], int(sys.argv[2]))
         for line in sys.stdin:
-            payload = _pack(recorder.record(int(line)))
-            output.write(len(payload).to_bytes(_LENGTH_BYTES, "little") + payload)
-            output.flush()
-
-
-def _pack(episode: Episode) -> bytes:
-    buffer = io.BytesIO()
-    parts = {f"observations/{key}": part for key, part in episode.observations.items()}
-    np.savez(
-        buffer,
-        actions=episode.actions,
-        rewards=episode.rewards,
-        terminations=episode.terminations,
-        truncations=episode.truncations,
-        kind=np.array(episode.kind),
-        fell=np.array(episode.fell),
-        **parts,  # type: ignore[arg-type]
-    )
-    return buffer.getvalue()
-
-
-def _unpack(payload: bytes) -> Episode:
-    with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
-        return Episode(
-            observations={
-                name.partition("/")[2]: arrays[name] for name in arrays.files if name.startswith("observations/")
-            },
-            actions=arrays["actions"],
-            rewards=arrays["rewards"],
-            terminations=arrays["terminations"],
-            truncations=arrays["truncations"],
-            kind=str(arrays["kind"]),
-            fell=bool(arrays["fell"]),
-        )
+            write_record(output, recorder.record(int(line)).to_bytes())

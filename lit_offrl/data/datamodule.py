@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import lightning
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_offrl.data import sources
-from lit_offrl.data.info import DatasetInfo
+from lit_offrl.data.info import DatasetInfo, EnvironmentInfo
 from lit_offrl.data.local import COLLECTED_NAMESPACE, is_present
-from lit_offrl.data.rewards import check_rule, shaped_rewards
+from lit_offrl.data.rewards import reward_rule
 from lit_offrl.data.transitions import BlockSampler, Transitions
-from lit_offrl.errors import require
+from lit_offrl.errors import UserError, require
 
 
 class D4RLDataModule(lightning.LightningDataModule):
     """Offline transitions as blocks of minibatches, sampled from a table on the training device.
 
     Args:
-        dataset: Dataset id, e.g. `offrl/antmaze/umaze-v0`; a set of this package that is not there yet is collected.
+        dataset: Dataset id, e.g. `offrl/antmaze/umaze-v0` (collected here if it is not there yet), `D4RL/pen/human-v2`
+            (Minari), `hopper-medium-v2` (original D4RL file), or the path of a file or folder of one's own.
         batch_size: Transitions per gradient step.
         block_size: Gradient steps per training block; affects speed only.
         steps_per_epoch: Gradient steps per epoch.
-        reward: Reward rule: `raw` or `minus_one`.
+        reward: Reward rule: `raw`, `minus_one` (sparse mazes), `cql_antmaze` (4 (r - 0.5)), `times_100`, `return_range`
+            (r * 1000 / range of returns: locomotion), `standardize`, or `affine:SCALE:BIAS`.
         normalize_observations: Shift and scale each observation dimension to mean 0 and deviation 1; the figures
             travel with the checkpoint.
+        action_bounds: Lowest and highest action of every dimension, e.g. `[-2, 2]`: networks see actions scaled to
+            [-1, 1]. Where it is not given, that of the dataset's action space (Minari), or -1 and 1.
+        d4rl_compat: Read original D4RL files as D4RL's `qlearning_dataset` does, which drops the last transition of
+            episodes that ran into the time limit; false keeps what the file knows of the true episode ends.
+        environment: Gymnasium id of the environment of evaluation, for datasets that name none, e.g. `Hopper-v5` for a
+            file of one's own.
         seed: Seed of the minibatches (set from `seed_everything`).
     """
 
@@ -46,28 +58,64 @@ class D4RLDataModule(lightning.LightningDataModule):
         steps_per_epoch: int = 1000,
         reward: str = "raw",
         normalize_observations: bool = False,
+        action_bounds: tuple[float, float] | None = None,
+        d4rl_compat: bool = True,
+        environment: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         sizes = {"batch_size": batch_size, "block_size": block_size, "steps_per_epoch": steps_per_epoch}
         for name, value in sizes.items():
             require(value >= 1, f"data.{name}", "at least 1", value)
-        check_rule(reward)
+        reward_rule(reward)  # raises where there is none
+        if action_bounds is not None:
+            require(action_bounds[0] < action_bounds[1], "data.action_bounds", "[low, high]", list(action_bounds))
         self.dataset = dataset
         self.batch_size = batch_size
         self.block_size = block_size
         self.steps_per_epoch = steps_per_epoch
         self.reward = reward
         self.normalize_observations = normalize_observations
+        self.action_bounds = action_bounds
+        self.d4rl_compat = d4rl_compat
+        self.environment = environment
         self.seed = seed
         self._loaded: tuple[Transitions, DatasetInfo] | None = None
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, ArrayLike], **options: Any) -> D4RLDataModule:
+        """Return a data module over arrays in memory.
+
+        Args:
+            arrays: `observations`, `actions`, `rewards`, `terminals`, `timeouts` and `next_observations`, see
+                `lit_offrl.data.sources.from_arrays`.
+            **options: The other arguments of the class, e.g. `environment="Hopper-v5"`.
+
+        Raises:
+            UserError: An array is missing, or its shape or values are wrong.
+        """
+        module = cls(dataset="arrays", **options)
+        info = DatasetInfo("arrays", source="arrays", path=Path("arrays"), sha256=None)
+        module._loaded = sources.from_arrays(arrays), module._with_environment(info)
+        return module
 
     def load(self) -> tuple[Transitions, DatasetInfo]:
         """Return the dataset, read (and collected, where it is ours and missing) on the first call."""
         if self._loaded is None:
             self.prepare_data()
-            self._loaded = sources.load(self.dataset)
+            transitions, info = sources.load(self.dataset, self.d4rl_compat)
+            self._loaded = transitions, self._with_environment(info)
         return self._loaded
+
+    def _with_environment(self, info: DatasetInfo) -> DatasetInfo:
+        if self.environment is None:
+            return info
+        if info.environment is not None:
+            raise UserError(
+                f"data.environment: {info.id} is evaluated in {info.environment.env_id}; the option is for datasets "
+                "that name no environment"
+            )
+        return replace(info, environment=EnvironmentInfo(self.environment, {}, max_episode_steps=None))
 
     @property
     def transitions(self) -> Transitions:
@@ -98,37 +146,54 @@ class D4RLDataModule(lightning.LightningDataModule):
             collect_dataset(self.dataset)
 
     def setup(self, stage: str) -> None:
-        """Read the data; when training, tell the algorithm the observation statistics that its networks will see."""
+        """Read the data; when training, tell the algorithm how its networks see observations and actions."""
         self.load()
-        if stage == "fit" and self.normalize_observations and self.trainer is not None:
-            mean, std = self.observation_statistics
+        if stage == "fit" and self.trainer is not None:
             module: Any = self.trainer.lightning_module
-            module.observation_mean.copy_(mean)
-            module.observation_std.copy_(std)
+            center, scale = self.action_range
+            module.action_center.copy_(center)
+            module.action_scale.copy_(scale)
+            if self.normalize_observations:
+                mean, std = self.observation_statistics
+                module.observation_mean.copy_(mean)
+                module.observation_std.copy_(std)
+
+    @property
+    def action_range(self) -> tuple[Tensor, Tensor]:
+        """Middle and half width of the actions' range, each `[action_dim]`."""
+        bounds = self.action_bounds or self.info.action_bounds or (-1.0, 1.0)
+        low, high = torch.tensor(bounds).reshape(2, -1).expand(2, self.action_dim)
+        return (low + high) / 2, (high - low) / 2
 
     @cached_property
     def observation_statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the observations, each `[observation_dim]`."""
-        observations = self.transitions.observations.astype(np.float64)
-        std = np.maximum(observations.std(axis=0), self.SMALLEST_STD)
-        return torch.as_tensor(observations.mean(axis=0)).float(), torch.as_tensor(std).float()
+        observations = self.transitions.observations
+        mean = observations.mean(axis=0, dtype=np.float64)
+        # In pieces: the table in double precision would be the largest thing in memory.
+        pieces = np.array_split(observations, -(-len(observations) // 65_536))
+        variance = sum(((piece - mean) ** 2).sum(axis=0) for piece in pieces) / len(observations)
+        std = np.maximum(np.sqrt(variance), self.SMALLEST_STD)
+        return torch.as_tensor(mean).float(), torch.as_tensor(std).float()
 
     def table(self) -> tuple[Tensor, tuple[int, ...]]:
         """Return the fields of `Batch` side by side, `[n, width]`, and the width of each."""
         transitions = self.transitions
-        observations = torch.from_numpy(transitions.observations)
-        next_observations = torch.from_numpy(transitions.next_observations)
+        widths = (transitions.observation_dim, transitions.action_dim, 1, transitions.observation_dim, 1)
+        table = torch.empty(len(transitions), sum(widths))
+        # Filled and changed in place: besides the recorded data there is one more copy of it in memory, not three.
+        observations, actions, rewards, next_observations, terminals = torch.split(table, list(widths), dim=1)
+        observations.copy_(torch.from_numpy(transitions.observations))
+        next_observations.copy_(torch.from_numpy(transitions.next_observations))
         if self.normalize_observations:
             mean, std = self.observation_statistics
-            observations, next_observations = (observations - mean) / std, (next_observations - mean) / std
-        fields = (
-            observations,
-            torch.from_numpy(transitions.actions).clamp(-1, 1),
-            torch.from_numpy(shaped_rewards(transitions, self.reward))[:, None],
-            next_observations,
-            torch.from_numpy(transitions.terminals).float()[:, None],
-        )
-        return torch.cat(fields, dim=1), tuple(field.shape[1] for field in fields)
+            observations.sub_(mean).div_(std)
+            next_observations.sub_(mean).div_(std)
+        center, scale = self.action_range
+        actions.copy_(torch.from_numpy(transitions.actions)).sub_(center).div_(scale).clamp_(-1, 1)
+        rewards.copy_(torch.from_numpy(reward_rule(self.reward)(transitions))[:, None])
+        terminals.copy_(torch.from_numpy(transitions.terminals)[:, None])
+        return table, widths
 
     def train_dataloader(self) -> BlockSampler:
         """Return the block sampler over the table, on the training device."""

@@ -15,12 +15,15 @@ class EnvironmentInfo:
     Attributes:
         env_id: Gymnasium id, e.g. `AntMaze_UMaze-v4`.
         kwargs: Keyword arguments of `gymnasium.make` besides the id and the time limit.
-        max_episode_steps: Time limit of one episode, in environment steps.
+        max_episode_steps: Time limit of one episode, in environment steps; None for the environment's own.
+        observation_offset: Added to the leading dimensions of the environment's observation vector to express it in the
+            dataset's coordinates.
     """
 
     env_id: str
     kwargs: Mapping[str, Any]
-    max_episode_steps: int
+    max_episode_steps: int | None
+    observation_offset: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,14 @@ class DatasetInfo:
 
     Attributes:
         id: The name the user typed, e.g. `offrl/antmaze/umaze-v0`.
-        source: `offrl` (collected by this package), `minari`, `d4rl`, `file` or `bandit`.
+        source: `offrl` (collected by this package), `minari`, `d4rl`, `file`, `arrays` or `bandit`.
         path: Where the data lies.
-        sha256: Digest of the data file's bytes.
+        sha256: Digest of the data file's bytes; None for arrays in memory.
         observation_keys: Keys of a dictionary observation whose values are concatenated, in this order, into the
             observation vector; None where observations are plain vectors.
+        action_bounds: Lowest and highest action, each `[action_dim]`; None for -1 and 1.
         environment: Where policies trained on it are evaluated; None where that is unknown.
+        environment_note: Why there is no environment, or how it differs from the one that made the data.
         reference: (min, max) return of a score of 0 and of 100, measured for this very dataset; None where unknown.
         metadata: Further facts of the source, e.g. the behavior mix.
     """
@@ -42,8 +47,10 @@ class DatasetInfo:
     id: str
     source: str
     path: Path
-    sha256: str
+    sha256: str | None
     observation_keys: tuple[str, ...] | None = None
+    action_bounds: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     environment: EnvironmentInfo | None = None
+    environment_note: str = ""
     reference: tuple[float, float] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)

@@ -2,36 +2,66 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from lit_offrl.data.transitions import Transitions
 
+_USUAL_RULES = (  # dataset ids of a family, the reward rule that the papers train with
+    (re.compile("maze"), "minus_one"),
+    (re.compile("hopper|halfcheetah|walker2d"), "return_range"),
+)
 
-def findings(transitions: Transitions) -> Iterator[str]:
+
+def usual_reward_rule(dataset: str) -> str:
+    """Return the reward rule that IQL and its successors train with on datasets of this family."""
+    return next((rule for pattern, rule in _USUAL_RULES if pattern.search(dataset)), "raw")
+
+
+def findings(transitions: Transitions, action_bounds: tuple[ArrayLike, ArrayLike] | None = None) -> Iterator[str]:
     """Yield a line for everything that looks wrong, and what training does about it.
 
     Broken tables (NaN, shapes) do not get this far: `Transitions` refuses them.
+
+    Args:
+        transitions: The table.
+        action_bounds: Lowest and highest action, numbers or `[action_dim]`; None for -1 and 1.
     """
-    outside = np.abs(transitions.actions) > 1 + 1e-4
+    actions, ends = transitions.actions, transitions.episode_ends
+    low, high = (np.asarray(bound, np.float32) for bound in action_bounds or (-1, 1))
+    outside = np.maximum(low - actions, actions - high).max(axis=1) > 1e-4 * np.max(high - low)
     if outside.any():
-        rows = int(outside.any(axis=1).sum())
-        largest = float(np.abs(transitions.actions).max())
-        yield f"{rows} transitions have actions outside [-1, 1] (largest {largest:.3g}): they are clipped"
-    constant = np.flatnonzero(np.ptp(transitions.observations, axis=0) == 0)
-    if len(constant):
-        yield f"observation dimensions {constant.tolist()} are constant: harmless, but useless"
+        yield (
+            f"actions outside [{low.min():g}, {high.max():g}] in {_count(outside)}, from {actions.min():.3g} to "
+            f"{actions.max():.3g}: they are clipped; give the environment's own bounds with --data.action_bounds"
+        )
+    for name, table in (("observation", transitions.observations), ("action", actions)):
+        constant = np.flatnonzero(np.ptp(table, axis=0) == 0)
+        if len(constant):
+            yield f"{name} dimensions {constant.tolist()} are constant: harmless, but nothing is learned from them"
     if not transitions.terminals.any():
         yield "no transition is terminal: values bootstrap through every episode's end"
+    if len(transitions.episode_starts) == 1:
+        yield "the whole table is one episode: mark its cuts with 'timeouts' if it is not"
     if np.ptp(transitions.rewards) == 0:
         yield f"every reward is {transitions.rewards[0]:g}: nothing distinguishes good from bad"
-    ends = transitions.episode_ends
-    jumps = ~ends[:-1] & (transitions.next_observations[:-1] != transitions.observations[1:]).any(axis=1)
+    single = ends & np.concatenate([[True], ends[:-1]])
+    if single.any():
+        yield f"episodes of one step: {_count(single)}; are 'timeouts' marked twice? They are kept"
+    successors = transitions.next_observations[:-1] == transitions.observations[1:]
+    jumps = np.append(~ends[:-1] & ~successors.all(axis=1), False)
     if jumps.any():
-        first = int(np.flatnonzero(jumps)[0])
-        yield f"{int(jumps.sum())} transitions do not lead to the next one's observation (first: {first})"
+        yield f"jumps to an observation that did not follow: {_count(jumps)}; is an episode's end not marked there?"
+    frozen = (transitions.next_observations == transitions.observations).all(axis=1) & ~transitions.terminals
+    if frozen.any():
+        yield f"standing still: {_count(frozen)}; was the last observation of an episode stored twice?"
+
+
+def _count(rows: NDArray[np.bool_]) -> str:
+    return f"{int(rows.sum()):,} of {len(rows):,} transitions (first: {int(np.argmax(rows))})"
 
 
 def histogram(values: NDArray[np.floating], bins: int = 10, width: int = 40) -> Iterator[str]:

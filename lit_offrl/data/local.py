@@ -11,7 +11,7 @@ from typing import Any
 from lit_offrl.errors import UserError
 
 COLLECTED_NAMESPACE = "offrl/"
-FILE_SUFFIXES = (".hdf5", ".h5")
+FILE_SUFFIXES = (".h5", ".hdf5", ".npz")
 
 
 def minari_root() -> Path:
@@ -22,6 +22,12 @@ def minari_root() -> Path:
 def is_present(dataset: str) -> bool:
     """Whether the Minari dataset lies in the local root."""
     return (minari_root() / dataset / "data" / "metadata.json").is_file()
+
+
+def is_own_path(dataset: str) -> bool:
+    """Whether the dataset is a file or a folder of one's own rather than an id."""
+    path = Path(dataset)
+    return path.suffix in FILE_SUFFIXES or path.is_file() or (path.is_dir() and not is_present(dataset))
 
 
 def read_metadata(dataset: str) -> dict[str, Any]:

@@ -54,8 +54,8 @@ class Transitions:
             array = getattr(self, name)
             if array.shape != expected:
                 raise UserError(f"'{name}' has shape {array.shape}, but {expected} is needed beside {n} rewards")
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                row = int(np.argwhere(~np.isfinite(array.reshape(n, -1)).all(axis=1))[0, 0])
+            row = first_row_not_finite(array)
+            if row is not None:
                 raise UserError(
                     f"'{name}' holds NaN or infinity, first in transition {row}: repair or drop that episode"
                 )
@@ -102,6 +102,17 @@ class Transitions:
             following = float(self.rewards[i]) + discount * (0.0 if ends[i] else following)
             returns[i] = following
         return returns.astype(np.float32)
+
+
+def first_row_not_finite(array: NDArray[Any], rows_at_a_time: int = 65_536) -> int | None:
+    """Return the first row that holds NaN or infinity, if any; looks at pieces, so that no mask of the table arises."""
+    if array.dtype.kind != "f":
+        return None
+    for start in range(0, len(array), rows_at_a_time):
+        finite = np.isfinite(array[start : start + rows_at_a_time])
+        if not finite.all():
+            return start + int(np.argmin(finite.reshape(len(finite), -1).all(axis=1)))
+    return None
 
 
 class BlockSampler:

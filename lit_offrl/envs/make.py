@@ -53,7 +53,11 @@ def environment_for(info: DatasetInfo) -> EnvironmentInfo:
     """
     environment = info.environment
     if environment is None:
-        raise UserError(f"{info.id}: no environment is known for this dataset, so policies cannot be evaluated on it")
+        note = f" ({info.environment_note})" if info.environment_note else ""
+        raise UserError(
+            f"{info.id}: no environment is known for this dataset{note}, so policies cannot be evaluated on it: "
+            "name one with --data.environment, e.g. Hopper-v5, or train with --evaluation.enabled false"
+        )
     if info.source == "d4rl" or (info.source == "minari" and info.id.startswith("D4RL/")):
         name = info.id.removeprefix("D4RL/").replace("/", "-")
         for pattern, kwargs, limit in _D4RL_RULES:
@@ -70,9 +74,9 @@ def make_env(environment: EnvironmentInfo, observation_keys: tuple[str, ...] | N
     """Build an environment with flat float32 observations `[observation_dim]`.
 
     Args:
-        environment: Id, keyword arguments and time limit.
+        environment: Id, keyword arguments, time limit and offset of the observations.
         observation_keys: Keys of a dictionary observation whose values are concatenated, in this order; None where
-            observations are plain vectors.
+            observations are plain vectors. `a/b` is the key `b` of the dictionary at key `a`.
 
     Raises:
         UserError: The environment is unknown, its package is missing, it cannot be built, or its observations do not
@@ -100,20 +104,21 @@ def make_env(environment: EnvironmentInfo, observation_keys: tuple[str, ...] | N
         except Exception as error:  # whatever a simulator raises
             raise UserError(f"environment '{environment.env_id}' cannot be built: {_one_line(error)}") from error
     try:
-        return _flatten(env, observation_keys)
+        return _flatten(env, observation_keys, environment.observation_offset)
     except UserError as error:
         env.close()
         raise UserError(f"environment '{environment.env_id}': {error}") from None
 
 
-def _flatten(env: gym.Env[Any, Any], keys: tuple[str, ...] | None) -> FlatEnv:
+def _flatten(env: gym.Env[Any, Any], keys: tuple[str, ...] | None, offset: tuple[float, ...]) -> FlatEnv:
     # gymnasium's FlattenObservation would concatenate in the alphabetical order of the keys.
     space = env.observation_space
     parts: list[gym.Space[Any]]
     if isinstance(space, Dict):
-        if keys is None or not set(keys) <= set(space):
-            raise UserError(f"its observation has the keys {', '.join(space)}; the dataset uses {keys}")
-        parts = [space[key] for key in keys]
+        leaves = dict(_leaves(space))
+        if keys is None or not set(keys) <= set(leaves):
+            raise UserError(f"its observation has the keys {', '.join(leaves)}; the dataset uses {keys}")
+        parts = [leaves[key] for key in keys]
     elif keys is not None:
         raise UserError(f"its observation is no dictionary; the dataset uses the keys {', '.join(keys)}")
     else:
@@ -121,12 +126,30 @@ def _flatten(env: gym.Env[Any, Any], keys: tuple[str, ...] | None) -> FlatEnv:
     shapes = [part.shape for part in parts if isinstance(part, Box) and len(part.shape) == 1]
     if len(shapes) != len(parts):
         raise UserError("only observations made of vectors can be used")
+    width = sum(size for (size,) in shapes)
+    shift = np.zeros(width)
+    shift[: len(offset)] = offset
 
     def vector(observation: Any) -> NDArray[np.float32]:
-        flat = observation if keys is None else np.concatenate([observation[key] for key in keys])
-        return np.asarray(flat, dtype=np.float32)
+        flat = observation if keys is None else np.concatenate([_at(observation, key) for key in keys])
+        return np.asarray(flat + shift, dtype=np.float32)
 
-    return TransformObservation(env, vector, Box(-np.inf, np.inf, (sum(size for (size,) in shapes),), np.float32))
+    return TransformObservation(env, vector, Box(-np.inf, np.inf, (width,), np.float32))
+
+
+def _leaves(space: Dict, prefix: str = "") -> Iterator[tuple[str, gym.Space[Any]]]:
+    for key, part in space.items():
+        if isinstance(part, Dict):
+            yield from _leaves(part, f"{prefix}{key}/")
+        else:
+            yield f"{prefix}{key}", part
+
+
+def _at(observation: Any, key: str) -> NDArray[np.floating]:
+    for step in key.split("/"):
+        observation = observation[step]
+    part: NDArray[np.floating] = observation
+    return part
 
 
 @contextlib.contextmanager

@@ -1,0 +1,110 @@
+"""The flat cache: what was read once from a slow format lies beside it as plain arrays from then on."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import fields
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_offrl.data.sources.arrays import READ_ERRORS
+from lit_offrl.data.transitions import Transitions
+from lit_offrl.errors import UserError, one_line
+
+SUFFIX = ".cache.npz"
+# Of the file's layout and of the rules by which sources become transitions: whoever changes either counts this up.
+_VERSION = 1
+
+Table = tuple[Transitions, tuple[str, ...] | None]
+"""Transitions and the observation keys they were made of."""
+CachedTable = tuple[Transitions, "tuple[str, ...] | None", str]
+"""The same with the SHA-256 digest of the source."""
+
+
+def cached(source: Path, options: Mapping[str, Any], read: Callable[[], Table]) -> CachedTable:
+    """Return what `read` makes of a source and the source's digest, from the cache where that is up to date.
+
+    A cache that is stale, broken or made with other options is replaced. Where it cannot be written, a line on standard
+    error says so and nothing is left behind.
+
+    Args:
+        source: File or folder that is read.
+        options: What the result depends on besides the source; plain values.
+        read: Reads the source.
+    """
+    cache = source.with_name(source.name + SUFFIX)
+    fingerprint = _fingerprint(source, options)
+    stored = _read_cache(cache, fingerprint)
+    if stored is not None:
+        return stored
+    transitions, keys = read()
+    digest = source_sha256(source)
+    _write_cache(cache, transitions, {"fingerprint": fingerprint, "sha256": digest, "observation_keys": keys})
+    return transitions, keys, digest
+
+
+def source_sha256(source: Path) -> str:
+    """Return the SHA-256 digest of a file's bytes, or of the names and bytes of a folder's files, in hexadecimal."""
+    digest = sha256()
+    for path in _files(source):
+        if path != source:
+            digest.update(f"{path.relative_to(source).as_posix()}\n".encode())
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _files(source: Path) -> Iterator[Path]:
+    if source.is_file():
+        yield source
+        return
+    for folder, folders, names in os.walk(source):
+        folders.sort()
+        for name in sorted(names):
+            if not name.startswith(".") and not name.endswith(SUFFIX):
+                yield Path(folder, name)
+
+
+def _fingerprint(source: Path, options: Mapping[str, Any]) -> str:
+    digest = sha256(json.dumps(options, sort_keys=True).encode())
+    for path in _files(source):
+        status = path.stat()
+        digest.update(f"{path.relative_to(source.parent)} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _read_cache(cache: Path, fingerprint: str) -> CachedTable | None:
+    if not cache.is_file():
+        return None
+    try:
+        with np.load(cache, allow_pickle=False) as file:
+            header = json.loads(file["header"].tobytes())
+            if (header["version"], header["fingerprint"]) != (_VERSION, fingerprint):
+                return None
+            transitions = Transitions(**{field.name: file[field.name] for field in fields(Transitions)})
+            keys = header["observation_keys"]
+            return transitions, None if keys is None else tuple(keys), header["sha256"]
+    except (*READ_ERRORS, UserError):  # cut off, or something else of that name
+        return None
+
+
+def _write_cache(cache: Path, transitions: Transitions, header: dict[str, Any]) -> None:
+    temporary = cache.with_name(f".{cache.name}.{os.getpid()}.tmp")
+    packed = np.frombuffer(json.dumps({"version": _VERSION, **header}).encode(), np.uint8)
+    try:
+        with temporary.open("wb") as file:  # given a name, numpy would append its suffix to it
+            np.savez(file, header=packed, **{f.name: getattr(transitions, f.name) for f in fields(transitions)})
+        temporary.replace(cache)
+    except OSError as error:
+        print(f"{cache} cannot be written ({one_line(error)}): the next load is as slow as this one", file=sys.stderr)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
