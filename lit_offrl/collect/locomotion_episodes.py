@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lit_offrl.collect.behaviors import ARTIFACTS, Actor, SACActor, UniformActor
+from lit_offrl.collect.behaviors import ARTIFACTS, Actor, UniformActor, load_actor
 from lit_offrl.collect.catalog import Level, LocomotionDataset
 from lit_offrl.collect.episodes import Episode, episode_entropy, make_environment
 
@@ -97,7 +97,7 @@ class LocomotionRecorder:
         if level.name == "random":
             (action_dim,) = self._env.action_space.shape or ()
             return UniformActor(action_dim)
-        return SACActor(ARTIFACTS / f"{env_id}_{level.name}.npz")
+        return load_actor(ARTIFACTS / f"{env_id}_{level.name}.npz")
 
     def _play(self, level: int, rng: np.random.Generator, reset_seed: int) -> Episode:
         return play(self._env, self._actors[level], rng, reset_seed, self._levels[level].name)
