@@ -48,16 +48,39 @@ def run_data(words: list[str]) -> int:
 
 def _list(options: argparse.Namespace) -> int:
     from lit_offrl.collect.catalog import CATALOG
+    from lit_offrl.data.sources.d4rl_catalog import D4RL_FILES
 
-    here = set(local.local_datasets())
-    print(f"{'id':34} {'here':5} what it is")
-    for dataset in CATALOG.values():
-        mark = "yes" if dataset.id in here else "-"
-        print(f"{dataset.id:34} {mark:5} {dataset.description}; {dataset.steps:,} steps unless told otherwise")
-    for dataset_id in sorted(here - set(CATALOG)):
-        print(f"{dataset_id:34} {'yes':5} Minari dataset")
-    print(f"local root: {local.minari_root()} (MINARI_DATASETS_PATH); '-': collected on first use or by `data collect`")
+    present = set(local.local_datasets())
+    rows = [("dataset", "here", "steps", "license", "what it is")]
+    rows += [
+        (each.id, _size(each.id), f"{each.steps:,}", each.license.partition(",")[0], each.description)
+        for each in CATALOG.values()
+    ]
+    rows += [(dataset, _size(dataset), "", "", "Minari dataset") for dataset in sorted(present - set(CATALOG))]
+    files = {dataset: local.d4rl_folder() / Path(path).name for dataset, path in D4RL_FILES.items()}
+    rows += [
+        (dataset, f"{path.stat().st_size / 1e6:.0f} MB", "", "", "original D4RL file")
+        for dataset, path in files.items()
+        if path.is_file()
+    ]
+    width = max(len(dataset) for dataset, *_ in rows)
+    for dataset, size, steps, license_, text in rows:
+        print(f"{dataset:{width}}  {size:>7}  {steps:>9}  {license_:7}  {text}")
+    families = sorted({dataset.partition("-")[0] for dataset in D4RL_FILES})
+    print(
+        f"\n'-': collected on first use, or with another number of steps by `data collect`, into {local.minari_root()} (MINARI_DATASETS_PATH)\n"
+        f"original D4RL files, by name (hopper-medium-v2): {len(D4RL_FILES)} of {', '.join(families)}; "
+        f"in {local.d4rl_folder()} (D4RL_DATASET_DIR), else downloaded there\n"
+        "Minari's remote datasets, by id (D4RL/antmaze/umaze-v1); files and folders of your own, by path"
+    )
     return 0
+
+
+def _size(dataset: str) -> str:
+    if not local.is_present(dataset):
+        return "-"
+    data = local.minari_root() / dataset / "data"
+    return f"{sum(path.stat().st_size for path in data.rglob('*') if 'cache' not in path.name) / 1e6:.0f} MB"
 
 
 def _load(dataset: str) -> tuple[Transitions, DatasetInfo]:

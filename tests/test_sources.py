@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import lightning
 import numpy as np
 import pytest
 import torch
+from conftest import DATASET
 
+from lit_offrl.algorithms import DTQL
 from lit_offrl.data import sources
 from lit_offrl.data.datamodule import D4RLDataModule
+from lit_offrl.data.info import EnvironmentInfo
 from lit_offrl.errors import UserError
 
 
@@ -96,3 +101,53 @@ def test_a_dataset_of_this_package_is_collected_on_first_use(tmp_path: Path, mon
     for _ in range(2):
         assert len(D4RLDataModule("offrl/pointmaze/umaze-v0").transitions) == 50
     assert asked == ["offrl/pointmaze/umaze-v0"]
+
+
+def log(actions: np.ndarray) -> dict[str, np.ndarray]:
+    n = len(actions)
+    return {
+        "observations": np.arange(2.0 * n).reshape(n, 2),
+        "actions": actions,
+        "rewards": np.ones(n),
+        "terminals": np.arange(n) == n - 1,
+        "timeouts": np.zeros(n, bool),
+    }
+
+
+def test_networks_see_actions_scaled_to_one_and_policies_answer_in_the_datas_units():
+    actions = np.array([[-3.0, 0.0], [3.0, 10.0], [1.5, 2.5]])
+    module = D4RLDataModule.from_arrays(log(actions), action_bounds=(-3.0, 3.0))
+    table, widths = module.table()
+    expected = [[-1, 0], [1, 1], [0.5, 2.5 / 3]]  # 10 is outside the bounds, and clipped
+    torch.testing.assert_close(torch.split(table, list(widths), dim=1)[1], torch.tensor(expected))
+
+    algorithm = DTQL(2, 2, hidden_dim=8, candidates=2)
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=1)
+    trainer.strategy.connect(algorithm)
+    module.trainer = trainer
+    unscaled = algorithm.act(torch.ones(5, 2), torch.Generator().manual_seed(0))
+    module.setup("fit")
+    scaled = algorithm.act(torch.ones(5, 2), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(scaled, 3 * unscaled)
+    assert scaled.abs().max() > 0
+
+
+def test_bounds_of_each_dimension_come_from_the_dataset():
+    module = D4RLDataModule.from_arrays(log(np.zeros((3, 2))))
+    assert [bound.tolist() for bound in module.action_range] == [[0, 0], [1, 1]]
+    transitions, info = module.load()
+    module._loaded = transitions, replace(info, action_bounds=((-1.0, 0.0), (1.0, 4.0)))
+    assert [bound.tolist() for bound in module.action_range] == [[0, 2], [1, 2]]
+
+
+def test_an_environment_may_be_named_where_the_dataset_names_none(minari_root: Path):
+    module = D4RLDataModule.from_arrays(log(np.zeros((3, 1))), environment="Pendulum-v1")
+    assert module.info.environment == EnvironmentInfo("Pendulum-v1", {}, None)
+    assert (module.info.source, module.info.sha256) == ("arrays", None)
+    with pytest.raises(UserError, match="PointMaze_UMaze-v3; the option is for datasets that name no environment"):
+        D4RLDataModule(DATASET, environment="Pendulum-v1").load()
+
+
+def test_bounds_the_wrong_way_round():
+    with pytest.raises(UserError, match=r"data\.action_bounds: must be \[low, high\], not \[1, -1\]"):
+        D4RLDataModule("x", action_bounds=(1, -1))

@@ -19,6 +19,11 @@ def minari_root() -> Path:
     return Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
 
 
+def d4rl_folder() -> Path:
+    """Return where D4RL's files are kept: D4RL_DATASET_DIR, or .d4rl/datasets in the home folder, as D4RL does."""
+    return Path(os.environ.get("D4RL_DATASET_DIR") or Path.home() / ".d4rl" / "datasets")
+
+
 def is_present(dataset: str) -> bool:
     """Whether the Minari dataset lies in the local root."""
     return (minari_root() / dataset / "data" / "metadata.json").is_file()

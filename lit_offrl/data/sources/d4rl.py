@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_offrl.data.info import DatasetInfo
+from lit_offrl.data.local import d4rl_folder
 from lit_offrl.data.sources.arrays import (
     Columns,
     Fields,
@@ -28,11 +29,6 @@ _BASE_URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/"
 # In D4RL's mazes an observation begins with the position, in meters, and a step changes it by less than half of this.
 _LARGEST_MOVE = 1.0
 _MAZES = ("antmaze", "maze2d")
-
-
-def d4rl_folder() -> Path:
-    """Return where D4RL's files are kept: D4RL_DATASET_DIR, or .d4rl/datasets in the home folder, as D4RL does."""
-    return Path(os.environ.get("D4RL_DATASET_DIR") or Path.home() / ".d4rl" / "datasets")
 
 
 def load_d4rl(dataset: str, compat: bool = True) -> tuple[Transitions, DatasetInfo]:
