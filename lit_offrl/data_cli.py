@@ -68,7 +68,8 @@ def _list(options: argparse.Namespace) -> int:
         print(f"{dataset:{width}}  {size:>7}  {steps:>9}  {license_:7}  {text}")
     families = sorted({dataset.partition("-")[0] for dataset in D4RL_FILES})
     print(
-        f"\n'-': collected on first use, or with another number of steps by `data collect`, into {local.minari_root()} (MINARI_DATASETS_PATH)\n"
+        "\n'-': collected on first use, or with another number of steps by `data collect`, into "
+        f"{local.minari_root()} (MINARI_DATASETS_PATH)\n"
         f"original D4RL files, by name (hopper-medium-v2): {len(D4RL_FILES)} of {', '.join(families)}; "
         f"in {local.d4rl_folder()} (D4RL_DATASET_DIR), else downloaded there\n"
         "Minari's remote datasets, by id (D4RL/antmaze/umaze-v1); files and folders of your own, by path"
