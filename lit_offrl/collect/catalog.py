@@ -327,8 +327,8 @@ CATALOG: dict[str, CollectedDataset] = _table(
             "a hopper on one leg",
             "Hopper-v5",
             "tools/search_hopper.py",
-            (Level("random", 18.0, 22.0), Level("25k", 235.0, 117.0), Level("50k", 986.0, 396.0)),
-            Level("600k", 3137.0, 1000.0),
+            (Level("random", 17.04, 22.7), Level("25k", 234.21, 120.1), Level("50k", 945.22, 383.8)),
+            Level("600k", 3134.34, 1000.0),
         ),
         *_locomotion(
             "halfcheetah",
