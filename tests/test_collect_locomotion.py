@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from lit_offrl.collect.behaviors import ARTIFACTS, SACActor, UniformActor
+from lit_offrl.collect.behaviors import ARTIFACTS, SACActor, UniformActor, load_actor
 from lit_offrl.collect.catalog import CATALOG, LocomotionDataset
 from lit_offrl.collect.episodes import make_environment
 from lit_offrl.collect.locomotion_episodes import LocomotionRecorder
@@ -33,6 +33,13 @@ def test_every_body_has_the_five_kinds():
         assert replay[-1] == medium[0]
         assert medium_expert == medium + expert
         assert {row.reference for row in rows} == {(random[0].mean_return, expert[0].mean_return)}
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_medium_is_about_a_third_of_expert(body):
+    row = LOCOMOTION[f"offrl/{body}/medium-v0"]
+    low, high = row.reference
+    assert 0.25 < (row.levels[0].mean_return - low) / (high - low) < 0.4
 
 
 def test_artifacts_are_small_and_exactly_those_of_the_catalog():
@@ -68,6 +75,19 @@ def test_the_actor_is_the_network_it_was_trained_as():
         np.testing.assert_allclose(actor.act(observation, None), mean.tanh(), rtol=1e-9)
         expected = (mean + log_std.exp() * noise).tanh()
         np.testing.assert_allclose(actor.act(observation, np.random.default_rng(7)), expected, rtol=1e-9)
+
+
+def test_the_linear_actor_is_the_policy_that_was_searched_for():
+    path = ARTIFACTS / "Hopper-v5_50k.npz"
+    with np.load(path, allow_pickle=False) as arrays:
+        weight, mean, scale, noise = (arrays[name].astype(np.float64) for name in ("weight", "mean", "scale", "noise"))
+    actor = load_actor(path)
+    for observation in np.random.default_rng(0).standard_normal((5, 11)):
+        mode = weight @ ((observation - mean) / scale)
+        np.testing.assert_allclose(actor.act(observation, None), mode.clip(-1, 1), rtol=1e-9, atol=1e-12)
+        noisy = mode + noise * np.random.default_rng(7).standard_normal(3)
+        action = actor.act(observation, np.random.default_rng(7))
+        np.testing.assert_allclose(action, noisy.clip(-1, 1), rtol=1e-9, atol=1e-12)
 
 
 def test_random_actions_fill_the_box():
