@@ -12,7 +12,7 @@ from lit_offrl.cli import main
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("maze", ["umaze"])  # medium stands at 0.90, see the README
+@pytest.mark.parametrize("maze", ["umaze", "medium"])
 def test_quick_pointmaze_reaches_the_planner(maze: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     configs = [f"--config={REPOSITORY / 'conf' / name}" for name in ("dtql_pointmaze.yaml", "quick_pointmaze.yaml")]
