@@ -1,10 +1,70 @@
-"""Denoisers: from a raw network to an estimate of the clean action."""
+"""Denoisers: from a raw network to an estimate of the clean action.
+
+The conversions hold for x = alpha x_0 + sigma epsilon; `alpha` and `sigma` are floats or broadcast against `x`, as
+`[batch, 1]` does against `[batch, dim]`.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
+
+from lit_offrl.diffusion.schedules import Schedule
+
+Model = Callable[[Tensor, Tensor], Tensor]  # what a network predicts from x `[batch, dim]` and time `[batch]`
+Denoise = Callable[[Tensor, Tensor], Tensor]  # a model whose prediction is x_0
+Prediction = Literal["x0", "epsilon", "score"]
+
+
+def diffuse(x0: Tensor, epsilon: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
+    """Return x = alpha x_0 + sigma epsilon."""
+    return alpha * x0 + sigma * epsilon
+
+
+def x0_from_epsilon(x: Tensor, epsilon: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
+    """Return x_0 = (x - sigma epsilon) / alpha."""
+    return (x - sigma * epsilon) / alpha
+
+
+def epsilon_from_x0(x: Tensor, x0: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
+    """Return epsilon = (x - alpha x_0) / sigma."""
+    return (x - alpha * x0) / sigma
+
+
+def score_from_epsilon(epsilon: Tensor, sigma: Tensor | float) -> Tensor:
+    """Return the score grad log q(x) = -epsilon / sigma."""
+    return -epsilon / sigma
+
+
+def epsilon_from_score(score: Tensor, sigma: Tensor | float) -> Tensor:
+    """Return epsilon = -sigma grad log q(x)."""
+    return -sigma * score
+
+
+def x0_from_score(x: Tensor, score: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
+    """Return x_0 = (x + sigma^2 grad log q(x)) / alpha, Tweedie's formula."""
+    return x0_from_epsilon(x, epsilon_from_score(score, sigma), alpha, sigma)
+
+
+def score_from_x0(x: Tensor, x0: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
+    """Return the score grad log q(x) = (alpha x_0 - x) / sigma^2."""
+    return score_from_epsilon(epsilon_from_x0(x, x0, alpha, sigma), sigma)
+
+
+def as_denoiser(model: Model, schedule: Schedule, predicts: Prediction = "epsilon") -> Denoise:
+    """Return the denoiser, which every sampler takes, of a `model` that predicts epsilon, the score or x_0."""
+
+    def denoise(x: Tensor, time: Tensor) -> Tensor:
+        output = model(x, time)
+        if predicts == "x0":
+            return output
+        alpha, sigma = schedule.alpha(time)[:, None], schedule.sigma(time)[:, None]
+        convert = x0_from_epsilon if predicts == "epsilon" else x0_from_score
+        return convert(x, output, alpha, sigma)
+
+    return denoise
 
 
 class EDMCoefficients(NamedTuple):

@@ -1,12 +1,242 @@
-"""Noise schedules: which noise levels are trained on, and which ones a sampler visits."""
+"""Noise schedules: which noise levels are trained on, and which ones a sampler visits.
+
+A schedule says how much signal and noise a noisy value holds: x_t = alpha(t) x_0 + sigma(t) epsilon. A sampler sees
+of it only a tuple of `Level`s, so that any sampler goes with any schedule.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+Spacing = Literal["time", "log_snr"]
+Scalar = TypeVar("Scalar", float, Tensor)
+
+
+class Schedule(Protocol):
+    """The scales of signal and noise at `time`, `[batch]` or a scalar, each in the shape of `time`."""
+
+    def alpha(self, time: Tensor) -> Tensor:
+        """Return the scale of the clean value."""
+
+    def sigma(self, time: Tensor) -> Tensor:
+        """Return the standard deviation of the noise."""
+
+
+class Level(NamedTuple):
+    """One noise level that a sampler visits; Python numbers, so that no step waits for a device.
+
+    Attributes:
+        time: What the model is told: t of a VP-SDE, the integer n of a discrete schedule, sigma of EDM.
+        alpha: Scale of the clean value.
+        sigma: Standard deviation of the noise; 0 at a clean last level.
+        half_log_snr: lambda = ln(alpha / sigma); infinite at a clean last level.
+    """
+
+    time: float
+    alpha: float
+    sigma: float
+    half_log_snr: float
+
+
+Levels = tuple[Level, ...]
+
+
+def posterior_coefficients(
+    alpha: Scalar, sigma: Scalar, alpha_below: Scalar, sigma_below: Scalar
+) -> tuple[Scalar, Scalar, Scalar]:
+    """Return c_clean, c_noisy and the variance of q(x_s | x_t, x_0) = N(c_clean x_0 + c_noisy x_t, variance).
+
+    For a variance-preserving schedule and a level s below t (Ho et al. 2020, Eq. 7, with beta = 1 - alpha_t^2 /
+    alpha_s^2). At s = 0 they are 1, 0 and 0.
+    """
+    decay = alpha / alpha_below
+    beta = 1 - decay**2
+    return alpha_below * beta / sigma**2, decay * sigma_below**2 / sigma**2, beta * sigma_below**2 / sigma**2
+
+
+def singlestep_orders(evaluations: int, order: int) -> tuple[int, ...]:
+    """Return the orders of the steps of a single-step solver that evaluates the model `evaluations` times.
+
+    A step of order k costs k evaluations. As many steps as fit have the full order and one or two lower ones use up
+    the rest: 15 evaluations of order 2 are seven steps of order 2 and one of order 1 (the
+    "DPM-Solver-fast" of Lu et al. 2022; the authors' code of EDA and QGPO).
+
+    Raises:
+        ValueError: If `order` is not 1, 2 or 3, or `evaluations` is below 1.
+    """
+    if order not in (1, 2, 3) or evaluations < 1:
+        raise ValueError(f"order must be 1, 2 or 3 and evaluations at least 1, got {order} and {evaluations}")
+    if order == 3 and evaluations % 3 == 0:
+        return (3,) * (evaluations // 3 - 1) + (2, 1)
+    remainder = (evaluations % order,) if evaluations % order else ()
+    return (order,) * (evaluations // order) + remainder
+
+
+@dataclass(frozen=True)
+class VPSDE:
+    """The variance-preserving SDE dx = f(t) x dt + g(t) dw with linear beta(t) (Song et al. 2021, Eq. 32 and 33).
+
+        alpha(t) = exp(-(beta_max - beta_min) t^2 / 4 - beta_min t / 2),    sigma(t)^2 = 1 - alpha(t)^2
+
+    Times are tensors of any shape in [0, 1]; every function keeps shape, dtype and device. `expm1` keeps sigma exact
+    near t = 0, where 1 - alpha^2 cancels: in float32 it loses 5% of sigma^2 at t = 1e-5.
+
+    Attributes:
+        beta_min: Rate of noise at t = 0.
+        beta_max: Rate of noise at t = 1.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def beta(self, time: Tensor) -> Tensor:
+        """Return the rate at which noise replaces signal."""
+        return self.beta_min + (self.beta_max - self.beta_min) * time
+
+    def log_alpha(self, time: Tensor) -> Tensor:
+        """Return ln alpha(t)."""
+        return -time * ((self.beta_max - self.beta_min) * time / 4 + self.beta_min / 2)
+
+    def alpha(self, time: Tensor) -> Tensor:
+        """Return the scale of the clean value."""
+        return self.log_alpha(time).exp()
+
+    def sigma(self, time: Tensor) -> Tensor:
+        """Return the standard deviation of the noise."""
+        return (-torch.expm1(2 * self.log_alpha(time))).sqrt()
+
+    def half_log_snr(self, time: Tensor) -> Tensor:
+        """Return lambda(t) = ln(alpha / sigma), which decreases in t."""
+        return self.log_alpha(time) - self.sigma(time).log()
+
+    def time(self, half_log_snr: Tensor) -> Tensor:
+        """Return the t at which lambda(t) is `half_log_snr` (closed form of DPM-Solver, Lu et al. 2022)."""
+        minus_two_log_alpha = torch.logaddexp(-2 * half_log_snr, torch.zeros_like(half_log_snr))
+        root = (self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * minus_two_log_alpha).sqrt()
+        return 2 * minus_two_log_alpha / (self.beta_min + root)
+
+    def drift(self, time: Tensor) -> Tensor:
+        """Return f(t) = d ln(alpha) / dt = -beta(t) / 2."""
+        return -self.beta(time) / 2
+
+    def diffusion(self, time: Tensor) -> Tensor:
+        """Return g(t) = sqrt(beta(t))."""
+        return self.beta(time).sqrt()
+
+    def levels(
+        self,
+        steps: int,
+        spacing: Spacing = "time",
+        *,
+        start: float = 1.0,
+        end: float = 1e-3,
+        singlestep_order: int = 1,
+    ) -> Levels:
+        """Return the `steps` + 1 levels from t = `start` down to `end`, computed in float64.
+
+        Args:
+            steps: Number of model evaluations.
+            spacing: "time" for nodes uniform in t (EDA, QGPO), "log_snr" for nodes uniform in lambda.
+            start: First time.
+            end: Last time, above 0; QGPO's 2-D experiments use 1e-5.
+            singlestep_order: Order of the single-step solver that will visit them. Its steps, rather than its
+                evaluations, are uniform in lambda, and inside a step its nodes are; in time nothing changes.
+        """
+        orders = singlestep_orders(steps, singlestep_order if spacing == "log_snr" else 1)
+        inside = [(i + j / order) / len(orders) for i, order in enumerate(orders) for j in range(order)]
+        position = torch.tensor([*inside, 1.0], dtype=torch.float64)
+        ends = torch.tensor([start, end], dtype=torch.float64)
+        if spacing == "log_snr":
+            first, last = self.half_log_snr(ends)
+            times = self.time(torch.lerp(first, last, position))
+        else:
+            times = torch.lerp(ends[0], ends[1], position)
+        return _variance_preserving_levels(times.tolist(), self.log_alpha(times).tolist())
+
+
+class DiscreteVP(nn.Module):
+    """The variance-preserving chain of `steps` steps (BDPO's schedule), indexed by n in 0..steps.
+
+        beta_n = 1 - exp(-beta_min / N - (beta_max - beta_min) (2 n - 1) / (2 N^2))
+        alpha_bar_n = prod_{i <= n} (1 - beta_i)
+
+    The tables are float32, computed in float64, and move with the module; they are not part of a checkpoint. Index 0
+    is the clean value: beta_0 = 0 and alpha_bar_0 = 1. `alpha(n)` is sqrt(alpha_bar_n), so that x_n = alpha(n) x_0 +
+    sigma(n) epsilon as in every schedule; the papers' alpha_n is 1 - beta_n.
+
+    Args:
+        steps: Length N of the chain.
+        beta_min: Rate of noise at the beginning.
+        beta_max: Rate of noise at the end.
+
+    Attributes:
+        betas: beta_n, the variance of one forward step and the larger DDPM variance, `[steps + 1]`.
+        posterior_variances: beta_n (1 - alpha_bar_{n-1}) / (1 - alpha_bar_n), the smaller one, `[steps + 1]`.
+    """
+
+    betas: Tensor
+    alphas: Tensor
+    sigmas: Tensor
+    posterior_variances: Tensor
+    posterior_clean: Tensor
+    posterior_noisy: Tensor
+
+    def __init__(self, steps: int = 5, beta_min: float = 0.1, beta_max: float = 10.0) -> None:
+        super().__init__()
+        self.steps = steps
+        n = torch.arange(steps + 1, dtype=torch.float64)
+        # the sum over i = 1..n of the exponent of 1 - beta_i, where the sum of 2 i - 1 is n^2
+        log_alpha_bar = -beta_min * n / steps - (beta_max - beta_min) * n**2 / (2 * steps**2)
+        self._log_alphas = (log_alpha_bar / 2).tolist()
+        alphas, sigmas = (log_alpha_bar / 2).exp(), (-torch.expm1(log_alpha_bar)).sqrt()
+        clean, noisy, variance = posterior_coefficients(alphas[1:], sigmas[1:], alphas[:-1], sigmas[:-1])
+        none, whole = torch.zeros(1), torch.ones(1)  # below n = 0 there is nothing: x_0 stays
+        tables = {
+            "betas": torch.cat([none, -torch.expm1(log_alpha_bar.diff())]),
+            "alphas": alphas,
+            "sigmas": sigmas,
+            "posterior_clean": torch.cat([none, clean]),
+            "posterior_noisy": torch.cat([whole, noisy]),
+            "posterior_variances": torch.cat([none, variance]),
+        }
+        for name, table in tables.items():
+            self.register_buffer(name, table.float(), persistent=False)
+
+    def alpha(self, time: Tensor) -> Tensor:
+        """Return sqrt(alpha_bar_n), the scale of the clean value, at the integers `time`."""
+        return self.alphas[time]
+
+    def sigma(self, time: Tensor) -> Tensor:
+        """Return sqrt(1 - alpha_bar_n), the standard deviation of the noise, at the integers `time`."""
+        return self.sigmas[time]
+
+    def posterior_mean(self, x0: Tensor, x: Tensor, time: Tensor) -> Tensor:
+        """Return the mean of q(x_{n-1} | x_n, x_0), `[batch, dim]`, at the integers n of `time`, `[batch]`."""
+        return self.posterior_clean[time][:, None] * x0 + self.posterior_noisy[time][:, None] * x
+
+    def levels(self) -> Levels:
+        """Return all levels from n = N down to the clean n = 0."""
+        return _variance_preserving_levels(range(self.steps, -1, -1), self._log_alphas[::-1])
+
+
+def edm_levels(sigmas: Tensor) -> Levels:
+    """Return the levels of an EDM sampler, alpha = 1 and time = sigma, for decreasing `sigmas` `[steps + 1]`."""
+    return tuple(Level(s, 1.0, s, -math.log(s) if s else math.inf) for s in sigmas.tolist())
+
+
+def _variance_preserving_levels(times: Iterable[float], log_alphas: Iterable[float]) -> Levels:
+    levels = []
+    for time, log_alpha in zip(times, log_alphas, strict=True):
+        sigma = math.sqrt(-math.expm1(2 * log_alpha))
+        half_log_snr = log_alpha - math.log(sigma) if sigma else math.inf
+        levels.append(Level(time, math.exp(log_alpha), sigma, half_log_snr))
+    return tuple(levels)
 
 
 @dataclass(frozen=True)
