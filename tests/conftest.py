@@ -24,6 +24,8 @@ def minari_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("minari")
     os.environ["MINARI_DATASETS_PATH"] = str(root)
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["D4RL_DATASET_DIR"] = str(tmp_path_factory.mktemp("d4rl"))
+    os.environ["LIT_OFFRL_D4RL_URL"] = "http://127.0.0.1:9/"  # nobody answers there
     from lit_offrl.collect.recorder import collect_dataset
 
     collect_dataset(DATASET, steps=1500, seed=0, processes=1, progress=False)

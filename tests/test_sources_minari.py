@@ -299,7 +299,7 @@ def test_arrow_without_pyarrow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         (lambda episode: episode.pop("rewards"), "episode_1: the key 'rewards' is missing"),
         (
             lambda episode: episode.update(rewards=np.zeros(4)),
-            r"episode_1: 'observations' has shape \(3, 2\); \(4, 2\) is needed beside 4 rewards",
+            "episode_1: has 3 observations for 4 rewards; one more is needed",
         ),
         (lambda episode: episode.update(rewards=np.array([0, np.nan])), "episode_1: 'rewards' holds NaN .* in row 1"),
         (

@@ -126,6 +126,9 @@ def read_minari(path: Path, keys: tuple[str, ...] | None = None, repair_goals: b
             with reading(name):
                 episode = episodes.open(name)
                 observations = _vectors(episode, keys, repair_goals)
+                steps = len(episode["rewards"])
+                if len(observations) != steps + 1:
+                    raise UserError(f"has {len(observations)} observations for {steps} rewards; one more is needed")
                 table.append(episode_fields(read_columns(episode, observations, episode=True)))
         return table.finish(), keys
 
