@@ -48,6 +48,7 @@ def run_data(words: list[str]) -> int:
 
 def _list(options: argparse.Namespace) -> int:
     from lit_offrl.collect.catalog import CATALOG
+    from lit_offrl.data.bandits import BANDITS
     from lit_offrl.data.sources.d4rl_catalog import D4RL_FILES
 
     present = set(local.local_datasets())
@@ -72,7 +73,8 @@ def _list(options: argparse.Namespace) -> int:
         f"{local.minari_root()} (MINARI_DATASETS_PATH)\n"
         f"original D4RL files, by name (hopper-medium-v2): {len(D4RL_FILES)} of {', '.join(families)}; "
         f"in {local.d4rl_folder()} (D4RL_DATASET_DIR), else downloaded there\n"
-        "Minari's remote datasets, by id (D4RL/antmaze/umaze-v1); files and folders of your own, by path"
+        "Minari's remote datasets, by id (D4RL/antmaze/umaze-v1); files and folders of your own, by path\n"
+        f"2-D sets, generated on the spot: {', '.join(BANDITS)}"
     )
     return 0
 

@@ -8,7 +8,7 @@ import math
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning
 import torch
@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_offrl import algorithms
 from lit_offrl.algorithms.base import check_trainer
+from lit_offrl.callbacks.bandit import BanditEvaluation
 from lit_offrl.callbacks.checkpoint import RunCheckpoint
 from lit_offrl.callbacks.ema import EMATargets
 from lit_offrl.callbacks.metrics_csv import MetricsCSV
@@ -30,6 +31,8 @@ from lit_offrl.callbacks.throughput import Throughput
 from lit_offrl.data.datamodule import D4RLDataModule
 from lit_offrl.errors import UserError, did_you_mean
 from lit_offrl.run_folder import RunFolder, write_atomically
+
+T = TypeVar("T")
 
 TRAINER_DEFAULTS = {
     "accelerator": "auto",
@@ -46,6 +49,7 @@ TRAINER_DEFAULTS = {
 OPTION_GROUPS: dict[str, type] = {
     "data": D4RLDataModule,
     "evaluation": RolloutEvaluation,
+    "bandit": BanditEvaluation,
     "checkpoint": RunCheckpoint,
     "trainer": lightning.Trainer,
 }
@@ -111,6 +115,7 @@ class OfflineCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add our callbacks' options, and what follows from others instead of being typed."""
         parser.add_lightning_class_args(RolloutEvaluation, "evaluation")
+        parser.add_lightning_class_args(BanditEvaluation, "bandit")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="Start anew in a run folder that holds a run already."
@@ -181,15 +186,14 @@ class OfflineCLI(LightningCLI):
         if self.subcommand == "fit":
             check_trainer(self.trainer)
         if self.subcommand != "predict":
-            self._evaluation.prepare(self.datamodule)
+            self._callback(RolloutEvaluation).prepare(self.datamodule)
         self.folder.prepare()
         if self.subcommand == "fit" and self.resumed_step is None:
             self.folder.clear()
 
-    @property
-    def _evaluation(self) -> RolloutEvaluation:
+    def _callback(self, cls: type[T]) -> T:
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        return next(callback for callback in callbacks if isinstance(callback, RolloutEvaluation))
+        return next(callback for callback in callbacks if isinstance(callback, cls))
 
     def _loggers(self) -> list[Any]:
         assert self.folder is not None
@@ -238,18 +242,19 @@ class OfflineCLI(LightningCLI):
 
     def _say_scores(self, what: str, resume: str) -> None:
         assert self.folder is not None
-        checkpoint = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, RunCheckpoint))
+        checkpoint = self._callback(RunCheckpoint)
         if checkpoint.stop_signal is not None:
             command = f"python -m lit_offrl {resume} --ckpt_path {self.folder.last_checkpoint}"
             print(f"stopped at gradient step {self.model.gradient_step:,}; go on with: {command}", flush=True)
             self.exit_code = 128 + checkpoint.stop_signal
             return
-        evaluation = self._evaluation
-        for name, scores in evaluation.scores.items():
+        evaluation = self._callback(RolloutEvaluation)
+        scores = evaluation.scores or self._callback(BanditEvaluation).scores
+        lines = {name: each.line() for name, each in scores.items()}
+        for name, line in lines.items():
             if name != "policy":
-                print(f"to compare, {name}: {scores.line()}")
-        policy = evaluation.scores.get("policy")
-        score = "not evaluated" if policy is None else policy.line()
+                print(f"to compare, {name}: {line}")
+        score = lines.get("policy", "not evaluated")
         reference = f" ({evaluation.reference.name} reference)" if evaluation.reference else ""
         print(f"{what}: {score}{reference}; everything is in {self.folder.path}", flush=True)
 

@@ -126,6 +126,13 @@ class OfflineAlgorithm(lightning.LightningModule):
         """Return what can act, by name; the first is the policy whose score is the run's score."""
         return {"policy": self.sample_actions}
 
+    def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
+        """Return functions of the action worth looking at on a 2-D bandit, by title, each `[batch]`.
+
+        Arguments are normalised as in `sample_actions`. `BanditEvaluation` draws the values on a grid of actions.
+        """
+        return {}
+
     # ---------------------------------------------------------------- what an algorithm uses
 
     def minimize(self, name: str, loss: Tensor) -> None:

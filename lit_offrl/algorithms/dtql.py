@@ -16,6 +16,8 @@ Where the authors' code differs from the paper, and which we follow:
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,6 +30,9 @@ from lit_offrl.diffusion.schedules import LogLogisticNoise, karras_sigmas
 from lit_offrl.errors import require
 from lit_offrl.networks.critics import EnsembleQ, ValueNetwork
 from lit_offrl.networks.policies import DiffusionMLP, TanhGaussian, TanhGaussianPolicy
+
+FIGURE_SIGMAS = (0.5, 1.0, 2.0, 4.0)  # times sigma_data; those that training draws most are around 1
+FIGURE_NOISES = 8
 
 
 class DTQL(OfflineAlgorithm):
@@ -53,6 +58,8 @@ class DTQL(OfflineAlgorithm):
         candidates: Actions sampled per state when acting.
         selection_temperature: Temperature of the softmax over Q that selects one of them.
         hidden_dim: Width of all hidden layers.
+        sigma_data: Standard deviation that the diffusion model assumes of actions in [-1, 1]; noise levels are
+            multiples of it. The authors' 0.5 belongs to robots; data of finer structure needs a smaller one.
         behavior_sampling_steps: Heun steps when the diffusion model itself acts.
         pretrain_steps: Gradient steps that train critics and diffusion model only; `max_steps` includes them.
         pretrained: Checkpoint of another run whose networks start this one.
@@ -74,6 +81,7 @@ class DTQL(OfflineAlgorithm):
         candidates: int = 1024,
         selection_temperature: float = 1.0,
         hidden_dim: int = 256,
+        sigma_data: float = 0.5,
         behavior_sampling_steps: int = 10,
         pretrain_steps: int = 50_000,
         pretrained: str | None = None,
@@ -87,6 +95,7 @@ class DTQL(OfflineAlgorithm):
             behavior_sampling_steps,
         )
         require(selection_temperature > 0, "model.init_args.selection_temperature", "positive", selection_temperature)
+        require(sigma_data > 0, "model.init_args.sigma_data", "positive", sigma_data)
         require(0 < expectile < 1, "model.init_args.expectile", "between 0 and 1", expectile)
         require(0 <= discount <= 1, "model.init_args.discount", "in [0, 1]", discount)
         super().__init__(observation_dim, action_dim, pretrain_steps, pretrained, seed)
@@ -100,15 +109,16 @@ class DTQL(OfflineAlgorithm):
         self.selection_temperature = selection_temperature
         self.learning_rates = {"critic": critic_learning_rate, "behavior": learning_rate, "policy": learning_rate}
         self.cosine_decay = cosine_decay
-        self.noise_levels = LogLogisticNoise()
-        self.sampling_sigmas = karras_sigmas(behavior_sampling_steps)
+        sigma_range = (0.004 * sigma_data, 160 * sigma_data)  # 0.002 to 80 at sigma_data 0.5
+        self.noise_levels = LogLogisticNoise(math.log(sigma_data), 0.5, *sigma_range)
+        self.sampling_sigmas = karras_sigmas(behavior_sampling_steps, *sigma_range)
 
         hidden = (hidden_dim,) * 3
         self.critic = nn.ModuleDict(
             {"q": EnsembleQ(observation_dim, action_dim, hidden), "v": ValueNetwork(observation_dim, hidden)}
         )
         self.target_q = frozen_copy(self.critic["q"])
-        self.behavior = EDMDenoiser(DiffusionMLP(observation_dim, action_dim, hidden_dim))
+        self.behavior = EDMDenoiser(DiffusionMLP(observation_dim, action_dim, hidden_dim), sigma_data)
         self.policy = TanhGaussianPolicy(observation_dim, action_dim, hidden)
 
     def optimizer_specs(self) -> dict[str, OptimizerSpec]:
@@ -213,3 +223,16 @@ class DTQL(OfflineAlgorithm):
     def actors(self) -> dict[str, Actor]:
         """The policy and, to compare with, the diffusion model."""
         return {"policy": self.sample_actions, "behavior": self.sample_behavior}
+
+    def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
+        """Q, and the trust-region loss of each action by itself at fixed noise levels (Figure 1)."""
+        generator = torch.Generator(actions.device).manual_seed(0)
+        noise = torch.randn(FIGURE_NOISES, self.action_dim, generator=generator, device=actions.device)
+        maps = {"min Q": self.critic["q"](observations, actions).amin(0)}
+        # The loss is a mean over its batch: mapped over actions, with a batch of noises for each.
+        losses = torch.vmap(self.behavior.loss, in_dims=(0, None, None, 0))
+        x, s = (each[:, None].expand(-1, FIGURE_NOISES, -1) for each in (actions, observations))
+        for scale in FIGURE_SIGMAS:
+            sigma = x.new_full((FIGURE_NOISES,), scale * self.behavior.sigma_data)
+            maps[rf"$L_{{TR}}$ at $\sigma = {scale:g}\,\sigma_{{data}}$"] = losses(x, sigma, noise, s)
+        return maps

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lightning
 import numpy as np
@@ -100,7 +101,8 @@ class RolloutEvaluation(lightning.Callback):
         processes: Let the environments step in processes of their own; pays for heavy simulators.
         seed: Seed of the first episode; episode i of every evaluation has seed + i.
         compare: Also evaluate the algorithm's other actors (e.g. the behavior policy) in the final evaluation.
-        enabled: Whether to evaluate at all; false for datasets without an environment.
+        enabled: Whether to evaluate at all; false for datasets without an environment. Bandits have none and need no
+            word: `BanditEvaluation` takes over.
     """
 
     def __init__(
@@ -136,6 +138,7 @@ class RolloutEvaluation(lightning.Callback):
         Raises:
             UserError: The dataset has no environment, or one of other dimensions.
         """
+        self.enabled &= datamodule.info.source != "bandit"
         if not self.enabled or self._rollouts is not None:
             return
         environment = environment_for(datamodule.info)
@@ -170,7 +173,7 @@ class RolloutEvaluation(lightning.Callback):
         """Make up for an evaluation that a request to stop broke off."""
         assert isinstance(pl_module, OfflineAlgorithm)
         if self._due and self._evaluate(trainer, pl_module, final=False):
-            self._log_directly(trainer, pl_module)
+            log_directly(trainer, pl_module, self.scores)
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Evaluate; during training with the smaller number of episodes, unless training ends here."""
@@ -183,9 +186,7 @@ class RolloutEvaluation(lightning.Callback):
             self._due = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
             return
         if self._evaluate(trainer, pl_module, final=not training):
-            for name, scores in self.scores.items():
-                pl_module.log_dict(scores.logged(_prefix(name)))
-            pl_module.log("step", float(pl_module.gradient_step))
+            log_in_hook(pl_module, self.scores)
 
     on_test_epoch_end = on_validation_epoch_end
 
@@ -204,7 +205,7 @@ class RolloutEvaluation(lightning.Callback):
         wanted = self.enabled and module.gradient_step >= trainer.max_steps and not stop_requested(trainer)
         if wanted and self._evaluate(trainer, module, final=True):
             self._finished = True
-            self._log_directly(trainer, module)
+            log_directly(trainer, module, self.scores)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Close the environments."""
@@ -226,37 +227,23 @@ class RolloutEvaluation(lightning.Callback):
 
     def _evaluate(self, trainer: lightning.Trainer, module: OfflineAlgorithm, *, final: bool) -> bool:
         """Play, keep the scores and write the episodes down; False, and nothing is kept, if asked to stop."""
-        started = time.perf_counter()
         episodes = self.final_episodes if final else self.episodes
         actors = list(module.actors()) if final and self.compare else list(module.actors())[:1]
-        training = module.training
-        module.eval()
         played: dict[str, list[Episode]] = {}
         try:
-            for name in actors:
-                played[name] = self.play(module, name, episodes, trainer)
+            with evaluating(trainer, module):
+                for name in actors:
+                    played[name] = self.play(module, name, episodes, trainer)
         except StoppedEarly:
             self._due = not final
             return False
-        finally:
-            module.train(training)
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, Throughput):
-                    callback.add_evaluation(time.perf_counter() - started)
         self.scores = {name: Scores.of(each, self.reference) for name, each in played.items()}
         self.scored_step, self._due = module.gradient_step, False
         for name, each in played.items():
             self._write(trainer, module.gradient_step, name, each)
             if not final:
-                _say(trainer, f"step {module.gradient_step}: {self.scores[name].line()}")
+                say(trainer, f"step {module.gradient_step}: {self.scores[name].line()}")
         return True
-
-    def _log_directly(self, trainer: lightning.Trainer, module: OfflineAlgorithm) -> None:
-        """Log outside of the hooks in which a LightningModule may."""
-        for logger in trainer.loggers:
-            for name, scores in self.scores.items():
-                logger.log_metrics(scores.logged(_prefix(name)), step=module.gradient_step)
-            logger.save()
 
     def play(self, module: OfflineAlgorithm, actor: str, episodes: int, trainer: lightning.Trainer) -> list[Episode]:
         """Return `episodes` episodes of one of the algorithm's actors."""
@@ -317,10 +304,50 @@ def _datamodule(trainer: lightning.Trainer) -> D4RLDataModule:
     return datamodule
 
 
+# ---------------------------------------------------------------- what every evaluation needs
+
+
+class Loggable(Protocol):
+    """The outcome of evaluating one actor."""
+
+    def logged(self, prefix: str) -> dict[str, float]:
+        """Return the known values under their tags."""
+
+
+@contextmanager
+def evaluating(trainer: lightning.Trainer, module: OfflineAlgorithm) -> Iterator[None]:
+    """Put the module in evaluation mode, and account for the time that is spent."""
+    started, training = time.perf_counter(), module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Throughput):
+                callback.add_evaluation(time.perf_counter() - started)
+
+
+def log_in_hook(module: OfflineAlgorithm, scores: Mapping[str, Loggable]) -> None:
+    """Log the scores of each actor from a hook in which a LightningModule may."""
+    for name, each in scores.items():
+        module.log_dict(each.logged(_prefix(name)))
+    module.log("step", float(module.gradient_step))
+
+
+def log_directly(trainer: lightning.Trainer, module: OfflineAlgorithm, scores: Mapping[str, Loggable]) -> None:
+    """Log the scores of each actor outside of such hooks."""
+    for logger in trainer.loggers:
+        for name, each in scores.items():
+            logger.log_metrics(each.logged(_prefix(name)), step=module.gradient_step)
+        logger.save()
+
+
 def _prefix(actor: str) -> str:
     return "eval" if actor == "policy" else f"eval_{actor}"
 
 
-def _say(trainer: lightning.Trainer, text: str) -> None:
+def say(trainer: lightning.Trainer, text: str) -> None:
+    """Print a line above the progress bar, where there is one."""
     if trainer.progress_bar_callback is not None:
         trainer.progress_bar_callback.print(text)

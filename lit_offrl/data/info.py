@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+BANDIT_NAMESPACE = "bandit/"
+
 
 @dataclass(frozen=True)
 class EnvironmentInfo:
@@ -34,7 +36,7 @@ class DatasetInfo:
         id: The name the user typed, e.g. `offrl/antmaze/umaze-v0`.
         source: `offrl` (collected by this package), `minari`, `d4rl`, `file`, `arrays` or `bandit`.
         path: Where the data lies.
-        sha256: Digest of the data file's bytes; None for arrays in memory.
+        sha256: Digest of the data file's bytes; None for arrays in memory and for bandits, which are generated.
         observation_keys: Keys of a dictionary observation whose values are concatenated, in this order, into the
             observation vector; None where observations are plain vectors.
         action_bounds: Lowest and highest action, each `[action_dim]`; None for -1 and 1.

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lit_offrl.data.info import BANDIT_NAMESPACE
 from lit_offrl.data.local import FILE_SUFFIXES, is_own_path, is_present, local_datasets
 from lit_offrl.data.sources.d4rl_catalog import D4RL_FILES
 from lit_offrl.errors import UserError, did_you_mean
@@ -28,7 +29,8 @@ def load(dataset: str, d4rl_compat: bool = True) -> tuple[Transitions, DatasetIn
 
     Args:
         dataset: Path of an `.hdf5`, `.h5` or `.npz` file or of a folder of episodes (see `files`), name of an original
-            D4RL dataset such as `hopper-medium-v2`, or a Minari id such as `D4RL/antmaze/umaze-v1`.
+            D4RL dataset such as `hopper-medium-v2`, a Minari id such as `D4RL/antmaze/umaze-v1`, or a 2-D set such as
+            `bandit/8gaussians` (see `lit_offrl.data.bandits`).
         d4rl_compat: Of original D4RL files: keep exactly the transitions that D4RL's `qlearning_dataset` keeps. False
             keeps the true ends of episodes instead.
 
@@ -43,6 +45,10 @@ def load(dataset: str, d4rl_compat: bool = True) -> tuple[Transitions, DatasetIn
         from lit_offrl.data.sources.d4rl import load_d4rl
 
         return load_d4rl(dataset, d4rl_compat)
+    if dataset.startswith(BANDIT_NAMESPACE):
+        from lit_offrl.data.bandits import load_bandit
+
+        return load_bandit(dataset)
     if is_present(dataset) or _MINARI_ID.match(dataset):
         from lit_offrl.data.sources.minari import load_minari
 
@@ -50,8 +56,8 @@ def load(dataset: str, d4rl_compat: bool = True) -> tuple[Transitions, DatasetIn
     suggestion = did_you_mean(dataset, [*D4RL_FILES, *local_datasets()])
     raise UserError(
         f"data.dataset: '{dataset}' is no dataset id{suggestion}; ids look like offrl/antmaze/umaze-v0, "
-        "D4RL/antmaze/umaze-v1 or hopper-medium-v2 (`data list` shows them), files of your own end in "
-        f"{', '.join(FILE_SUFFIXES)}"
+        "D4RL/antmaze/umaze-v1, hopper-medium-v2 or bandit/8gaussians (`data list` shows them), files of your own end "
+        f"in {', '.join(FILE_SUFFIXES)}"
     )
 
 

@@ -1,0 +1,234 @@
+"""Bandits: how close samples of the policy are to the distribution that it should have."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_offrl.algorithms.base import OfflineAlgorithm
+from lit_offrl.callbacks.checkpoint import stop_requested
+from lit_offrl.callbacks.rollout import evaluating, log_directly, log_in_hook, say
+from lit_offrl.data.bandits import find_bandit
+from lit_offrl.data.datamodule import D4RLDataModule
+from lit_offrl.errors import require
+
+
+@dataclass(frozen=True)
+class BanditScores:
+    """Samples of one actor measured against the target p*(x) ~ q(x) exp(beta label(x)).
+
+    Attributes:
+        mean_label: Mean label of the samples; a sample's is that of the nearest data point.
+        target_mean_label: The same under the target.
+        mode_mass_error: Total variation distance, in [0, 1], between how samples and target spread over the modes; None
+            in sets without modes.
+        energy_distance: 2 E|x - y| - E|x - x'| - E|y - y'| of samples x and target samples y, unbiased: 0 on average
+            where they agree.
+        off_mode_fraction: Share of samples away from the data, see `Bandit.off_mode_distance`.
+        best_mode_fraction: Share of samples within the modes of the highest label; None in sets without modes.
+    """
+
+    mean_label: float
+    target_mean_label: float
+    mode_mass_error: float | None
+    energy_distance: float
+    off_mode_fraction: float
+    best_mode_fraction: float | None
+
+    def logged(self, prefix: str) -> dict[str, float]:
+        """Return the known values under their tags."""
+        return {f"{prefix}/{tag}": value for tag, value in asdict(self).items() if value is not None}
+
+    def line(self) -> str:
+        """Return a human-readable summary."""
+        parts = [
+            f"mean label {self.mean_label:.3f} (target {self.target_mean_label:.3f})",
+            f"energy distance {self.energy_distance:.3f}",
+            f"off-mode {self.off_mode_fraction:.1%}",
+        ]
+        if self.best_mode_fraction is not None:
+            parts.append(f"best mode {self.best_mode_fraction:.1%}")
+        return ", ".join(parts)
+
+
+class BanditTarget:
+    """The distribution p*(x) ~ q(x) exp(beta label(x)) of a bandit, and the measures against it.
+
+    Args:
+        dataset: Id, e.g. `bandit/8gaussians`.
+        beta: Inverse temperature; 0 is the data distribution itself.
+        samples: Number of target samples.
+
+    Attributes:
+        data: The dataset.
+        points: Target samples, `[samples, 2]`: points resampled from a larger draw than the dataset, by their weights.
+    """
+
+    DRAWN = 200_000
+    # Data points that samples are compared with, one by one: spaced more narrowly than any off-mode distance.
+    REFERENCE_POINTS = 10_000
+
+    def __init__(self, dataset: str, beta: float, samples: int) -> None:
+        self.dataset = dataset
+        self.beta = beta
+        self.bandit = find_bandit(dataset)
+        self.data = self.bandit.draw()
+        self.weights = self.data.target_weights(beta)
+        self.mean_label = float(self.weights @ self.data.labels)
+        drawn = self.bandit.draw(self.DRAWN, seed=1)
+        rows = np.random.default_rng(1).choice(len(drawn.points), samples, p=drawn.target_weights(beta))
+        self.points = torch.from_numpy(drawn.points[rows]).float()
+        every = max(len(self.data.points) // self.REFERENCE_POINTS, 1)
+        self._reference = torch.from_numpy(self.data.points[::every]).float()
+        self._labels, self._modes = self.data.labels[::every], self.data.modes[::every]
+
+    def measure(self, points: Tensor) -> BanditScores:
+        """Return the scores of samples `[n, 2]`, in the dataset's units."""
+        bandit = self.bandit
+        distance, nearest = _distances(points, self._reference).min(dim=1)
+        modes = self._modes[nearest.numpy()]
+        if bandit.centers is not None:
+            distance = _distances(points, torch.from_numpy(bandit.centers).float()).amin(dim=1)
+        off_mode = distance.numpy() > bandit.off_mode_distance
+        mode_mass_error = best_mode_fraction = None
+        if bandit.mode_labels is not None:
+            count = len(bandit.mode_labels)
+            mass = np.bincount(modes, minlength=count) / len(points)
+            target_mass = np.bincount(self.data.modes, weights=self.weights, minlength=count)
+            mode_mass_error = float(np.abs(mass - target_mass).sum() / 2)
+            best = np.isclose(bandit.mode_labels, bandit.mode_labels.max())
+            best_mode_fraction = float((best[modes] & ~off_mode).mean())
+        return BanditScores(
+            mean_label=float(self._labels[nearest.numpy()].mean()),
+            target_mean_label=self.mean_label,
+            mode_mass_error=mode_mass_error,
+            energy_distance=energy_distance(points, self.points),
+            off_mode_fraction=float(off_mode.mean()),
+            best_mode_fraction=best_mode_fraction,
+        )
+
+
+def _distances(x: Tensor, y: Tensor) -> Tensor:
+    # Without the usual detour over squared norms, whose rounding errors are as large as small distances.
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def energy_distance(x: Tensor, y: Tensor) -> float:
+    """Return the unbiased estimate of 2 E|x - y| - E|x - x'| - E|y - y'| from samples `[n, dim]` and `[m, dim]`.
+
+    Szekely and Rizzo (2013), with the mean over distinct pairs where both come from the same sample.
+    """
+    n, m = len(x), len(y)
+    within_x, within_y = _distances(x, x).sum() / (n * (n - 1)), _distances(y, y).sum() / (m * (m - 1))
+    return float(2 * _distances(x, y).mean() - within_x - within_y)
+
+
+class BanditEvaluation(lightning.Callback):
+    """Takes the place of rollouts where the dataset is a bandit, on the same occasions: scores, a line, and figures.
+
+    Elsewhere it does nothing. Each evaluation draws its noise from a stream of its own, a function of the gradient step
+    alone, so evaluating changes nothing about training.
+
+    Args:
+        beta: Inverse temperature of the target distribution q(x) exp(beta label(x)).
+        samples: Samples of each actor, and of the target.
+        figures: Whether to draw, into `figures/` of the run folder and to TensorBoard.
+    """
+
+    def __init__(self, beta: float = 3.0, samples: int = 2000, figures: bool = True) -> None:
+        require(beta >= 0, "bandit.beta", "at least 0", beta)
+        require(samples >= 2, "bandit.samples", "at least 2", samples)
+        self.beta = beta
+        self.samples = samples
+        self.figures = figures
+        self.scores: dict[str, BanditScores] = {}
+        self.scored_step: int | None = None
+        self._target: BanditTarget | None = None
+
+    # ---------------------------------------------------------------- Lightning's hooks
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Make the target, if the dataset is a bandit."""
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if stage != "predict" and isinstance(datamodule, D4RLDataModule) and datamodule.info.source == "bandit":
+            self._target = BanditTarget(datamodule.info.id, self.beta, self.samples)
+
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Evaluate, unless Lightning validates only because the run is asked to stop."""
+        assert isinstance(pl_module, OfflineAlgorithm)
+        if self._target is not None and not trainer.sanity_checking and not stop_requested(trainer):
+            self._evaluate(trainer, pl_module, self._target)
+            log_in_hook(pl_module, self.scores)
+
+    on_test_epoch_end = on_validation_epoch_end
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Evaluate the final policy, where training did not end with a validation."""
+        assert isinstance(pl_module, OfflineAlgorithm)
+        if self._target is None or stop_requested(trainer) or self.scored_step == pl_module.gradient_step:
+            return
+        self._evaluate(trainer, pl_module, self._target)
+        log_directly(trainer, pl_module, self.scores)
+
+    on_fit_end = on_train_end  # of a run resumed with nothing left to train
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the latest scores."""
+        return {"scores": {name: asdict(each) for name, each in self.scores.items()}, "scored_step": self.scored_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the scores of the checkpoint."""
+        self.scores = {name: BanditScores(**each) for name, each in state_dict["scores"].items()}
+        self.scored_step = state_dict["scored_step"]
+
+    # ---------------------------------------------------------------- the work
+
+    def _evaluate(self, trainer: lightning.Trainer, module: OfflineAlgorithm, target: BanditTarget) -> None:
+        with evaluating(trainer, module):
+            generator = torch.Generator(device=module.device).manual_seed(module.gradient_step)
+            states = torch.zeros(self.samples, module.observation_dim, device=module.device)
+            points = {name: module.act(states, generator, name).float().cpu() for name in module.actors()}
+            self.scores = {name: target.measure(each) for name, each in points.items()}
+            self.scored_step = module.gradient_step
+            if trainer.state.fn == "fit":
+                say(trainer, f"step {module.gradient_step}: {self.scores['policy'].line()}")
+            if self.figures and trainer.is_global_zero:
+                self._draw(trainer, module, target, points)
+
+    def _draw(
+        self, trainer: lightning.Trainer, module: OfflineAlgorithm, target: BanditTarget, points: dict[str, Tensor]
+    ) -> None:
+        from lit_offrl.callbacks import figures  # matplotlib is slow to import, and not needed elsewhere
+
+        data = target.data
+        samples = {rf"target, $\beta$ = {target.beta:g}": target.points}
+        samples |= {
+            f"{name}, {self.scores[name].off_mode_fraction:.1%} off-mode": each for name, each in points.items()
+        }
+        drawn = {"samples": figures.samples_figure(data.points, data.labels, samples, target.bandit.bound)}
+        extent = 1.1 * float(np.abs(data.points).max())  # farther out the maps would show little else
+        maps = figures.action_maps(module, extent)
+        if maps:
+            drawn["maps"] = figures.maps_figure(data.points, data.labels, maps, extent)
+        folder = Path(trainer.default_root_dir) / "figures"
+        for name, figure in drawn.items():
+            figure.suptitle(f"{type(module).__name__} on {target.dataset}, gradient step {module.gradient_step:,}")
+            figures.publish(figure, name, folder, module.gradient_step, trainer.loggers)
+
+    def results(self) -> dict[str, Any]:
+        """Return the entries `bandit` and `bandit_comparison` of results.json, where the dataset is a bandit."""
+        if self._target is None:
+            return {}
+        scores = {name: asdict(each) for name, each in self.scores.items()}
+        policy = scores.pop("policy", dict.fromkeys(BanditScores.__dataclass_fields__))
+        return {
+            "bandit": {"beta": self.beta, **policy},
+            "scored_step": self.scored_step,
+            "bandit_comparison": scores,
+        }

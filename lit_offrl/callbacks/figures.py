@@ -1,0 +1,115 @@
+"""Figures of 2-D bandits: data, samples and maps over the action plane.
+
+Only matplotlib's objects with the Agg canvas: no display, no state of pyplot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lit_offrl.algorithms.base import OfflineAlgorithm
+from lit_offrl.run_folder import write_atomically
+
+DPI = 100
+PANEL_INCHES = (3.3, 2.9)
+TITLE_INCHES = 0.5
+MOST_COLUMNS = 4
+POINTS_DRAWN = 5000  # more of them hide each other
+GRID = 50  # points of a map in each direction
+DATA_COLOR = "0.8"
+SAMPLE_COLOR = "#d62728"
+
+Array = NDArray[np.float64]
+
+
+def samples_figure(points: Array, labels: Array, samples: Mapping[str, Tensor], extent: float) -> Figure:
+    """Return the data colored by reward, then each set of samples over it.
+
+    Args:
+        points: Data, `[n, 2]`.
+        labels: Rewards, `[n]`.
+        samples: `[m, 2]` each, by title.
+        extent: Axes show [-extent, extent].
+    """
+    figure, axes = _panels(1 + len(samples), extent)
+    rows = _thinned(len(points))
+    _draw_data(figure, axes[0], points[rows], labels[rows])
+    for axis, (title, each) in zip(axes[1:], samples.items(), strict=True):
+        axis.scatter(points[rows, 0], points[rows, 1], s=2, color=DATA_COLOR, linewidths=0)
+        axis.scatter(each[:, 0].numpy(), each[:, 1].numpy(), s=5, color=SAMPLE_COLOR, alpha=0.5, linewidths=0)
+        axis.set_title(title)
+    return figure
+
+
+def action_maps(module: OfflineAlgorithm, extent: float) -> dict[str, Array]:
+    """Return the algorithm's `figure_maps` on a grid over [-extent, extent]^2, `[GRID, GRID]` each, row 0 lowest."""
+    ticks = torch.linspace(-extent, extent, GRID, device=module.device)
+    y, x = torch.meshgrid(ticks, ticks, indexing="ij")
+    actions = (torch.stack([x, y], dim=-1).reshape(-1, 2) - module.action_center) / module.action_scale
+    with torch.no_grad():
+        maps = module.figure_maps(torch.zeros(len(actions), module.observation_dim, device=module.device), actions)
+    return {title: each.double().cpu().numpy().reshape(GRID, GRID) for title, each in maps.items()}
+
+
+def maps_figure(points: Array, labels: Array, maps: Mapping[str, Array], extent: float) -> Figure:
+    """Return the data colored by reward, then each map `[GRID, GRID]`, row 0 lowest, by title."""
+    figure, axes = _panels(1 + len(maps), extent)
+    rows = _thinned(len(points))
+    _draw_data(figure, axes[0], points[rows], labels[rows])
+    for axis, (title, values) in zip(axes[1:], maps.items(), strict=True):
+        image = axis.imshow(values, origin="lower", extent=(-extent, extent) * 2, interpolation="bilinear")
+        _add_color_bar(figure, axis, image)
+        axis.set_title(title)
+    return figure
+
+
+def publish(figure: Figure, name: str, folder: Path, step: int, loggers: Sequence[Logger]) -> None:
+    """Write `<folder>/step_0002000_<name>.png`, and log the same picture to TensorBoard as `figures/<name>`."""
+    folder.mkdir(exist_ok=True)
+    write_atomically(folder / f"step_{step:07d}_{name}.png", lambda path: figure.savefig(path, format="png"))
+    canvas = figure.canvas
+    assert isinstance(canvas, FigureCanvasAgg)
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(f"figures/{name}", pixels, step, dataformats="HWC")
+
+
+def _panels(count: int, extent: float) -> tuple[Figure, list[Axes]]:
+    rows = -(-count // MOST_COLUMNS)
+    columns = -(-count // rows)
+    width, height = PANEL_INCHES
+    figure = Figure(figsize=(width * columns, height * rows + TITLE_INCHES), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = [figure.add_subplot(rows, columns, index + 1) for index in range(count)]
+    for axis in axes:
+        axis.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
+        axis.xaxis.set_major_locator(MaxNLocator(5))
+        axis.yaxis.set_major_locator(MaxNLocator(5))
+    return figure, axes
+
+
+def _draw_data(figure: Figure, axis: Axes, points: Array, labels: Array) -> None:
+    dots = axis.scatter(points[:, 0], points[:, 1], c=labels, s=2, linewidths=0)
+    _add_color_bar(figure, axis, dots)
+    axis.set_title("data, by reward")
+
+
+def _add_color_bar(figure: Figure, axis: Axes, values: ScalarMappable) -> None:
+    figure.colorbar(values, ax=axis, fraction=0.046, pad=0.04)  # as high as a square panel
+
+
+def _thinned(n: int) -> slice:
+    return slice(None, None, -(-n // POINTS_DRAWN))
