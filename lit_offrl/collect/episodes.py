@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import warnings
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_offrl.collect.catalog import CollectedDataset
+from lit_offrl.data.info import EnvironmentInfo
 
 if TYPE_CHECKING:
     import gymnasium
@@ -41,6 +41,31 @@ class Episode:
     truncations: NDArray[np.bool_]
     kind: str
     fell: bool
+
+    @classmethod
+    def of_steps(
+        cls,
+        observations: Sequence[Mapping[str, NDArray[np.float64]]],
+        actions: Sequence[NDArray[np.float32]],
+        rewards: Sequence[float],
+        *,
+        terminated: bool,
+        truncated: bool,
+        kind: str,
+        fell: bool,
+    ) -> Episode:
+        """Return the episode of what was noted step by step; it ends at the last one, a termination before a cut."""
+        ends = np.zeros((2, len(rewards)), dtype=bool)
+        ends[:, -1] = terminated, truncated and not terminated
+        return cls(
+            observations={key: np.stack([each[key] for each in observations]) for key in sorted(observations[0])},
+            actions=np.stack(actions),
+            rewards=np.array(rewards),
+            terminations=ends[0],
+            truncations=ends[1],
+            kind=kind,
+            fell=fell,
+        )
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -117,18 +142,6 @@ def episode_entropy(dataset: CollectedDataset, seed: int) -> tuple[int, int]:
 
 def make_environment(dataset: CollectedDataset) -> gymnasium.Env[Any, Any]:
     """Return the environment that the dataset is collected and its policies are evaluated in."""
-    # gymnasium warns that the environments are old, gymnasium-robotics announces unrelated changes when imported.
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        import gymnasium
+    from lit_offrl.envs.make import build_env
 
-        if dataset.env_id not in gymnasium.registry:
-            import gymnasium_robotics
-
-            gymnasium.register_envs(gymnasium_robotics)
-        return gymnasium.make(
-            dataset.env_id,
-            max_episode_steps=dataset.max_episode_steps,
-            disable_env_checker=True,
-            **dataset.env_kwargs,
-        )
+    return build_env(EnvironmentInfo(dataset.env_id, dataset.env_kwargs, dataset.max_episode_steps))

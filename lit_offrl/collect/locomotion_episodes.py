@@ -39,14 +39,12 @@ def play(
         observations.append(observation)
         actions.append(action)
         rewards.append(float(reward))
-    ends = np.zeros((2, len(rewards)), dtype=bool)
-    ends[:, -1] = terminated, truncated and not terminated
-    return Episode(
-        observations={"observation": np.stack(observations)},
-        actions=np.stack(actions),
-        rewards=np.array(rewards),
-        terminations=ends[0],
-        truncations=ends[1],
+    return Episode.of_steps(
+        [{"observation": each} for each in observations],
+        actions,
+        rewards,
+        terminated=terminated,
+        truncated=truncated,
         kind=kind,
         fell=bool(terminated),
     )

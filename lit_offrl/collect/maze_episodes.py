@@ -123,16 +123,6 @@ class MazeRecorder:
             # A fallen ant never gets up, and a wanderer that has arrived has nothing left to do.
             fell = self._dataset.body == "ant" and ant_is_down(observation["observation"])
             truncated = truncated or fell or (kind == "wander" and route.finished)
-        ends = np.zeros((2, len(rewards)), dtype=bool)
-        ends[:, -1] = terminated, truncated and not terminated
-        return Episode(
-            observations={
-                key: np.stack([observation[key] for observation in observations]) for key in sorted(observation)
-            },
-            actions=np.stack(actions),
-            rewards=np.array(rewards),
-            terminations=ends[0],
-            truncations=ends[1],
-            kind=kind,
-            fell=bool(fell),
+        return Episode.of_steps(
+            observations, actions, rewards, terminated=terminated, truncated=truncated, kind=kind, fell=bool(fell)
         )

@@ -79,8 +79,21 @@ def make_env(environment: EnvironmentInfo, observation_keys: tuple[str, ...] | N
             observations are plain vectors. `a/b` is the key `b` of the dictionary at key `a`.
 
     Raises:
-        UserError: The environment is unknown, its package is missing, it cannot be built, or its observations do not
-            have these keys.
+        UserError: See `build_env`; or its observations do not have these keys.
+    """
+    env = build_env(environment)
+    try:
+        return _flatten(env, observation_keys, environment.observation_offset)
+    except UserError as error:
+        env.close()
+        raise UserError(f"environment '{environment.env_id}': {error}") from None
+
+
+def build_env(environment: EnvironmentInfo) -> gym.Env[Any, Any]:
+    """Build an environment as it is, without what simulators print and warn of.
+
+    Raises:
+        UserError: The environment is unknown, its package is missing, or it cannot be built.
     """
     with _silence():
         if environment.env_id not in gym.registry:
@@ -103,11 +116,7 @@ def make_env(environment: EnvironmentInfo, observation_keys: tuple[str, ...] | N
             ) from error
         except Exception as error:  # whatever a simulator raises
             raise UserError(f"environment '{environment.env_id}' cannot be built: {_one_line(error)}") from error
-    try:
-        return _flatten(env, observation_keys, environment.observation_offset)
-    except UserError as error:
-        env.close()
-        raise UserError(f"environment '{environment.env_id}': {error}") from None
+    return env
 
 
 def _flatten(env: gym.Env[Any, Any], keys: tuple[str, ...] | None, offset: tuple[float, ...]) -> FlatEnv:
