@@ -221,8 +221,8 @@ class OfflineCLI(LightningCLI):
             f"{self.trainer.strategy.root_device}, {torch.get_num_threads()} threads"
         )
         print(f"run folder {self.folder.path}  (curves: tensorboard --logdir {self.folder.path})", flush=True)
-        if 0 < config["max_steps"] <= self.model.pretrain_steps:
-            print(f"note: all of it is pretraining (model.init_args.pretrain_steps {self.model.pretrain_steps})")
+        if 0 < config["max_steps"] <= self.model.main_start:
+            print(f"note: all of it is pretraining (the main phase begins at step {self.model.main_start:,})")
 
     def after_fit(self) -> None:
         """Say what came of it and where everything lies."""

@@ -28,32 +28,71 @@ class OptimizerSpec:
     Attributes:
         modules: Modules whose parameters it steps.
         learning_rate: Adam's step size.
-        cosine: Decay the learning rate to 0 by a half cosine over the main phase (constant while pretraining).
+        cosine: Decay the learning rate by a half cosine in the optimizer's own steps, to 0 at as many of them as the
+            main phase has gradient steps (constant before the main phase).
         clip_norm: Clip the gradient to this global norm; None leaves it alone.
+        every: Gradient steps of the main phase from one of its own steps to the next.
+        after: Gradient steps of the main phase before the first of its own.
     """
 
     modules: tuple[nn.Module, ...]
     learning_rate: float
     cosine: bool = False
     clip_norm: float | None = None
+    every: int = 1
+    after: int = 0
 
 
 @dataclass(frozen=True)
 class Target:
-    """A slowly following copy: target <- target + rate * (online - target), every `every` steps of the main phase."""
+    """A slowly following copy: target <- target + rate * (online - target).
+
+    Attributes:
+        online: What is followed.
+        target: What follows.
+        rate: Share of the distance covered in one step.
+        every: Follow at the gradient steps of the main phase, counted from 1, that this divides.
+        after: Follow only at steps of the main phase beyond this one.
+        early: Follow before the main phase, at every step, instead of in it.
+    """
 
     online: nn.Module
     target: nn.Module
     rate: float
     every: int = 1
+    after: int = 0
+    early: bool = False
+
+    def due(self, main_step: int) -> bool:
+        """Return whether to follow after step `main_step` of the main phase, counted from 1; below, before it."""
+        if self.early or main_step < 1:
+            return self.early and main_step < 1
+        return main_step > self.after and main_step % self.every == 0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the training.
+
+    Attributes:
+        name: What the progress bar says.
+        update: Performs one gradient step.
+        steps: Its length in gradient steps; the last phase, the main one, has what is left of `max_steps`.
+        begin: Called once before its first update, with all that the phases before it have learned.
+    """
+
+    name: str
+    update: Callable[[Batch], Info]
+    steps: int = 0
+    begin: Callable[[], None] = lambda: None
 
 
 class OfflineAlgorithm(lightning.LightningModule):
     """An offline reinforcement-learning algorithm with several optimizers, trained on blocks of minibatches.
 
     A subclass builds its networks in `__init__` and defines `optimizer_specs`, `update` and `sample_actions`; where
-    it has them, `targets`, `pretrain_update` and further `actors`. Inside `update` it calls `minimize` for each loss
-    and draws noise from `normal` and `uniform` only.
+    it has them, `targets`, `pretrain_update`, `begin_main` or `phases` of its own, and further `actors`. Inside
+    `update` it calls `minimize` for each loss and draws noise from `normal` and `uniform` only.
 
     One gradient step is one `update(batch)`: `max_steps`, schedules, checkpoint names and every x axis count these.
 
@@ -90,7 +129,8 @@ class OfflineAlgorithm(lightning.LightningModule):
         self.seed = seed
         self.gradient_step = 0
         self.main_steps: int | None = None
-        self.update_hooks: list[Callable[[int], None]] = []  # called with the count of main updates done
+        # Called after every update with the count of main updates done; before the main phase it is not positive.
+        self.update_hooks: list[Callable[[int], None]] = []
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
         self._specs: dict[str, OptimizerSpec] = {}
         self._generator: torch.Generator | None = None
@@ -113,6 +153,16 @@ class OfflineAlgorithm(lightning.LightningModule):
     def pretrain_update(self, batch: Batch) -> Info:
         """Perform one gradient step of the pretraining phase."""
         raise NotImplementedError(f"{type(self).__name__} has no pretraining phase")
+
+    def begin_main(self) -> None:
+        """Do what is due once, between pretraining and the main phase."""
+
+    def phases(self) -> tuple[Phase, ...]:
+        """Return the phases of the training in their order; the last is the main one."""
+        return (
+            Phase("pretraining", self.pretrain_update, self.pretrain_steps),
+            Phase("training", self.update, begin=self.begin_main),
+        )
 
     def targets(self) -> tuple[Target, ...]:
         """Return the pairs of online and target networks that the `EMATargets` callback maintains."""
@@ -151,7 +201,8 @@ class OfflineAlgorithm(lightning.LightningModule):
         """Return the step size at the present gradient step, a function of the step alone: nothing to restore."""
         if not spec.cosine or not self.main_steps:
             return spec.learning_rate
-        progress = min(max(self.gradient_step - self.pretrain_steps, 0) / self.main_steps, 1.0)
+        own_steps = max(self.gradient_step - self.main_start - spec.after, 0) / spec.every
+        progress = min(own_steps / self.main_steps, 1.0)
         return spec.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
     def normal(self, *shape: int) -> Tensor:
@@ -170,6 +221,21 @@ class OfflineAlgorithm(lightning.LightningModule):
             if self._noise_state is not None:
                 self._generator.set_state(self._noise_state)
         return self._generator
+
+    @property
+    def main_start(self) -> int:
+        """The gradient step at which the main phase begins."""
+        return sum(phase.steps for phase in self.phases()[:-1])
+
+    def phase_at(self, gradient_step: int) -> tuple[Phase, int]:
+        """Return the phase in which the update after `gradient_step` updates falls, and the step it begins at."""
+        *early, main = self.phases()
+        begins = 0
+        for phase in early:
+            if gradient_step < begins + phase.steps:
+                return phase, begins
+            begins += phase.steps
+        return main, begins
 
     # ---------------------------------------------------------------- acting
 
@@ -208,7 +274,7 @@ class OfflineAlgorithm(lightning.LightningModule):
     def on_fit_start(self) -> None:
         """Check what must hold before the first update."""
         check_trainer(self.trainer)
-        self.main_steps = max(self.trainer.max_steps - self.pretrain_steps, 1)
+        self.main_steps = max(self.trainer.max_steps - self.main_start, 1)
         if self.targets() and not self.update_hooks:
             raise UserError(
                 f"{type(self).__name__} has target networks but nothing updates them: add the EMATargets callback"
@@ -220,13 +286,15 @@ class OfflineAlgorithm(lightning.LightningModule):
         """Perform the updates of one block, then log the means of what they returned, with one host sync."""
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
+        main_start = self.main_start
         for batch in block.updates():
-            pretraining = self.gradient_step < self.pretrain_steps
-            info = self.pretrain_update(batch) if pretraining else self.update(batch)
-            if not pretraining:
-                for hook in self.update_hooks:
-                    hook(self.gradient_step - self.pretrain_steps + 1)
+            phase, begins = self.phase_at(self.gradient_step)
+            if self.gradient_step == begins:
+                phase.begin()
+            info = phase.update(batch)
             self.gradient_step += 1
+            for hook in self.update_hooks:
+                hook(self.gradient_step - main_start)
             for name, value in info.items():
                 sums[name] = sums[name] + value if name in sums else value
                 counts[name] = counts.get(name, 0) + 1

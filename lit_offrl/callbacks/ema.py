@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import lightning
 import torch
 from torch import Tensor
 
-from lit_offrl.algorithms.base import OfflineAlgorithm
-
-
-@dataclass(frozen=True)
-class _Pair:
-    online: list[Tensor]
-    target: list[Tensor]
-    rate: float
-    every: int
+from lit_offrl.algorithms.base import OfflineAlgorithm, Target
 
 
 class EMATargets(lightning.Callback):
-    """Applies the algorithm's `targets()` after every update of the main phase, a few fused kernels in all."""
+    """Applies the algorithm's `targets()` after every update, a few fused kernels in all."""
 
     def __init__(self) -> None:
-        self._pairs: list[_Pair] = []
+        self._pairs: list[tuple[Target, list[Tensor], list[Tensor]]] = []
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Attach to the algorithm's updates."""
         assert isinstance(pl_module, OfflineAlgorithm)
         self._pairs = [
-            _Pair(
-                [p.detach() for p in target.online.parameters()],
+            (
+                target,
                 [p.detach() for p in target.target.parameters()],
-                target.rate,
-                target.every,
+                [p.detach() for p in target.online.parameters()],
             )
             for target in pl_module.targets()
         ]
@@ -47,6 +36,6 @@ class EMATargets(lightning.Callback):
             pl_module.update_hooks.remove(self._follow)
 
     def _follow(self, main_step: int) -> None:
-        for pair in self._pairs:
-            if main_step % pair.every == 0:
-                torch._foreach_lerp_(pair.target, pair.online, pair.rate)
+        for target, following, followed in self._pairs:
+            if target.due(main_step):
+                torch._foreach_lerp_(following, followed, target.rate)

@@ -32,8 +32,10 @@ class GradientStepBar(ProgressBar):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Open the bar at the present gradient step."""
         assert isinstance(pl_module, OfflineAlgorithm)
-        phase = "pretraining" if pl_module.gradient_step < pl_module.pretrain_steps else "training"
-        self._bar = progress_bar(phase, trainer.max_steps, initial=pl_module.gradient_step, disable=not self._enabled)
+        phase, _ = pl_module.phase_at(pl_module.gradient_step)
+        self._bar = progress_bar(
+            phase.name, trainer.max_steps, initial=pl_module.gradient_step, disable=not self._enabled
+        )
 
     def on_train_batch_end(
         self,
@@ -46,8 +48,8 @@ class GradientStepBar(ProgressBar):
         """Advance."""
         assert self._bar is not None
         assert isinstance(pl_module, OfflineAlgorithm)
-        if pl_module.gradient_step >= pl_module.pretrain_steps:
-            self._bar.set_description("training", refresh=False)
+        phase, _ = pl_module.phase_at(pl_module.gradient_step - 1)
+        self._bar.set_description(phase.name, refresh=False)
         metrics = trainer.callback_metrics
         if "eval/normalized_score" in metrics:
             self._bar.set_postfix_str(f"score {float(metrics['eval/normalized_score']):.1f}", refresh=False)
