@@ -13,7 +13,7 @@ class Batch(NamedTuple):
 
     Attributes:
         observations: `[..., observation_dim]`.
-        actions: `[..., action_dim]`, in [-1, 1].
+        actions: `[..., action_dim]`, in [-1, 1], or as wide as the data module's `action_limit` says.
         rewards: `[...]`, after the reward rule of the data module.
         next_observations: `[..., observation_dim]`.
         terminals: `[...]`, 1 where the episode ended in a terminal state (no bootstrapping), else 0.

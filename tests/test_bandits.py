@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from lit_offrl.callbacks.bandit import BanditTarget, energy_distance
+from lit_offrl.cli import main
 from lit_offrl.data import bandits, sources
 from lit_offrl.data.bandits import BANDITS
 from lit_offrl.data.datamodule import D4RLDataModule
+from lit_offrl.data.inspection import findings
+from lit_offrl.data.transitions import Transitions
 from lit_offrl.errors import UserError
 
 N = 40_000
@@ -50,9 +53,23 @@ def test_a_draw_is_a_function_of_size_and_seed(name: str, n: int):
     assert not np.array_equal(first.points, other.points)
 
 
+@pytest.mark.parametrize("name", ["8gaussians", "dtql-swissroll-far"])
+def test_what_makes_a_bandit_is_no_finding(name: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["data", "check", f"bandit/{name}"]) == 0
+    assert "no findings" in capsys.readouterr().out
+    assert main(["data", "info", f"bandit/{name}"]) == 0
+    assert "None" not in capsys.readouterr().out
+    transitions, _ = sources.load(f"bandit/{name}")
+    for change in ({"observations": 1.0}, {"terminals": False}):  # of one row: no bandit any more
+        arrays = {key: array.copy() for key, array in vars(transitions).items()}
+        for key, value in change.items():
+            arrays[key][7] = value
+        assert any("episodes of one step" in line for line in findings(Transitions(**arrays), (-20, 20)))
+
+
 def test_actions_are_scaled_alike_in_both_dimensions():
     module = D4RLDataModule("bandit/8gaussians", batch_size=4)
-    center, scale = module.action_range
+    center, scale = module.action_units
     assert center.tolist() == [0, 0]
     assert scale.tolist() == [6, 6]
     table, _ = module.table()

@@ -329,18 +329,24 @@ def test_a_broken_checkpoint(tiny: Words, tmp_path: Path, capsys: pytest.Capture
     assert "is broken" in failure(capsys, tiny(f"--ckpt_path={broken}"))
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "conf").glob("dtql_*.yaml")), ids=lambda p: p.stem)
+BASES = [path for path in sorted((REPOSITORY / "conf").glob("*_*.yaml")) if not path.name.startswith("quick")]
+OVERLAYS = [*(REPOSITORY / "conf").glob("quick*.yaml"), *(REPOSITORY / "conf" / "tasks").rglob("*.yaml")]
+
+
+@pytest.mark.parametrize("path", BASES, ids=lambda p: p.stem)
 def test_every_config_parses(path: Path, capsys: pytest.CaptureFixture[str]):
-    overlays = [[], *([overlay] for overlay in (REPOSITORY / "conf").glob("quick*.yaml"))]
-    tasks = (REPOSITORY / "conf" / "tasks" / "dtql").glob("*.yaml")
-    overlays += [[task] for task in tasks if path.name in task.read_text()]
-    for overlay in overlays:
+    for overlay in [[], *([each] for each in OVERLAYS if path.name in each.read_text())]:
         configs = [f"--config={p}" for p in (path, *overlay)]
         with pytest.raises(SystemExit) as exit_:
             main(["fit", *configs, "--print_config"])
         assert exit_.value.code in (0, None)
         printed = yaml.safe_load(capsys.readouterr().out)
-        assert printed["model"]["class_path"].endswith("DTQL")
+        assert printed["model"]["class_path"].endswith(path.stem.partition("_")[0].upper())
+
+
+def test_every_overlay_says_what_it_overlays():
+    for overlay in OVERLAYS:
+        assert any(path.name in overlay.read_text().splitlines()[0] for path in BASES), overlay.name
 
 
 def test_data_commands(minari_root: Path, capsys: pytest.CaptureFixture[str]):

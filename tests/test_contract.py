@@ -17,12 +17,18 @@ from lit_offrl.errors import UserError
 
 ALGORITHMS = [getattr(algorithms, name) for name in algorithms.__all__ if name != "OfflineAlgorithm"]
 OBSERVATION_DIM, ACTION_DIM, BATCH_SIZE = 5, 3, 16
+# What lets a single update of the main phase move every network, where the defaults do not.
+OPTIONS = {name: {"warmup_steps": 0, "actor_every": 1} for name in ("BDPO", "BDPOGaussian", "BDPODeterministic")}
+# Without any noise, in the policy and in its losses.
+DETERMINISTIC = {"BDPODeterministic"}
 
 
 def make(cls: type[OfflineAlgorithm], seed: int = 0) -> OfflineAlgorithm:
     torch.manual_seed(0)
-    algorithm = cls(OBSERVATION_DIM, ACTION_DIM, seed=seed)
+    options = OPTIONS.get(cls.__name__, {})
+    algorithm = cls(OBSERVATION_DIM, ACTION_DIM, seed=seed, hidden_dim=16, pretrain_steps=0, **options)
     algorithm.configure_optimizers()
+    algorithm.phases()[-1].begin()
     return algorithm
 
 
@@ -71,14 +77,14 @@ def test_updates_are_a_function_of_state_and_seed(cls: type[OfflineAlgorithm]):
             algorithm.update(batch(i))
         results.append(torch.cat([p.detach().flatten() for p in algorithm.parameters()]))
     assert torch.equal(results[0], results[1])
-    assert not torch.equal(results[0], results[2])
+    assert torch.equal(results[0], results[2]) == (cls.__name__ in DETERMINISTIC)
 
 
 def test_targets_follow_by_the_callback_alone(cls: type[OfflineAlgorithm]):
     algorithm = make(cls)
     callback = EMATargets()
     callback.on_fit_start(None, algorithm)  # type: ignore[arg-type]
-    for target in algorithm.targets():
+    for target in (each for each in algorithm.targets() if not each.early):
         assert not any(p.requires_grad for p in target.target.parameters())
         before = [p.clone() for p in target.target.parameters()]
         algorithm.update(batch())
@@ -118,7 +124,7 @@ def test_every_actor_acts_in_the_box(cls: type[OfflineAlgorithm]):
         assert first.shape == (7, ACTION_DIM)
         assert first.abs().max() <= 1
         assert torch.equal(first, second)
-        assert not torch.equal(first, third)
+        assert torch.equal(first, third) == (cls.__name__ in DETERMINISTIC)
 
 
 def test_state_survives_a_checkpoint_without_pickle(cls: type[OfflineAlgorithm], tmp_path):

@@ -147,3 +147,25 @@ def test_panels_show_every_sample_on_equal_axes():
     for panel in panels:
         assert panel.get_aspect() == 1
         assert panel.get_xlim() == panel.get_ylim() == (-3, 3)
+
+
+def test_paths_are_drawn_on_their_map_from_green_to_red_in_the_units_of_the_data():
+    class Walk(DTQL):
+        def figure_paths(self, observations: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
+            way = torch.linspace(0, 1, 4)[:, None, None]
+            return {"second": way.expand(4, len(observations), 2)}
+
+    algorithm = Walk(1, 2, hidden_dim=16)
+    algorithm.action_scale.fill_(3.0)
+    paths = figures.action_paths(algorithm, torch.Generator())
+    assert paths["second"].shape == (4, figures.PATHS_DRAWN, 2)
+    maps = dict.fromkeys(("first", "second"), np.zeros((figures.GRID, figures.GRID)))
+    figure = figures.maps_figure(np.zeros((3, 2)), np.arange(3.0), maps, extent=4.0, paths=paths)
+    first, second = (axes for axes in figure.axes if axes.get_title() in maps)
+    assert not first.collections
+    start, end = second.collections
+    assert start.get_offsets()[0].tolist() == [0, 0]
+    assert end.get_offsets()[0].tolist() == [3, 3]
+    assert start.get_facecolor()[0, 1] > start.get_facecolor()[0, 0]
+    assert end.get_facecolor()[0, 0] > end.get_facecolor()[0, 1]
+    assert len(second.lines) == figures.PATHS_DRAWN

@@ -132,12 +132,30 @@ def test_networks_see_actions_scaled_to_one_and_policies_answer_in_the_datas_uni
     assert scaled.abs().max() > 0
 
 
+def test_networks_may_see_actions_in_the_datas_own_units():
+    actions = np.array([[-3.0, 0.0], [3.0, 10.0], [1.5, 2.5]])
+    module = D4RLDataModule.from_arrays(log(actions), action_bounds=(-3.0, 3.0), action_limit=3.0)
+    table, widths = module.table()
+    torch.testing.assert_close(torch.split(table, list(widths), dim=1)[1], torch.tensor(actions).float().clamp(-3, 3))
+
+    class Far(DTQL):
+        def sample_actions(self, observations: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+            return torch.tensor([[2.0, 100.0]])
+
+    algorithm = Far(2, 2, hidden_dim=8)
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=1)
+    trainer.strategy.connect(algorithm)
+    module.trainer = trainer
+    module.setup("fit")
+    assert algorithm.act(torch.ones(1, 2)).tolist() == [[2.0, 3.0]]
+
+
 def test_bounds_of_each_dimension_come_from_the_dataset():
     module = D4RLDataModule.from_arrays(log(np.zeros((3, 2))))
-    assert [bound.tolist() for bound in module.action_range] == [[0, 0], [1, 1]]
+    assert [bound.tolist() for bound in module.action_units] == [[0, 0], [1, 1]]
     transitions, info = module.load()
     module._loaded = transitions, replace(info, action_bounds=((-1.0, 0.0), (1.0, 4.0)))
-    assert [bound.tolist() for bound in module.action_range] == [[0, 2], [1, 2]]
+    assert [bound.tolist() for bound in module.action_units] == [[0, 2], [1, 2]]
 
 
 def test_an_environment_may_be_named_where_the_dataset_names_none(minari_root: Path):

@@ -1,6 +1,8 @@
 """Algorithms, one file each."""
 
 from lit_offrl.algorithms.base import OfflineAlgorithm
-from lit_offrl.algorithms.dtql import DTQL
+from lit_offrl.algorithms.bdpo import BDPO
+from lit_offrl.algorithms.bdpo_ablations import BDPODeterministic, BDPOGaussian
+from lit_offrl.algorithms.dtql import DTQL, DTQLKL
 
-__all__ = ["DTQL", "OfflineAlgorithm"]
+__all__ = ["BDPO", "DTQL", "DTQLKL", "BDPODeterministic", "BDPOGaussian", "OfflineAlgorithm"]

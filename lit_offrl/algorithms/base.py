@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning
 import torch
@@ -18,6 +18,7 @@ from lit_offrl.batch import Batch
 from lit_offrl.errors import RunFailure, UserError, require
 
 Info = dict[str, Tensor]
+M = TypeVar("M", bound=nn.Module)
 Actor = Callable[[Tensor, torch.Generator | None], Tensor]
 
 
@@ -108,6 +109,7 @@ class OfflineAlgorithm(lightning.LightningModule):
     observation_std: Tensor
     action_center: Tensor
     action_scale: Tensor
+    action_limit: Tensor
 
     def __init__(
         self,
@@ -139,6 +141,7 @@ class OfflineAlgorithm(lightning.LightningModule):
         self.register_buffer("observation_std", torch.ones(observation_dim))
         self.register_buffer("action_center", torch.zeros(action_dim))
         self.register_buffer("action_scale", torch.ones(action_dim))
+        self.register_buffer("action_limit", torch.ones(()))
 
     # ---------------------------------------------------------------- what an algorithm defines
 
@@ -170,7 +173,10 @@ class OfflineAlgorithm(lightning.LightningModule):
 
     @abstractmethod
     def sample_actions(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Return actions `[batch, action_dim]` in [-1, 1] at normalised `observations` `[batch, observation_dim]`."""
+        """Return actions `[batch, action_dim]` at normalised `observations` `[batch, observation_dim]`.
+
+        In [-1, 1], or as wide as the data module's `action_limit` says; what lies beyond is clamped.
+        """
 
     def actors(self) -> dict[str, Actor]:
         """Return what can act, by name; the first is the policy whose score is the run's score."""
@@ -180,6 +186,13 @@ class OfflineAlgorithm(lightning.LightningModule):
         """Return functions of the action worth looking at on a 2-D bandit, by title, each `[batch]`.
 
         Arguments are normalised as in `sample_actions`. `BanditEvaluation` draws the values on a grid of actions.
+        """
+        return {}
+
+    def figure_paths(self, observations: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return ways of actions to draw upon the maps of these titles, `[points of the way, batch, action_dim]`.
+
+        `observations` are normalised, `[batch, observation_dim]`; actions are as the networks see them.
         """
         return {}
 
@@ -204,6 +217,13 @@ class OfflineAlgorithm(lightning.LightningModule):
         own_steps = max(self.gradient_step - self.main_start - spec.after, 0) / spec.every
         progress = min(own_steps / self.main_steps, 1.0)
         return spec.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def stratified(self, count: int) -> Tensor:
+        """Draw one number uniformly from each of `count` equal parts of [0, 1), in their order, in float64.
+
+        Each of a batch's rows, which are exchangeable, gets a uniform number; spread evenly, they vary a loss less.
+        """
+        return (torch.arange(count, device=self.device) + self.uniform(1).double()) / count
 
     def normal(self, *shape: int) -> Tensor:
         """Draw standard normal noise from the module's own stream."""
@@ -252,7 +272,8 @@ class OfflineAlgorithm(lightning.LightningModule):
             Actions, `[batch, action_dim]`.
         """
         normalised = (observations.to(self.observation_mean) - self.observation_mean) / self.observation_std
-        return self.action_center + self.action_scale * self.actors()[actor](normalised, generator).clamp(-1, 1)
+        actions = self.actors()[actor](normalised, generator).clamp(-self.action_limit, self.action_limit)
+        return self.action_center + self.action_scale * actions
 
     def predict_step(self, batch: Tensor | Batch, batch_idx: int) -> Tensor:
         """Return actions for a batch of raw observations."""
@@ -368,6 +389,22 @@ def check_trainer(trainer: lightning.Trainer) -> None:
         raise UserError("trainer.gradient_clip_val and accumulate_grad_batches have no effect here: leave them out")
 
 
-def frozen_copy(module: nn.Module) -> nn.Module:
+def frozen_copy(module: M) -> M:
     """Return a deep copy of `module` that takes no gradients: a target network."""
     return copy.deepcopy(module).requires_grad_(False)
+
+
+def select(actions: Tensor, q: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+    """Return one of the candidate `actions` `[batch, candidates, action_dim]` per row, `[batch, action_dim]`.
+
+    Args:
+        actions: Candidates.
+        q: Their values, `[batch, candidates]`.
+        temperature: Of the softmax over `q` that draws one; 0 takes the highest.
+        generator: Stream of the draw.
+    """
+    if temperature:
+        chosen = torch.multinomial((q / temperature).softmax(dim=-1), 1, generator=generator)[:, 0]
+    else:
+        chosen = q.argmax(dim=-1)
+    return actions[torch.arange(len(actions), device=actions.device), chosen]

@@ -1,5 +1,7 @@
 """Diffusion Trusted Q-Learning (Chen, Wang and Zhou, 2024, arXiv 2405.19690).
 
+`DTQL` is the paper's Algorithm 1, `DTQLKL` the KL regularization that it is compared with (Algorithm 2, Appendix C).
+
 Where the authors' code differs from the paper, and which we follow:
 
 1. c_in has a square root and the noise is sigma * epsilon (code; Appendix B has two misprints).
@@ -12,17 +14,31 @@ Where the authors' code differs from the paper, and which we follow:
 8. The critic's learning rate does not follow the task's (code: always 3e-4).
 9. The NLL term is the normal log-density of atanh(a / 1.001) without the tanh Jacobian (code; the same gradients).
 10. Bootstrapping is r + discount * V(s'); Eq. 7's discount on r is a misprint (code).
+
+Of Algorithm 2:
+
+11. The paper's policy starts as the diffusion model; its code copies the weights but then reads the raw output of F as
+    the action, at inputs that F has not seen, so that it starts as nothing. `generator` offers both.
+12. The copy is made after pretraining (both; the authors' 2-D figures are of random weights: `copy_behavior: false`).
+13. Both estimates of the KL gradient are clamped to the action box, the generated action is not (code).
+14. The diffusion model keeps training beside the policy (code; the paper stops it).
+15. The weight in the KL gradient is a mean over dimensions, which may be 0 (both): we keep it above the smallest noise
+    level, since the action and its estimate can meet on the border of the box.
+16. Candidates are clamped to the box before the critic scores them (ours: it is what will be done; the code does not).
 """
 
 from __future__ import annotations
 
+import copy
 import math
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSpec, Target, frozen_copy
+from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSpec, Target, frozen_copy, select
 from lit_offrl.batch import Batch
 from lit_offrl.diffusion.denoisers import EDMDenoiser
 from lit_offrl.diffusion.samplers import sample_heun
@@ -33,6 +49,8 @@ from lit_offrl.networks.policies import DiffusionMLP, TanhGaussian, TanhGaussian
 
 FIGURE_SIGMAS = (0.5, 1.0, 2.0, 4.0)  # times sigma_data; those that training draws most are around 1
 FIGURE_NOISES = 8
+# Noise level at which the authors' one-step generator is evaluated, where sigma_data is theirs.
+GENERATOR_SIGMA, AUTHORS_SIGMA_DATA = 2.5, 0.5
 
 
 class DTQL(OfflineAlgorithm):
@@ -53,6 +71,7 @@ class DTQL(OfflineAlgorithm):
         discount: Discount factor.
         learning_rate: Step size of the diffusion model and the policy.
         critic_learning_rate: Step size of the critics.
+        policy_learning_rate: Step size of the policy, where it is to be another than `learning_rate`.
         cosine_decay: Decay all step sizes to 0 over the main phase.
         target_rate: Rate at which the target critics follow.
         candidates: Actions sampled per state when acting.
@@ -76,6 +95,7 @@ class DTQL(OfflineAlgorithm):
         discount: float = 0.99,
         learning_rate: float = 3e-4,
         critic_learning_rate: float = 3e-4,
+        policy_learning_rate: float | None = None,
         cosine_decay: bool = False,
         target_rate: float = 0.005,
         candidates: int = 1024,
@@ -107,7 +127,11 @@ class DTQL(OfflineAlgorithm):
         self.target_rate = target_rate
         self.candidates = candidates
         self.selection_temperature = selection_temperature
-        self.learning_rates = {"critic": critic_learning_rate, "behavior": learning_rate, "policy": learning_rate}
+        self.learning_rates = {
+            "critic": critic_learning_rate,
+            "behavior": learning_rate,
+            "policy": learning_rate if policy_learning_rate is None else policy_learning_rate,
+        }
         self.cosine_decay = cosine_decay
         sigma_range = (0.004 * sigma_data, 160 * sigma_data)  # 0.002 to 80 at sigma_data 0.5
         self.noise_levels = LogLogisticNoise(math.log(sigma_data), 0.5, *sigma_range)
@@ -119,7 +143,11 @@ class DTQL(OfflineAlgorithm):
         )
         self.target_q = frozen_copy(self.critic["q"])
         self.behavior = EDMDenoiser(DiffusionMLP(observation_dim, action_dim, hidden_dim), sigma_data)
-        self.policy = TanhGaussianPolicy(observation_dim, action_dim, hidden)
+        self.policy = self.make_policy(hidden_dim)
+
+    def make_policy(self, hidden_dim: int) -> nn.Module:
+        """Return the one-step policy: a Gaussian with three hidden layers (Appendix D)."""
+        return TanhGaussianPolicy(self.observation_dim, self.action_dim, (hidden_dim,) * 3)
 
     def optimizer_specs(self) -> dict[str, OptimizerSpec]:
         """One Adam for both Q and V, one for the diffusion model, one for the policy."""
@@ -153,17 +181,25 @@ class DTQL(OfflineAlgorithm):
             "v_mean": v.detach().mean(),
         }
 
-    def diffusion_loss(self, actions: Tensor, observations: Tensor) -> Tensor:
+    def draw_noise(self, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return fresh noise levels, `[batch]`, and standard normal noise, `[batch, action_dim]`, for `actions`."""
+        return self.noise_levels.quantile(self.uniform(len(actions))), self.normal(*actions.shape)
+
+    def diffusion_loss(self, model: EDMDenoiser, actions: Tensor, observations: Tensor) -> Tensor:
         """Denoising loss of `actions` (Eq. 2), at fresh noise; the trust-region loss (Eq. 4) for policy actions."""
-        sigma = self.noise_levels.quantile(self.uniform(len(actions)))
-        return self.behavior.loss(actions, sigma, self.normal(*actions.shape), observations)
+        return model.loss(actions, *self.draw_noise(actions), observations)
+
+    def expected_q(self, actions: Tensor, observations: Tensor) -> Tensor:
+        """Mean of min_i Q_i over the policy's actions, which it maximizes (Eq. 5)."""
+        q: Tensor = self.critic["q"](observations, actions).amin(0).mean()
+        return q
 
     def policy_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """Policy loss (Eq. 5), with the likelihood term of Section 4 where it has a weight."""
         distribution: TanhGaussian = self.policy(batch.observations)
         actions = distribution.sample(self.normal(*batch.actions.shape))
-        trust_region = self.diffusion_loss(actions, batch.observations)
-        q = self.critic["q"](batch.observations, actions).amin(0).mean()
+        trust_region = self.diffusion_loss(self.behavior, actions, batch.observations)
+        q = self.expected_q(actions, batch.observations)
         loss = self.alpha * trust_region - q
         info = {"trust_region_loss": trust_region, "policy_q": q, "policy_std": distribution.std.mean()}
         if self.nll_weight:
@@ -175,27 +211,19 @@ class DTQL(OfflineAlgorithm):
     # ---------------------------------------------------------------- the algorithm
 
     def pretrain_update(self, batch: Batch) -> Info:
-        """Train the diffusion model and the critics; the policy waits (Section 4.2)."""
-        behavior_loss = self.diffusion_loss(batch.actions, batch.observations)
-        self.minimize("behavior", behavior_loss)
+        """Steps 1 and 2 of Algorithm 1: critics and diffusion model; the policy waits (Section 4.2)."""
         critic_loss, critic_info = self.critic_loss(batch)
         self.minimize("critic", critic_loss)
-        return {"behavior_loss": behavior_loss.detach(), **critic_info}
+        behavior_loss = self.diffusion_loss(self.behavior, batch.actions, batch.observations)
+        self.minimize("behavior", behavior_loss)
+        return {**critic_info, "behavior_loss": behavior_loss.detach()}
 
     def update(self, batch: Batch) -> Info:
         """Algorithm 1: critics, diffusion model, policy; targets follow by their callback."""
-        critic_loss, critic_info = self.critic_loss(batch)
-        self.minimize("critic", critic_loss)
-        behavior_loss = self.diffusion_loss(batch.actions, batch.observations)
-        self.minimize("behavior", behavior_loss)
+        info = self.pretrain_update(batch)
         policy_loss, policy_info = self.policy_loss(batch)
         self.minimize("policy", policy_loss)
-        return {
-            **critic_info,
-            "behavior_loss": behavior_loss.detach(),
-            "policy_loss": policy_loss.detach(),
-            **policy_info,
-        }
+        return {**info, "policy_loss": policy_loss.detach(), **policy_info}
 
     # ---------------------------------------------------------------- acting
 
@@ -203,13 +231,16 @@ class DTQL(OfflineAlgorithm):
         """Sample candidates from the policy, select one by softmax over the smaller target Q (Section 4.1)."""
         states, n = len(observations), self.candidates
         noise = torch.randn(states, n, self.action_dim, generator=generator, device=observations.device)
-        distribution: TanhGaussian = self.policy(observations)
-        actions = TanhGaussian(distribution.mean[:, None], distribution.std[:, None]).sample(noise)
+        actions = self.propose(observations, noise)
         if n == 1:
             return actions[:, 0]
         q = self.target_q(observations.repeat_interleave(n, 0), actions.flatten(0, 1)).amin(0).view(states, n)
-        chosen = torch.multinomial(F.softmax(q / self.selection_temperature, dim=-1), 1, generator=generator)
-        return actions[torch.arange(states, device=actions.device), chosen[:, 0]]
+        return select(actions, q, self.selection_temperature, generator)
+
+    def propose(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """Return the policy's candidates `[states, candidates, action_dim]` from standard normal `noise`, its like."""
+        distribution: TanhGaussian = self.policy(observations)
+        return TanhGaussian(distribution.mean[:, None], distribution.std[:, None]).sample(noise)
 
     def sample_behavior(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
         """Sample the diffusion model itself: behavior cloning."""
@@ -236,3 +267,98 @@ class DTQL(OfflineAlgorithm):
             sigma = x.new_full((FIGURE_NOISES,), scale * self.behavior.sigma_data)
             maps[rf"$L_{{TR}}$ at $\sigma = {scale:g}\,\sigma_{{data}}$"] = losses(x, sigma, noise, s)
         return maps
+
+
+class DTQLKL(DTQL):
+    """DTQL with the KL divergence from the diffusion model in the place of the trust region, and an implicit policy.
+
+        a_theta         = pi_theta(s, epsilon), a one-step generator
+        grad L_KL       = E [ (D_xi(a_t, sigma, s) - D_phi(a_t, sigma, s)) / w  grad a_theta ]   (Appendix C)
+                          a_t = a_theta + sigma e,  w = mean_j |a_theta - D_phi(a_t, sigma, s)|_j
+        L(xi)           = the diffusion loss (Eq. 2) of the fake score's denoiser D_xi at a_theta
+        L_pi            = alpha L_KL - E [ min_i Q_i(s, a_theta) ]
+
+    Args:
+        observation_dim: Width of an observation (set from the dataset).
+        action_dim: Width of an action (set from the dataset).
+        generator: What the generator's network F gives: `preconditioned`, the denoised action of pure noise at a level
+            of 5 sigma_data, as in the diffusion model; or `raw`, the action itself, as in the authors' code.
+        copy_behavior: Start generator and fake score as copies of the pretrained diffusion model.
+        **options: The other options of `DTQL`. There is no `nll_weight`: the generator has no likelihood.
+    """
+
+    policy: EDMDenoiser
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        generator: Literal["preconditioned", "raw"] = "preconditioned",
+        copy_behavior: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(observation_dim, action_dim, nll_weight=0.0, **options)
+        self.hparams.pop("nll_weight", None)  # no argument of this class, though one of its parent
+        self.preconditioned = generator == "preconditioned"
+        self.copy_behavior = copy_behavior
+        self.fake = EDMDenoiser(copy.deepcopy(self.behavior.network), self.behavior.sigma_data)
+
+    def make_policy(self, hidden_dim: int) -> nn.Module:
+        """Return the generator, of the diffusion model's structure (Appendix D)."""
+        network = DiffusionMLP(self.observation_dim, self.action_dim, hidden_dim)
+        return EDMDenoiser(network, self.behavior.sigma_data, clip=None)
+
+    def optimizer_specs(self) -> dict[str, OptimizerSpec]:
+        """Those of DTQL, and one for the fake score."""
+        specs = super().optimizer_specs()
+        return {**specs, "fake": replace(specs["behavior"], modules=(self.fake,))}
+
+    def begin_main(self) -> None:
+        """Start generator and fake score from the pretrained diffusion model (Algorithm 2)."""
+        if self.copy_behavior:
+            for module in (self.policy, self.fake):
+                module.load_state_dict(self.behavior.state_dict())
+
+    # ---------------------------------------------------------------- losses, in the order of Algorithm 2
+
+    def generate(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """Return the actions a_theta of standard normal `noise`, both `[batch, action_dim]`."""
+        unit = self.behavior.sigma_data / AUTHORS_SIGMA_DATA
+        sigma = noise.new_full((len(noise),), GENERATOR_SIGMA)
+        if self.preconditioned:
+            actions: Tensor = self.policy(unit * GENERATOR_SIGMA * noise, unit * sigma, observations)
+        else:
+            actions = unit * self.policy.network(GENERATOR_SIGMA * noise, sigma, observations)
+        return actions
+
+    def kl_loss(self, actions: Tensor, observations: Tensor) -> Tensor:
+        """Return a loss with the gradient of the KL divergence at `actions`, at fresh noise (Algorithm 2)."""
+        with torch.no_grad():
+            sigma, noise = self.draw_noise(actions)
+            noisy = actions + sigma[:, None] * noise
+            fake, real = (model(noisy, sigma, observations) for model in (self.fake, self.behavior))
+            weight = (actions - real).abs().mean(1, keepdim=True).clamp_min(self.noise_levels.sigma_min)
+            goal = actions - (fake - real) / weight
+        return 0.5 * F.mse_loss(actions, goal)
+
+    def generator_loss(self, actions: Tensor, observations: Tensor) -> tuple[Tensor, Info]:
+        """Policy loss at generated `actions`: Eq. 5 with the KL divergence in it."""
+        kl, q = self.kl_loss(actions, observations), self.expected_q(actions, observations)
+        return self.alpha * kl - q, {"kl_loss": kl.detach(), "policy_q": q.detach()}
+
+    # ---------------------------------------------------------------- the algorithm
+
+    def update(self, batch: Batch) -> Info:
+        """Algorithm 2 with critics: what pretraining does, then the policy, then the fake score on its actions."""
+        info = self.pretrain_update(batch)
+        actions = self.generate(batch.observations, self.normal(*batch.actions.shape))
+        policy_loss, policy_info = self.generator_loss(actions, batch.observations)
+        self.minimize("policy", policy_loss)
+        fake_loss = self.diffusion_loss(self.fake, actions.detach(), batch.observations)
+        self.minimize("fake", fake_loss)
+        return {**info, "policy_loss": policy_loss.detach(), **policy_info, "fake_loss": fake_loss.detach()}
+
+    def propose(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """Return the policy's candidates `[states, candidates, action_dim]` from standard normal `noise`, its like."""
+        repeated = observations.repeat_interleave(noise.shape[1], 0)
+        return self.generate(repeated, noise.flatten(0, 1)).view_as(noise).clamp(-1, 1)

@@ -215,7 +215,8 @@ class BanditEvaluation(lightning.Callback):
         extent = 1.1 * float(np.abs(data.points).max())  # farther out the maps would show little else
         maps = figures.action_maps(module, extent)
         if maps:
-            drawn["maps"] = figures.maps_figure(data.points, data.labels, maps, extent)
+            paths = figures.action_paths(module, torch.Generator(module.device).manual_seed(module.gradient_step))
+            drawn["maps"] = figures.maps_figure(data.points, data.labels, maps, extent, paths)
         folder = Path(trainer.default_root_dir) / "figures"
         for name, figure in drawn.items():
             figure.suptitle(f"{type(module).__name__} on {target.dataset}, gradient step {module.gradient_step:,}")

@@ -30,6 +30,8 @@ POINTS_DRAWN = 5000  # more of them hide each other
 GRID = 50  # points of a map in each direction
 DATA_COLOR = "0.8"
 SAMPLE_COLOR = "#d62728"
+START_COLOR = "#2ca02c"
+PATHS_DRAWN = 300
 
 Array = NDArray[np.float64]
 
@@ -63,15 +65,44 @@ def action_maps(module: OfflineAlgorithm, extent: float) -> dict[str, Array]:
     return {title: each.double().cpu().numpy().reshape(GRID, GRID) for title, each in maps.items()}
 
 
-def maps_figure(points: Array, labels: Array, maps: Mapping[str, Array], extent: float) -> Figure:
-    """Return the data colored by reward, then each map `[GRID, GRID]`, row 0 lowest, by title."""
-    figure, axes = _panels(1 + len(maps), extent)
+def action_paths(module: OfflineAlgorithm, generator: torch.Generator) -> dict[str, Array]:
+    """Return the algorithm's `figure_paths`, `[points of the way, PATHS_DRAWN, 2]` each, in the dataset's units."""
+    observations = torch.zeros(PATHS_DRAWN, module.observation_dim, device=module.device)
+    with torch.no_grad():
+        paths = module.figure_paths(observations, generator)
+    return {
+        title: (module.action_center + module.action_scale * each).double().cpu().numpy()
+        for title, each in paths.items()
+    }
+
+
+def maps_figure(
+    points: Array,
+    labels: Array,
+    maps: Mapping[str, Array],
+    extent: float,
+    paths: Mapping[str, Array] | None = None,
+    columns: int = MOST_COLUMNS,
+) -> Figure:
+    """Return the data colored by reward, then each map by title, and upon it the ways that actions take there.
+
+    Args:
+        points: Data, `[n, 2]`.
+        labels: Rewards, `[n]`.
+        maps: `[GRID, GRID]` each, row 0 lowest, by title.
+        extent: Axes show [-extent, extent].
+        paths: `[points of the way, m, 2]` each, by title: from a green dot to a red one.
+        columns: Panels side by side, at most.
+    """
+    figure, axes = _panels(1 + len(maps), extent, columns)
     rows = _thinned(len(points))
     _draw_data(figure, axes[0], points[rows], labels[rows])
     for axis, (title, values) in zip(axes[1:], maps.items(), strict=True):
         image = axis.imshow(values, origin="lower", extent=(-extent, extent) * 2, interpolation="bilinear")
         _add_color_bar(figure, axis, image)
         axis.set_title(title)
+        if paths and title in paths:
+            _draw_paths(axis, paths[title])
     return figure
 
 
@@ -87,8 +118,8 @@ def publish(figure: Figure, name: str, folder: Path, step: int, loggers: Sequenc
             logger.experiment.add_image(f"figures/{name}", pixels, step, dataformats="HWC")
 
 
-def _panels(count: int, extent: float) -> tuple[Figure, list[Axes]]:
-    rows = -(-count // MOST_COLUMNS)
+def _panels(count: int, extent: float, columns: int = MOST_COLUMNS) -> tuple[Figure, list[Axes]]:
+    rows = -(-count // columns)
     columns = -(-count // rows)
     width, height = PANEL_INCHES
     figure = Figure(figsize=(width * columns, height * rows + TITLE_INCHES), dpi=DPI, layout="constrained")
@@ -105,6 +136,13 @@ def _draw_data(figure: Figure, axis: Axes, points: Array, labels: Array) -> None
     dots = axis.scatter(points[:, 0], points[:, 1], c=labels, s=2, linewidths=0)
     _add_color_bar(figure, axis, dots)
     axis.set_title("data, by reward")
+
+
+def _draw_paths(axis: Axes, path: Array) -> None:
+    if len(path) > 1:
+        axis.plot(path[:, :, 0], path[:, :, 1], color="0.7", linewidth=0.3)
+        axis.scatter(path[0, :, 0], path[0, :, 1], s=2, color=START_COLOR, linewidths=0, zorder=2)
+    axis.scatter(path[-1, :, 0], path[-1, :, 1], s=2, color=SAMPLE_COLOR, linewidths=0, zorder=2)
 
 
 def _add_color_bar(figure: Figure, axis: Axes, values: ScalarMappable) -> None:

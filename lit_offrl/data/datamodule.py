@@ -38,6 +38,8 @@ class D4RLDataModule(lightning.LightningDataModule):
             travel with the checkpoint.
         action_bounds: Lowest and highest action of every dimension, e.g. `[-2, 2]`: networks see actions scaled to
             [-1, 1]. Where it is not given, that of the dataset's action space (Minari), or -1 and 1.
+        action_limit: Networks see actions scaled to [-limit, limit] instead; for 2-D sets half the width of their
+            bounds, 6 or 16, keeps them in their own units, which the noise schedules of the papers were made for.
         d4rl_compat: Read original D4RL files as D4RL's `qlearning_dataset` does, which drops the last transition of
             episodes that ran into the time limit; false keeps what the file knows of the true episode ends.
         environment: Gymnasium id of the environment of evaluation, for datasets that name none, e.g. `Hopper-v5` for a
@@ -59,6 +61,7 @@ class D4RLDataModule(lightning.LightningDataModule):
         reward: str = "raw",
         normalize_observations: bool = False,
         action_bounds: tuple[float, float] | None = None,
+        action_limit: float = 1.0,
         d4rl_compat: bool = True,
         environment: str | None = None,
         seed: int = 0,
@@ -70,6 +73,7 @@ class D4RLDataModule(lightning.LightningDataModule):
         reward_rule(reward)  # raises where there is none
         if action_bounds is not None:
             require(action_bounds[0] < action_bounds[1], "data.action_bounds", "[low, high]", list(action_bounds))
+        require(action_limit > 0, "data.action_limit", "positive", action_limit)
         self.dataset = dataset
         self.batch_size = batch_size
         self.block_size = block_size
@@ -77,6 +81,7 @@ class D4RLDataModule(lightning.LightningDataModule):
         self.reward = reward
         self.normalize_observations = normalize_observations
         self.action_bounds = action_bounds
+        self.action_limit = action_limit
         self.d4rl_compat = d4rl_compat
         self.environment = environment
         self.seed = seed
@@ -150,20 +155,21 @@ class D4RLDataModule(lightning.LightningDataModule):
         self.load()
         if stage == "fit" and self.trainer is not None:
             module: Any = self.trainer.lightning_module
-            center, scale = self.action_range
+            center, scale = self.action_units
             module.action_center.copy_(center)
             module.action_scale.copy_(scale)
+            module.action_limit.fill_(self.action_limit)
             if self.normalize_observations:
                 mean, std = self.observation_statistics
                 module.observation_mean.copy_(mean)
                 module.observation_std.copy_(std)
 
     @property
-    def action_range(self) -> tuple[Tensor, Tensor]:
-        """Middle and half width of the actions' range, each `[action_dim]`."""
+    def action_units(self) -> tuple[Tensor, Tensor]:
+        """Zero and unit of the actions that networks see, in the dataset's units, each `[action_dim]`."""
         bounds = self.action_bounds or self.info.action_bounds or (-1.0, 1.0)
         low, high = torch.tensor(bounds).reshape(2, -1).expand(2, self.action_dim)
-        return (low + high) / 2, (high - low) / 2
+        return (low + high) / 2, (high - low) / (2 * self.action_limit)
 
     @cached_property
     def observation_statistics(self) -> tuple[Tensor, Tensor]:
@@ -189,8 +195,9 @@ class D4RLDataModule(lightning.LightningDataModule):
             mean, std = self.observation_statistics
             observations.sub_(mean).div_(std)
             next_observations.sub_(mean).div_(std)
-        center, scale = self.action_range
-        actions.copy_(torch.from_numpy(transitions.actions)).sub_(center).div_(scale).clamp_(-1, 1)
+        center, scale = self.action_units
+        actions.copy_(torch.from_numpy(transitions.actions)).sub_(center).div_(scale)
+        actions.clamp_(-self.action_limit, self.action_limit)
         rewards.copy_(torch.from_numpy(reward_rule(self.reward)(transitions))[:, None])
         terminals.copy_(torch.from_numpy(transitions.terminals)[:, None])
         return table, widths

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lit_offrl.networks.mlp import mlp
+from lit_offrl.networks.embeddings import StepEmbedding
+from lit_offrl.networks.mlp import forward_blocks, mlp
 
 
 class EnsembleQ(nn.Module):
@@ -37,9 +38,46 @@ class EnsembleQ(nn.Module):
         self.members = nn.ModuleList(mlp(widths, layer_norm=layer_norm) for _ in range(members))
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Return the Q values `[members, batch]` of `[batch, observation_dim]`, `[batch, action_dim]`."""
-        inputs = torch.cat([observations, actions], dim=-1)
-        return torch.stack([member(inputs).squeeze(-1) for member in self.members])
+        """Return the Q values `[members, ...]` of `[..., observation_dim]` and `[..., action_dim]`, which broadcast."""
+        values = [forward_blocks(member, observations, actions) for member in self.members]
+        return torch.stack(values).squeeze(-1)
+
+
+class DiffusionValue(nn.Module):
+    """Independent networks V_n(s, a^n) over the steps of a diffusion policy, with LayerNorm (BDPO, Eq. 14).
+
+    Args:
+        observation_dim: Width of an observation.
+        action_dim: Width of an action.
+        steps: Largest diffusion step.
+        hidden: Widths of the hidden layers.
+        members: Number of networks; each embeds the step by itself.
+    """
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        steps: int,
+        hidden: Sequence[int] = (256, 256, 256),
+        *,
+        members: int = 10,
+    ) -> None:
+        super().__init__()
+        self.embeddings = nn.ModuleList(StepEmbedding(steps, hidden=128) for _ in range(members))
+        widths = (observation_dim + action_dim + StepEmbedding.WIDTH, *hidden, 1)
+        self.members = nn.ModuleList(mlp(widths, layer_norm=True) for _ in range(members))
+
+    def forward(self, observations: Tensor, noisy_actions: Tensor, step: Tensor) -> Tensor:
+        """Return the values `[members, ...]` of `[..., observation_dim]`, `[..., action_dim]` and integers `[...]`.
+
+        The leading dimensions broadcast.
+        """
+        values = [
+            forward_blocks(member, observations, noisy_actions, embedding(step))
+            for embedding, member in zip(self.embeddings, self.members, strict=True)
+        ]
+        return torch.stack(values).squeeze(-1)
 
 
 class ValueNetwork(nn.Module):

@@ -6,6 +6,9 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_offrl.networks.mlp import Mish, mlp
 
 
 class SinusoidalEmbedding(nn.Module):
@@ -28,3 +31,28 @@ class SinusoidalEmbedding(nn.Module):
         """Map `[batch]` to `[batch, dim]`."""
         angles = x[:, None] * self.frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class StepEmbedding(nn.Module):
+    """Learned features of a discrete diffusion step: sinusoids, then two linear layers, each with Mish (BDPO).
+
+    There are only `steps` + 1 of them: they are computed as a table and looked up.
+
+    Args:
+        steps: Largest step.
+        hidden: Width of the hidden layer.
+    """
+
+    WIDTH = 64  # of the sinusoids and of the features
+
+    sinusoids: Tensor
+
+    def __init__(self, steps: int, hidden: int = 64) -> None:
+        super().__init__()
+        table = SinusoidalEmbedding(self.WIDTH)(torch.arange(steps + 1, dtype=torch.float32))
+        self.register_buffer("sinusoids", table, persistent=False)
+        self.layers = nn.Sequential(*mlp((self.WIDTH, hidden, self.WIDTH)), Mish())
+
+    def forward(self, step: Tensor) -> Tensor:
+        """Map integers `[...]` to `[..., WIDTH]`."""
+        return F.embedding(step, self.layers(self.sinusoids))

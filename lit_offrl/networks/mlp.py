@@ -1,13 +1,15 @@
-"""Multi-layer perceptrons and a cheap Mish."""
+"""Multi-layer perceptrons, on inputs in blocks, and a cheap Mish."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class _MishFunction(torch.autograd.Function):
@@ -69,3 +71,29 @@ def mlp(
                 layers.append(nn.LayerNorm(width_out))
             layers.append(activation())
     return nn.Sequential(*layers)
+
+
+def forward_blocks(layers: nn.Module, *inputs: Tensor) -> Tensor:
+    """Return `layers(cat(inputs))` for inputs `[..., width]` whose leading dimensions broadcast.
+
+    Where they differ, e.g. one observation `[batch, 1, width]` for many actions `[batch, samples, width]`, the first
+    layer is computed block by block and what is shared is computed once.
+    """
+    if all(each.shape[:-1] == inputs[0].shape[:-1] for each in inputs):
+        output: Tensor = layers(torch.cat(inputs, dim=-1))
+    else:
+        assert isinstance(layers, nn.Sequential)
+        first = layers[0]
+        assert isinstance(first, nn.Linear)
+        weights = torch.split(first.weight, [each.shape[-1] for each in inputs], dim=1)
+        products = [F.linear(each, weight) for each, weight in zip(inputs, weights, strict=True)]
+        output = layers[1:](reduce(torch.add, sorted([*products, first.bias], key=Tensor.numel)))  # small ones first
+    return output
+
+
+def orthogonal_(module: nn.Module, gain: float) -> None:
+    """Initialise every linear layer below `module` with an orthogonal weight and no bias."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.orthogonal_(layer.weight, gain)
+            nn.init.zeros_(layer.bias)

@@ -1,4 +1,4 @@
-"""Networks that produce actions: inside a diffusion policy, and as a one-step Gaussian policy."""
+"""Networks that produce actions: inside a diffusion policy, and as one-step policies."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_offrl.networks.embeddings import SinusoidalEmbedding
-from lit_offrl.networks.mlp import mlp
+from lit_offrl.networks.embeddings import SinusoidalEmbedding, StepEmbedding
+from lit_offrl.networks.mlp import forward_blocks, mlp, orthogonal_
 
 
 class DiffusionMLP(nn.Module):
@@ -39,6 +39,30 @@ class DiffusionMLP(nn.Module):
         embedded = self.embedding(noise_condition)
         output: Tensor = self.layers(self.mix(torch.cat([noisy_actions, observations, embedded], dim=-1)))
         return output
+
+
+class StepDenoisingMLP(nn.Module):
+    """F(x_n, n, s) of a discrete schedule: the noise prediction of BDPO and Diffusion-QL.
+
+    An MLP on [noisy action, features of the step, observation], Mish.
+
+    Args:
+        observation_dim: Width of an observation.
+        action_dim: Width of an action.
+        steps: Largest diffusion step.
+        hidden: Widths of the hidden layers.
+    """
+
+    def __init__(
+        self, observation_dim: int, action_dim: int, steps: int, hidden: Sequence[int] = (256, 256, 256, 256)
+    ) -> None:
+        super().__init__()
+        self.embedding = StepEmbedding(steps)
+        self.layers = mlp((action_dim + StepEmbedding.WIDTH + observation_dim, *hidden, action_dim))
+
+    def forward(self, noisy_actions: Tensor, step: Tensor, observations: Tensor) -> Tensor:
+        """Map `[..., action_dim]`, integers `[...]` and `[..., observation_dim]`, which broadcast, to noise."""
+        return forward_blocks(self.layers, noisy_actions, self.embedding(step), observations)
 
 
 # The authors divide actions by 1 + 1e-3, so that those on the border of the box have a finite pre-image.
@@ -84,12 +108,93 @@ class TanhGaussianPolicy(nn.Module):
     def __init__(self, observation_dim: int, action_dim: int, hidden: Sequence[int] = (256, 256, 256)) -> None:
         super().__init__()
         self.layers = mlp((observation_dim, *hidden, 2 * action_dim), nn.ReLU)
-        for layer in self.layers:
-            if isinstance(layer, nn.Linear):
-                nn.init.orthogonal_(layer.weight)
-                nn.init.zeros_(layer.bias)
+        orthogonal_(self.layers, gain=1.0)
 
     def forward(self, observations: Tensor) -> TanhGaussian:
         """Return the action distribution at `[batch, observation_dim]`."""
         mean, log_std = self.layers(observations).chunk(2, dim=-1)
         return TanhGaussian(mean, log_std.clamp(*self.LOG_STD_RANGE).exp())
+
+
+class Gaussian(NamedTuple):
+    """A diagonal normal distribution of actions.
+
+    Attributes:
+        mean: `[batch, action_dim]`.
+        std: `[batch, action_dim]`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Return actions, reparametrised, of the shape of `noise`, `[batch, samples, action_dim]`."""
+        return self.mean[:, None] + self.std[:, None] * noise
+
+    def divergence(self, other: Gaussian) -> Tensor:
+        """Return KL(self || other), `[batch]` (BDPO, Eq. 22)."""
+        ratio = (self.std / other.std).square()
+        distance = ((self.mean - other.mean) / other.std).square()
+        return (ratio + distance - 1 - ratio.log()).sum(-1) / 2
+
+    def cloning_loss(self, actions: Tensor) -> Tensor:
+        """Return the negative log-likelihood of `actions` `[batch, action_dim]`, `[batch]`."""
+        distance = ((actions - self.mean) / self.std).square()
+        return (distance / 2 + self.std.log() + math.log(2 * math.pi) / 2).sum(-1)
+
+
+class GaussianPolicy(nn.Module):
+    """a ~ N(tanh(mean(s)), std(s)^2), Mish.
+
+    Args:
+        observation_dim: Width of an observation.
+        action_dim: Width of an action.
+        hidden: Widths of the hidden layers.
+    """
+
+    LOG_STD_RANGE = (-5.0, 2.0)
+
+    def __init__(self, observation_dim: int, action_dim: int, hidden: Sequence[int] = (256, 256, 256, 256)) -> None:
+        super().__init__()
+        self.layers = mlp((observation_dim, *hidden, 2 * action_dim))
+
+    def forward(self, observations: Tensor) -> Gaussian:
+        """Return the action distribution at `[batch, observation_dim]`."""
+        mean, log_std = self.layers(observations).chunk(2, dim=-1)
+        return Gaussian(torch.tanh(mean), log_std.clamp(*self.LOG_STD_RANGE).exp())
+
+
+class Dirac(NamedTuple):
+    """A distribution that is a single action, `[batch, action_dim]`."""
+
+    action: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Return the action for every sample of `noise`, `[batch, samples, action_dim]`."""
+        return self.action[:, None].expand_as(noise)
+
+    def divergence(self, other: Dirac) -> Tensor:
+        """Return half the squared distance, `[batch]` (BDPO, Eq. 21)."""
+        return (self.action - other.action).square().sum(-1) / 2
+
+    def cloning_loss(self, actions: Tensor) -> Tensor:
+        """Return half the squared distance from `actions` `[batch, action_dim]`, `[batch]`."""
+        return self.divergence(Dirac(actions))
+
+
+class DeterministicPolicy(nn.Module):
+    """a = tanh(pi(s)), Mish.
+
+    Args:
+        observation_dim: Width of an observation.
+        action_dim: Width of an action.
+        hidden: Widths of the hidden layers.
+    """
+
+    def __init__(self, observation_dim: int, action_dim: int, hidden: Sequence[int] = (256, 256, 256, 256)) -> None:
+        super().__init__()
+        self.layers = mlp((observation_dim, *hidden, action_dim))
+
+    def forward(self, observations: Tensor) -> Dirac:
+        """Return the action at `[batch, observation_dim]`."""
+        return Dirac(torch.tanh(self.layers(observations)))

@@ -1,0 +1,411 @@
+"""Behavior-Regularized Diffusion Policy Optimization (Gao et al., 2025, arXiv 2502.04778).
+
+Where the authors' code differs from the paper, and which we follow:
+
+1. sigma_n^2 is beta_n, in sampling and in the penalty (code): with the posterior variance of Eq. 8 and Appendix D the
+   penalty at n = 1 is infinite. At n = 1 the sampler adds no noise, but the penalty is still weighted with beta_1.
+2. eta: the code's is 5 to 10 times smaller than Table 3. Ours is the code's, whose scale of penalty we share;
+   conf/tasks/bdpo_paper has the paper's.
+3. The penalty compares raw noise predictions; the mean that is sampled from has its estimate of a^0 clipped (code).
+4. The penalty is summed over action dimensions and diffusion steps and averaged over the sampled paths, also where
+   the backup takes the maximum of Q over them (code).
+5. The behavior model goes on learning, one step for each of the actor's (code); frozen in Algorithm 1: an option.
+6. Networks are 256 wide on locomotion, 512 on AntMaze (code); 512 everywhere in Table 2.
+7. V always has LayerNorm, Q only on AntMaze; all layers start orthogonal with gain sqrt(2); gradients of all networks
+   are clipped to norm 1 (code; the paper is silent, or speaks of the actor alone).
+8. The actor too maximises the lower confidence bound (code); Eq. 15 has the plain value.
+9. Losses are means over the ensemble (code); Eq. 18 is a sum. It matters to the clipping.
+10. The actor's cosine schedule counts its own steps, so that its learning rate hardly falls (code).
+
+Ours differs from both in two details that change no expectation: the diffusion steps of a batch are stratified, so that
+how many rows have n = 1 is known beforehand, and target networks follow once an update is complete, so that the actor
+sees the critics' targets one step of averaging younger.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSpec, Target, frozen_copy, select
+from lit_offrl.batch import Batch
+from lit_offrl.diffusion.denoisers import Denoise, diffuse, x0_from_epsilon
+from lit_offrl.diffusion.samplers import sample_ddim, sample_ddpm
+from lit_offrl.diffusion.schedules import DiscreteVP
+from lit_offrl.errors import require
+from lit_offrl.networks.critics import DiffusionValue, EnsembleQ
+from lit_offrl.networks.mlp import orthogonal_
+from lit_offrl.networks.policies import StepDenoisingMLP
+
+FIGURE_TIMES = (1.0, 0.6, 0.3, 0.1)  # n = 50, 30, 15, 5 of 50, as in Figures 4 and 11
+
+
+class BDPO(OfflineAlgorithm):
+    """A diffusion policy kept to the behavior diffusion by the KL divergence along its path of denoising.
+
+        l_n(s, a^n) = || mu_n^actor - mu_n^behavior ||^2 / (2 beta_n)                                    (Eqs. 10, 11)
+        LCB_k x_k   = mean_k x_k - rho std_k x_k
+        y_Q         = r + discount (LCB_k E[Q_k(s', a'^0)] - eta sum_n l_n(s', a'^n))                    (Eqs. 12, 17)
+        y_V(a^n)    = LCB_k E[V_k(s, a^{n-1}, n - 1)] - eta l_n(s, a^n),  V at n = 0 being Q                 (Eq. 14)
+        L_actor     = - E[ y_V with the actor's own a^{n-1} and l_n ]                                        (Eq. 15)
+
+    Args:
+        observation_dim: Width of an observation (set from the dataset).
+        action_dim: Width of an action (set from the dataset).
+        eta: Weight of the penalty.
+        rho: How many deviations of the ensemble its lower confidence bound lies below the mean.
+        diffusion_steps: Steps N of the diffusion.
+        clip: Bound of the estimate of the clean action while sampling; null leaves it unbounded.
+        members: Networks in each ensemble.
+        samples: Paths sampled for a target of Q; next states of a path for a target of V and for the actor.
+        max_backup: Let the target of Q take the maximum over the sampled actions instead of the mean.
+        q_layer_norm: Put LayerNorm into Q.
+        discount: Discount factor; at 0 no path is sampled for the target of Q.
+        behavior_learning_rate: Step size of the behavior model.
+        actor_learning_rate: Step size of the actor; cosine decay in its own steps.
+        critic_learning_rate: Step size of Q and V; cosine decay.
+        target_rate: Rate at which the target networks follow.
+        actor_every: Gradient steps from one step of the actor to the next.
+        warmup_steps: Gradient steps of the main phase that train the critics only.
+        frozen_behavior: Leave the behavior model as pretraining made it; else it goes on learning along with the actor.
+        clip_norm: Norm to which each optimizer's gradient is clipped.
+        candidates: Actions sampled per state when acting, of which Q selects one.
+        selection_temperature: Temperature of the softmax over Q that selects; 0 takes the highest.
+        hidden_dim: Width of the policies' four hidden layers.
+        critic_hidden_dim: Width of the critics' three hidden layers.
+        pretrain_steps: Gradient steps that train the behavior model only; `max_steps` includes them.
+        pretrained: Checkpoint of another run whose networks start this one.
+        seed: Seed of the training noise (set from `seed_everything`).
+    """
+
+    has_path = True  # the policy makes an action step by step
+    kl_weights: Tensor
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        eta: float = 0.2,
+        rho: float = 1.0,
+        diffusion_steps: int = 5,
+        clip: float | None = 1.0,
+        members: int = 10,
+        samples: int = 10,
+        max_backup: bool = False,
+        q_layer_norm: bool = False,
+        discount: float = 0.99,
+        behavior_learning_rate: float = 3e-4,
+        actor_learning_rate: float = 1e-5,
+        critic_learning_rate: float = 3e-4,
+        target_rate: float = 0.005,
+        actor_every: int = 5,
+        warmup_steps: int = 50_000,
+        frozen_behavior: bool = False,
+        clip_norm: float = 1.0,
+        candidates: int = 10,
+        selection_temperature: float = 0.0,
+        hidden_dim: int = 256,
+        critic_hidden_dim: int = 256,
+        pretrain_steps: int = 2_000_000,
+        pretrained: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        require(eta >= 0, "model.init_args.eta", "at least 0", eta)
+        require(diffusion_steps >= 1, "model.init_args.diffusion_steps", "at least 1", diffusion_steps)
+        # A single member has no deviation, and 0 has no gradient.
+        require(members >= (2 if rho else 1), "model.init_args.members", "at least 2 (1 where rho is 0)", members)
+        for name, count in {"samples": samples, "actor_every": actor_every, "candidates": candidates}.items():
+            require(count >= 1, f"model.init_args.{name}", "at least 1", count)
+        require(0 <= discount <= 1, "model.init_args.discount", "in [0, 1]", discount)
+        require(warmup_steps >= 0, "model.init_args.warmup_steps", "at least 0", warmup_steps)
+        require(
+            selection_temperature >= 0, "model.init_args.selection_temperature", "at least 0", selection_temperature
+        )
+        super().__init__(observation_dim, action_dim, pretrain_steps, pretrained, seed)
+        self.save_hyperparameters()
+        self.eta = eta
+        self.rho = rho
+        self.clip = clip
+        self.samples = samples
+        self.max_backup = max_backup
+        self.discount = discount
+        self.learning_rates = {
+            "behavior": behavior_learning_rate,
+            "actor": actor_learning_rate,
+            "critic": critic_learning_rate,
+        }
+        self.target_rate = target_rate
+        self.actor_every = actor_every
+        self.warmup_steps = warmup_steps
+        self.frozen_behavior = frozen_behavior
+        self.clip_norm = clip_norm
+        self.candidates = candidates
+        self.selection_temperature = selection_temperature
+
+        self.schedule = DiscreteVP(diffusion_steps, beta_min=0.1, beta_max=10.0)
+        self.levels = self.schedule.levels()
+        betas, sigmas = self.schedule.betas, self.schedule.sigmas
+        # of the squared distance of noise predictions in l_n, `[N + 1]`; there is no step 0
+        self.register_buffer(
+            "kl_weights", (betas / (2 * (1 - betas) * sigmas.square())).nan_to_num(0.0), persistent=False
+        )
+
+        sizes, hidden = (observation_dim, action_dim), (critic_hidden_dim,) * 3
+        self.behavior = self.make_policy((hidden_dim,) * 4)
+        self.critic = nn.ModuleDict({"q": EnsembleQ(*sizes, hidden, members=members, layer_norm=q_layer_norm)})
+        if self.has_path:
+            self.critic["v"] = DiffusionValue(*sizes, diffusion_steps, hidden, members=members)
+        orthogonal_(self, math.sqrt(2))
+        self.actor = copy.deepcopy(self.behavior)
+        self.target_behavior, self.target_actor = frozen_copy(self.behavior), frozen_copy(self.behavior)
+        self.target_critic = frozen_copy(self.critic)
+
+    def make_policy(self, hidden: tuple[int, ...]) -> nn.Module:
+        """Return the network of a policy; behavior model and actor have the same."""
+        return StepDenoisingMLP(self.observation_dim, self.action_dim, self.schedule.steps, hidden)
+
+    def optimizer_specs(self) -> dict[str, OptimizerSpec]:
+        """One Adam for each ensemble, one for the behavior model and one for the actor."""
+        rates, clip_norm = self.learning_rates, self.clip_norm
+        every, after = self.actor_every, self.warmup_steps
+        return {
+            **{
+                name: OptimizerSpec((critic,), rates["critic"], cosine=True, clip_norm=clip_norm)
+                for name, critic in self.critic.items()
+            },
+            "actor": OptimizerSpec((self.actor,), rates["actor"], True, clip_norm, every, after),
+            "behavior": OptimizerSpec((self.behavior,), rates["behavior"], clip_norm=clip_norm),
+        }
+
+    def targets(self) -> tuple[Target, ...]:
+        """Every network has one, which moves when the network does."""
+        rate, every, after = self.target_rate, self.actor_every, self.warmup_steps
+        return (
+            Target(self.critic, self.target_critic, rate),
+            Target(self.actor, self.target_actor, rate, every, after),
+            Target(self.behavior, self.target_behavior, rate, early=True),
+            Target(self.behavior, self.target_behavior, rate, every, after),
+        )
+
+    def begin_main(self) -> None:
+        """The actor starts as the behavior model."""
+        self.actor.load_state_dict(self.target_behavior.state_dict())
+        self.target_actor.load_state_dict(self.target_behavior.state_dict())
+
+    # ---------------------------------------------------------------- paths of denoising
+
+    def step_kl(self, epsilon: Tensor, behavior_epsilon: Tensor, step: Tensor) -> Tensor:
+        """Return l_n, `[...]`, of two noise predictions `[..., action_dim]` at the integers `step` that broadcast."""
+        return self.kl_weights[step] * (epsilon - behavior_epsilon).square().sum(-1)
+
+    def clean(self, noisy_actions: Tensor, epsilon: Tensor, step: Tensor) -> Tensor:
+        """Return the estimate of a^0, not clipped."""
+        alpha, sigma = self.schedule.alpha(step)[..., None], self.schedule.sigma(step)[..., None]
+        return x0_from_epsilon(noisy_actions, epsilon, alpha, sigma)
+
+    def denoiser(self, policy: nn.Module, observations: Tensor) -> Denoise:
+        """Return the estimate of a^0 of a policy's network at `[batch, ..., observation_dim]`, as samplers take it."""
+
+        def denoise(noisy_actions: Tensor, time: Tensor) -> Tensor:
+            step = time.view(-1, *[1] * (observations.ndim - 2))
+            return self.clean(noisy_actions, policy(noisy_actions, step, observations), step)
+
+        return denoise
+
+    def rollout(self, observations: Tensor, *, penalized: bool) -> tuple[Tensor, Tensor]:
+        """Sample paths of the target actor at `[batch, observation_dim]`.
+
+        Returns:
+            Actions `[batch, samples, action_dim]`, and the penalty summed over each path, averaged over the paths,
+            `[batch]`; 0 where it is not asked for.
+        """
+        states = observations[:, None]
+        penalties = []
+
+        def denoise(noisy_actions: Tensor, time: Tensor) -> Tensor:
+            step = time[:, None]
+            epsilon = self.target_actor(noisy_actions, step, states)
+            if penalized:
+                penalties.append(self.step_kl(epsilon, self.target_behavior(noisy_actions, step, states), step))
+            return self.clean(noisy_actions, epsilon, step)
+
+        noise = self.normal(len(observations), self.schedule.steps, self.samples, self.action_dim).movedim(1, 0)
+        actions = sample_ddpm(denoise, noise[0], self.levels, noise[1:], variance="beta", clip=self.clip)
+        penalty = torch.stack(penalties).sum(0).mean(-1) if penalized else torch.zeros_like(observations[:, 0])
+        return actions, penalty
+
+    def noised(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return steps n `[batch]`, uniform on 1 .. N and sorted, and a^n of the batch's actions with their noise."""
+        step = 1 + (self.schedule.steps * self.stratified(len(batch.actions))).long()
+        epsilon = self.normal(*batch.actions.shape)
+        alpha, sigma = self.schedule.alpha(step)[:, None], self.schedule.sigma(step)[:, None]
+        return step, diffuse(batch.actions, epsilon, alpha, sigma), epsilon
+
+    def continuation(
+        self, actor: nn.Module, observations: Tensor, noisy_actions: Tensor, step: Tensor, *, penalized: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return the soft value of going on with `actor` from a^n (right side of Eq. 14), and its l_n, `[batch]` each.
+
+        `step` is `[batch]` and as `noised` makes it: sorted, so that all rows with n = 1 come first. They need Q, and
+        one action, for no noise is added to it; the others need V. Only one row in the middle can be either.
+        """
+        epsilon = actor(noisy_actions, step, observations)
+        x0 = self.clean(noisy_actions, epsilon, step)
+        mean = self.schedule.posterior_mean(
+            x0 if self.clip is None else x0.clamp(-self.clip, self.clip), noisy_actions, step
+        )
+
+        at_most, at_least = -(-len(step) // self.schedule.steps), len(step) // self.schedule.steps
+        q = self.lower_bound(self.target_critic["q"](observations[:at_most], mean[:at_most]))
+        rest = slice(at_least, None)
+        std = self.schedule.betas[step[rest]].sqrt()[:, None, None]
+        below = mean[rest, None] + std * self.normal(len(std), self.samples, self.action_dim)
+        v = self.target_critic["v"](observations[rest, None], below, step[rest, None] - 1).mean(-1)
+        v = self.lower_bound(v)
+        either = slice(at_least, at_most)
+        middle = torch.where(step[either] == 1, q[either], v[: at_most - at_least])
+        value = torch.cat([q[:at_least], middle, v[at_most - at_least :]])
+
+        if not penalized:
+            return value, torch.zeros_like(value)
+        with torch.no_grad():
+            behavior_epsilon = self.target_behavior(noisy_actions, step, observations)
+        penalty = self.step_kl(epsilon, behavior_epsilon, step)
+        return value - self.eta * penalty, penalty
+
+    # ---------------------------------------------------------------- losses, in the order of Algorithm 1
+
+    def behavior_loss(self, batch: Batch) -> Tensor:
+        """Noise prediction at a random step (Eq. 9, simplified as usual)."""
+        step, noisy_actions, epsilon = self.noised(batch)
+        loss: Tensor = (self.behavior(noisy_actions, step, batch.observations) - epsilon).square().mean()
+        return loss
+
+    def lower_bound(self, values: Tensor) -> Tensor:
+        """Return LCB_k of values `[members, ...]` (Eq. 17), with the biased deviation."""
+        mean = values.mean(0)
+        return mean - self.rho * values.std(0, correction=0) if self.rho else mean
+
+    def q_loss(self, batch: Batch, *, penalized: bool) -> tuple[Tensor, Info]:
+        """Regression of every Q on one target (Eqs. 12, 17 and 18)."""
+        with torch.no_grad():
+            target, info = batch.rewards, {}
+            if self.discount:
+                actions, penalty = self.rollout(batch.next_observations, penalized=penalized)
+                values = self.target_critic["q"](batch.next_observations[:, None], actions)
+                values = self.lower_bound(values.amax(-1) if self.max_backup else values.mean(-1))
+                target = target + self.discount * (1 - batch.terminals) * (values - self.eta * penalty)
+                info["path_kl"] = penalty.mean()
+        q = self.critic["q"](batch.observations, batch.actions)
+        loss = (q - target).square().mean()
+        return loss, {"q_loss": loss.detach(), "q_mean": q.detach().mean(), **info}
+
+    def v_loss(self, batch: Batch, *, penalized: bool) -> tuple[Tensor, Info]:
+        """Regression of every V on one target (Eqs. 14, 17 and 18)."""
+        step, noisy_actions, _ = self.noised(batch)
+        with torch.no_grad():
+            target, _ = self.continuation(
+                self.target_actor, batch.observations, noisy_actions, step, penalized=penalized
+            )
+        v = self.critic["v"](batch.observations, noisy_actions, step)
+        loss = (v - target).square().mean()
+        return loss, {"v_loss": loss.detach(), "v_mean": v.detach().mean()}
+
+    def policy_loss(self, batch: Batch) -> tuple[Tensor, Info]:
+        """The actor's next step should be worth most (Eq. 15)."""
+        step, noisy_actions, _ = self.noised(batch)
+        value, penalty = self.continuation(self.actor, batch.observations, noisy_actions, step, penalized=True)
+        return -value.mean(), {"policy_step_kl": penalty.detach().mean()}
+
+    # ---------------------------------------------------------------- the algorithm
+
+    def pretrain_update(self, batch: Batch) -> Info:
+        """Train the behavior model."""
+        loss = self.behavior_loss(batch)
+        self.minimize("behavior", loss)
+        return {"behavior_loss": loss.detach()}
+
+    def critic_losses(self) -> dict[str, Callable[..., tuple[Tensor, Info]]]:
+        """Return the losses of the critics in their order, by the names of their optimizers."""
+        return {"q": self.q_loss, "v": self.v_loss}
+
+    def update(self, batch: Batch) -> Info:
+        """Algorithm 1: critics at every step, the actor at some, after a warm-up; targets follow by their callback."""
+        main_step = self.gradient_step - self.main_start + 1
+        # Until the actor moves it is the behavior model: all penalties are exactly 0 and need not be computed.
+        warm = main_step > self.warmup_steps
+        info: Info = {}
+        for name, critic_loss in self.critic_losses().items():
+            loss, critic_info = critic_loss(batch, penalized=warm)
+            self.minimize(name, loss)
+            info |= critic_info
+        if warm and main_step % self.actor_every == 0:
+            loss, policy_info = self.policy_loss(batch)
+            self.minimize("actor", loss)
+            info |= {"policy_loss": loss.detach(), **policy_info}
+            if not self.frozen_behavior:
+                info |= self.pretrain_update(batch)
+        return info
+
+    # ---------------------------------------------------------------- acting
+
+    def sample_policy(
+        self, policy: nn.Module, observations: Tensor, samples: int, generator: torch.Generator | None
+    ) -> Tensor:
+        """Return actions `[batch, samples, action_dim]` of a policy's network."""
+        shape = (self.schedule.steps, len(observations), samples, self.action_dim)
+        noise = torch.randn(*shape, generator=generator, device=observations.device)
+        denoise = self.denoiser(policy, observations[:, None])
+        return sample_ddpm(denoise, noise[0], self.levels, noise[1:], variance="beta", clip=self.clip)
+
+    def sample_actions(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Sample candidates from the actor, select the one of the highest mean Q, or by a softmax over it.
+
+        Before the main phase there is no actor yet: the behavior model acts.
+        """
+        if self.gradient_step <= self.main_start:
+            return self.sample_behavior(observations, generator)
+        actions = self.sample_policy(self.target_actor, observations, self.candidates, generator)
+        if self.candidates == 1:
+            return actions[:, 0]
+        q = self.target_critic["q"](observations[:, None], actions).mean(0)
+        return select(actions, q, self.selection_temperature, generator)
+
+    def sample_behavior(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Sample the behavior model itself: behavior cloning."""
+        return self.sample_policy(self.target_behavior, observations, 1, generator)[:, 0]
+
+    def actors(self) -> dict[str, Actor]:
+        """The policy and, to compare with, the behavior model."""
+        return {"policy": self.sample_actions, "behavior": self.sample_behavior}
+
+    # ---------------------------------------------------------------- pictures of 2-D bandits (Figures 4 and 11)
+
+    def _figure_steps(self) -> dict[str, int]:
+        """The steps of the panels, by title; the last is 0, where Q stands for V."""
+        steps = [max(round(time * self.schedule.steps), 1) for time in FIGURE_TIMES]
+        return {**{f"V, n = {step}": step for step in steps}, "Q": 0}
+
+    def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
+        """V at steps on the way of denoising, and Q."""
+        maps = {}
+        for title, step in self._figure_steps().items():
+            steps = torch.full((len(actions),), step, device=actions.device)
+            q, v = self.target_critic["q"], self.target_critic["v"]
+            maps[title] = (v(observations, actions, steps) if step else q(observations, actions)).mean(0)
+        return maps
+
+    def figure_paths(self, observations: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """The stretch of the actor's DDIM paths that begins on each map."""
+        start = torch.randn(len(observations), self.action_dim, generator=generator, device=observations.device)
+        path = sample_ddim(
+            self.denoiser(self.target_actor, observations), start, self.levels, clip=self.clip, path=True
+        )
+        steps = self._figure_steps()
+        ends = [self.schedule.steps - step for step in (*steps.values(), 0)]
+        return {title: path[begin : end + 1] for title, (begin, end) in zip(steps, pairwise(ends), strict=True)}
