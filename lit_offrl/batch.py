@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import repeat
 from typing import NamedTuple
 
 from torch import Tensor
@@ -17,6 +18,7 @@ class Batch(NamedTuple):
         rewards: `[...]`, after the reward rule of the data module.
         next_observations: `[..., observation_dim]`.
         terminals: `[...]`, 1 where the episode ended in a terminal state (no bootstrapping), else 0.
+        rows: `[...]`, int64, which rows of the dataset these are; None in batches that come from no dataset.
     """
 
     observations: Tensor
@@ -24,7 +26,14 @@ class Batch(NamedTuple):
     rewards: Tensor
     next_observations: Tensor
     terminals: Tensor
+    rows: Tensor | None = None
 
     def updates(self) -> Iterator[Batch]:
         """Split a block `[updates, batch, ...]` into the batches of its updates."""
-        return (Batch(*fields) for fields in zip(*(field.unbind(0) for field in self), strict=True))
+        count = len(self.rewards)
+        fields = (repeat(None, count) if field is None else field.unbind(0) for field in self)
+        return (Batch(*each) for each in zip(*fields, strict=True))
+
+    def head(self, count: int) -> Batch:
+        """Return the first `count` transitions of a batch, or all where there are fewer."""
+        return Batch._make(None if field is None else field[:count] for field in self)

@@ -109,7 +109,7 @@ def _info(options: argparse.Namespace) -> int:
     rewards, actions = transitions.rewards, transitions.actions
     facts = {
         "dataset": f"{info.id} ({info.source})",
-        "file": info.path,
+        "file": info.path if info.sha256 else "none: it is generated",
         "sha256": info.sha256,
         "transitions": f"{len(transitions):,} in {len(starts):,} episodes of {lengths.min()} to {lengths.max()} steps",
         "observations": f"{transitions.observation_dim} dimensions{keys}",
@@ -122,7 +122,8 @@ def _info(options: argparse.Namespace) -> int:
         "reference": _reference(info, float(returns.mean())),
     }
     for name, value in facts.items():
-        print(f"{name:13} {value}")
+        if value is not None:
+            print(f"{name:13} {value}")
     print("returns of episodes:")
     for line in histogram(returns):
         print(line)

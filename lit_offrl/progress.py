@@ -9,13 +9,14 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 15.0
+CURSOR_UP = "\x1b[A"  # from the line of a second bar back to the first
 
 
 class _Lines:
     """A text stream that turns the redrawing of a bar into lines, for log files."""
 
     def write(self, text: str) -> None:
-        line = text.strip("\r\n")
+        line = text.replace(CURSOR_UP, "").strip("\r\n")
         if line.strip():
             sys.stderr.write(line + "\n")
 

@@ -18,7 +18,10 @@ from lit_offrl.errors import UserError
 ALGORITHMS = [getattr(algorithms, name) for name in algorithms.__all__ if name != "OfflineAlgorithm"]
 OBSERVATION_DIM, ACTION_DIM, BATCH_SIZE = 5, 3, 16
 # What lets a single update of the main phase move every network, where the defaults do not.
-OPTIONS = {name: {"warmup_steps": 0, "actor_every": 1} for name in ("BDPO", "BDPOGaussian", "BDPODeterministic")}
+OPTIONS: dict[str, dict[str, int]] = {
+    **{name: {"warmup_steps": 0, "actor_every": 1} for name in ("BDPO", "BDPOGaussian", "BDPODeterministic")},
+    "EDA": {"critic_steps": 0, "candidates_per_state": 3},
+}
 # Without any noise, in the policy and in its losses.
 DETERMINISTIC = {"BDPODeterministic"}
 
@@ -28,6 +31,7 @@ def make(cls: type[OfflineAlgorithm], seed: int = 0) -> OfflineAlgorithm:
     options = OPTIONS.get(cls.__name__, {})
     algorithm = cls(OBSERVATION_DIM, ACTION_DIM, seed=seed, hidden_dim=16, pretrain_steps=0, **options)
     algorithm.configure_optimizers()
+    algorithm.dataset_observations = torch.randn(BATCH_SIZE, OBSERVATION_DIM)
     algorithm.phases()[-1].begin()
     return algorithm
 
@@ -40,18 +44,19 @@ def batch(seed: int = 0) -> Batch:
         torch.randn(BATCH_SIZE, generator=generator),
         torch.randn(BATCH_SIZE, OBSERVATION_DIM, generator=generator),
         (torch.rand(BATCH_SIZE, generator=generator) < 0.3).float(),
+        torch.randint(BATCH_SIZE, (BATCH_SIZE,), generator=generator),
     )
 
 
 pytestmark = pytest.mark.parametrize("cls", ALGORITHMS)
 
 
-def test_update_moves_every_optimizer_and_returns_detached_scalars(cls: type[OfflineAlgorithm]):
+def test_updates_move_every_optimizer_and_return_detached_scalars(cls: type[OfflineAlgorithm]):
     algorithm = make(cls)
     before = {
         name: [p.clone() for m in s.modules for p in m.parameters()] for name, s in algorithm.optimizer_specs().items()
     }
-    info = algorithm.update(batch())
+    info = {name: value for phase in algorithm.phases() for name, value in phase.update(batch()).items()}
     for name, spec in algorithm.optimizer_specs().items():
         after = [p for m in spec.modules for p in m.parameters()]
         assert any(not torch.equal(a, b) for a, b in zip(after, before[name], strict=True)), name

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import subprocess
 import sys
+import tempfile
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -190,6 +191,32 @@ def test_silence_does_not_outlive_the_construction() -> None:
     make_hopper().close()
     with pytest.warns(UserWarning, match="still heard"):
         warnings.warn("still heard", UserWarning, stacklevel=1)
+
+
+@pytest.mark.parametrize("env_id", ["AntMaze_UMaze-v4", "AntMaze_UMaze-v5", "PointMaze_UMaze-v3"])
+def test_a_maze_leaves_no_file_behind_and_needs_none(
+    env_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    env = make_env(EnvironmentInfo(env_id, EPISODIC, 10), ("observation", "desired_goal"))
+    assert tempfile.gettempdir() == str(tmp_path)
+    assert not list(tmp_path.iterdir())
+    plays = []
+    for seed in (1, 2, 1):
+        observations = [env.reset(seed=seed)[0]]
+        observations += [env.step(np.full(env.action_space.shape, 0.3))[0] for _ in range(3)]
+        plays.append(np.concatenate(observations))
+    np.testing.assert_array_equal(plays[0], plays[2])
+    assert not np.array_equal(plays[0], plays[1])
+
+
+def test_worker_processes_leave_no_files_of_mazes_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # for this process, and
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # for its workers
+    make = partial(make_env, EnvironmentInfo("AntMaze_UMaze-v4", EPISODIC, 10), ("observation",))
+    with Rollouts(make, 4, processes=True) as rollouts:
+        assert [episode.length for episode in rollouts.run(feedback(8), range(6))] == [10] * 6
+    assert not list(tmp_path.rglob("*.xml"))  # multiprocessing keeps a folder of its own there
 
 
 @pytest.mark.parametrize(

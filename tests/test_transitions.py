@@ -106,6 +106,10 @@ def test_blocks_hold_whole_transitions():
     for offset, field in ((100, block.actions[..., 0]), (200, block.rewards), (300, block.next_observations[..., 0])):
         assert torch.equal(field, rows + offset)
     assert torch.equal(block.terminals, rows + 400)
+    assert torch.equal(block.rows, rows.long())
+    first = next(block.updates())
+    assert torch.equal(first.rows, block.rows[0])
+    assert [len(field) for field in first.head(2)] == [2] * 6
 
 
 def test_an_epoch_has_exactly_its_steps_whatever_the_block_size():

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import lightning
 import torch
@@ -16,6 +16,10 @@ from torch import Tensor, nn
 
 from lit_offrl.batch import Batch
 from lit_offrl.errors import RunFailure, UserError, require
+from lit_offrl.progress import progress_bar
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 Info = dict[str, Tensor]
 M = TypeVar("M", bound=nn.Module)
@@ -55,6 +59,7 @@ class Target:
         every: Follow at the gradient steps of the main phase, counted from 1, that this divides.
         after: Follow only at steps of the main phase beyond this one.
         early: Follow before the main phase, at every step, instead of in it.
+        early_steps: Where `early`, follow in the last so many steps before the main phase only; None for all of them.
     """
 
     online: nn.Module
@@ -63,11 +68,12 @@ class Target:
     every: int = 1
     after: int = 0
     early: bool = False
+    early_steps: int | None = None
 
     def due(self, main_step: int) -> bool:
         """Return whether to follow after step `main_step` of the main phase, counted from 1; below, before it."""
         if self.early or main_step < 1:
-            return self.early and main_step < 1
+            return self.early and main_step < 1 and (self.early_steps is None or main_step > -self.early_steps)
         return main_step > self.after and main_step % self.every == 0
 
 
@@ -96,6 +102,10 @@ class OfflineAlgorithm(lightning.LightningModule):
     `update` it calls `minimize` for each loss and draws noise from `normal` and `uniform` only.
 
     One gradient step is one `update(batch)`: `max_steps`, schedules, checkpoint names and every x axis count these.
+
+    Attributes:
+        dataset_observations: All observations of the training data as the networks see them, `[n, observation_dim]`,
+            in the order that `Batch.rows` counts; set when training starts.
 
     Args:
         observation_dim: Width of an observation.
@@ -131,6 +141,7 @@ class OfflineAlgorithm(lightning.LightningModule):
         self.seed = seed
         self.gradient_step = 0
         self.main_steps: int | None = None
+        self.dataset_observations: Tensor | None = None
         # Called after every update with the count of main updates done; before the main phase it is not positive.
         self.update_hooks: list[Callable[[int], None]] = []
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
@@ -204,7 +215,8 @@ class OfflineAlgorithm(lightning.LightningModule):
         group = optimizer.param_groups[0]
         parameters: list[nn.Parameter] = group["params"]
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-            parameter.grad = gradient
+            # An expanded gradient, a sum's, has less memory than elements: the fused Adam would read past its end.
+            parameter.grad = gradient.contiguous()
         if spec.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, spec.clip_norm)
         group["lr"] = self.learning_rate(spec)
@@ -257,6 +269,11 @@ class OfflineAlgorithm(lightning.LightningModule):
             begins += phase.steps
         return main, begins
 
+    def progress(self, description: str, total: int, unit: str) -> tqdm[Any]:
+        """Return a bar for work within an update that may take minutes; hidden where the run shows none."""
+        hidden = self._trainer is None or self.trainer.progress_bar_callback is None
+        return progress_bar(description, total, unit=unit, disable=hidden)
+
     # ---------------------------------------------------------------- acting
 
     @torch.no_grad()
@@ -302,6 +319,10 @@ class OfflineAlgorithm(lightning.LightningModule):
             )
         if self.pretrained is not None and self.gradient_step == 0:
             self.load_pretrained(self.pretrained)
+
+    def on_train_start(self) -> None:
+        """Find the dataset's observations in the table that minibatches are drawn from."""
+        self.dataset_observations = getattr(self.trainer.train_dataloader, "observations", None)
 
     def training_step(self, block: Batch, batch_idx: int) -> None:
         """Perform the updates of one block, then log the means of what they returned, with one host sync."""

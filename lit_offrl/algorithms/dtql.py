@@ -20,7 +20,8 @@ Of Algorithm 2:
 11. The paper's policy starts as the diffusion model; its code copies the weights but then reads the raw output of F as
     the action, at inputs that F has not seen, so that it starts as nothing. `generator` offers both.
 12. The copy is made after pretraining (both; the authors' 2-D figures are of random weights: `copy_behavior: false`).
-13. Both estimates of the KL gradient are clamped to the action box, the generated action is not (code).
+13. Generated actions are not clamped (both), so neither are their denoised values, i.e. the fake score (ours). The code
+    clamps it: where Q drives an action out of the box, real and fake estimates then agree, and nothing brings it back.
 14. The diffusion model keeps training beside the policy (code; the paper stops it).
 15. The weight in the KL gradient is a mean over dimensions, which may be 0 (both): we keep it above the smallest noise
     level, since the action and its estimate can meet on the border of the box.
@@ -143,9 +144,9 @@ class DTQL(OfflineAlgorithm):
         )
         self.target_q = frozen_copy(self.critic["q"])
         self.behavior = EDMDenoiser(DiffusionMLP(observation_dim, action_dim, hidden_dim), sigma_data)
-        self.policy = self.make_policy(hidden_dim)
+        self.policy = self.make_policy(hidden_dim, sigma_data)
 
-    def make_policy(self, hidden_dim: int) -> nn.Module:
+    def make_policy(self, hidden_dim: int, sigma_data: float) -> nn.Module:
         """Return the one-step policy: a Gaussian with three hidden layers (Appendix D)."""
         return TanhGaussianPolicy(self.observation_dim, self.action_dim, (hidden_dim,) * 3)
 
@@ -301,12 +302,11 @@ class DTQLKL(DTQL):
         self.hparams.pop("nll_weight", None)  # no argument of this class, though one of its parent
         self.preconditioned = generator == "preconditioned"
         self.copy_behavior = copy_behavior
-        self.fake = EDMDenoiser(copy.deepcopy(self.behavior.network), self.behavior.sigma_data)
+        self.fake = copy.deepcopy(self.policy)
 
-    def make_policy(self, hidden_dim: int) -> nn.Module:
+    def make_policy(self, hidden_dim: int, sigma_data: float) -> nn.Module:
         """Return the generator, of the diffusion model's structure (Appendix D)."""
-        network = DiffusionMLP(self.observation_dim, self.action_dim, hidden_dim)
-        return EDMDenoiser(network, self.behavior.sigma_data, clip=None)
+        return EDMDenoiser(DiffusionMLP(self.observation_dim, self.action_dim, hidden_dim), sigma_data, clip=None)
 
     def optimizer_specs(self) -> dict[str, OptimizerSpec]:
         """Those of DTQL, and one for the fake score."""

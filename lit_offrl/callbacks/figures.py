@@ -47,7 +47,7 @@ def samples_figure(points: Array, labels: Array, samples: Mapping[str, Tensor], 
     """
     figure, axes = _panels(1 + len(samples), extent)
     rows = _thinned(len(points))
-    _draw_data(figure, axes[0], points[rows], labels[rows])
+    draw_data(axes[0], points[rows], labels[rows])
     for axis, (title, each) in zip(axes[1:], samples.items(), strict=True):
         axis.scatter(points[rows, 0], points[rows, 1], s=2, color=DATA_COLOR, linewidths=0)
         axis.scatter(each[:, 0].numpy(), each[:, 1].numpy(), s=5, color=SAMPLE_COLOR, alpha=0.5, linewidths=0)
@@ -82,7 +82,6 @@ def maps_figure(
     maps: Mapping[str, Array],
     extent: float,
     paths: Mapping[str, Array] | None = None,
-    columns: int = MOST_COLUMNS,
 ) -> Figure:
     """Return the data colored by reward, then each map by title, and upon it the ways that actions take there.
 
@@ -92,17 +91,13 @@ def maps_figure(
         maps: `[GRID, GRID]` each, row 0 lowest, by title.
         extent: Axes show [-extent, extent].
         paths: `[points of the way, m, 2]` each, by title: from a green dot to a red one.
-        columns: Panels side by side, at most.
     """
-    figure, axes = _panels(1 + len(maps), extent, columns)
+    figure, axes = _panels(1 + len(maps), extent)
     rows = _thinned(len(points))
-    _draw_data(figure, axes[0], points[rows], labels[rows])
+    draw_data(axes[0], points[rows], labels[rows])
     for axis, (title, values) in zip(axes[1:], maps.items(), strict=True):
-        image = axis.imshow(values, origin="lower", extent=(-extent, extent) * 2, interpolation="bilinear")
-        _add_color_bar(figure, axis, image)
+        draw_map(axis, values, extent, (paths or {}).get(title))
         axis.set_title(title)
-        if paths and title in paths:
-            _draw_paths(axis, paths[title])
     return figure
 
 
@@ -118,8 +113,8 @@ def publish(figure: Figure, name: str, folder: Path, step: int, loggers: Sequenc
             logger.experiment.add_image(f"figures/{name}", pixels, step, dataformats="HWC")
 
 
-def _panels(count: int, extent: float, columns: int = MOST_COLUMNS) -> tuple[Figure, list[Axes]]:
-    rows = -(-count // columns)
+def _panels(count: int, extent: float) -> tuple[Figure, list[Axes]]:
+    rows = -(-count // MOST_COLUMNS)
     columns = -(-count // rows)
     width, height = PANEL_INCHES
     figure = Figure(figsize=(width * columns, height * rows + TITLE_INCHES), dpi=DPI, layout="constrained")
@@ -132,21 +127,27 @@ def _panels(count: int, extent: float, columns: int = MOST_COLUMNS) -> tuple[Fig
     return figure, axes
 
 
-def _draw_data(figure: Figure, axis: Axes, points: Array, labels: Array) -> None:
-    dots = axis.scatter(points[:, 0], points[:, 1], c=labels, s=2, linewidths=0)
-    _add_color_bar(figure, axis, dots)
+def draw_data(axis: Axes, points: Array, labels: Array) -> None:
+    """Draw points `[n, 2]`, colored by their rewards `[n]`."""
+    _add_color_bar(axis, axis.scatter(points[:, 0], points[:, 1], c=labels, s=2, linewidths=0))
     axis.set_title("data, by reward")
 
 
-def _draw_paths(axis: Axes, path: Array) -> None:
+def draw_map(axis: Axes, values: Array, extent: float, path: Array | None = None) -> None:
+    """Draw a map `[GRID, GRID]` over [-extent, extent]^2, and ways `[points of the way, m, 2]` upon it."""
+    image = axis.imshow(values, origin="lower", extent=(-extent, extent) * 2, interpolation="bilinear")
+    _add_color_bar(axis, image)
+    if path is None:
+        return
     if len(path) > 1:
         axis.plot(path[:, :, 0], path[:, :, 1], color="0.7", linewidth=0.3)
         axis.scatter(path[0, :, 0], path[0, :, 1], s=2, color=START_COLOR, linewidths=0, zorder=2)
     axis.scatter(path[-1, :, 0], path[-1, :, 1], s=2, color=SAMPLE_COLOR, linewidths=0, zorder=2)
 
 
-def _add_color_bar(figure: Figure, axis: Axes, values: ScalarMappable) -> None:
-    figure.colorbar(values, ax=axis, fraction=0.046, pad=0.04)  # as high as a square panel
+def _add_color_bar(axis: Axes, values: ScalarMappable) -> None:
+    assert axis.figure is not None
+    axis.figure.colorbar(values, ax=axis, fraction=0.046, pad=0.04)  # as high as a square panel
 
 
 def _thinned(n: int) -> slice:

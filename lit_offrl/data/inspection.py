@@ -38,9 +38,11 @@ def findings(transitions: Transitions, action_bounds: tuple[ArrayLike, ArrayLike
             f"actions outside [{low.min():g}, {high.max():g}] in {_count(outside)}, from {actions.min():.3g} to "
             f"{actions.max():.3g}: they are clipped; give the environment's own bounds with --data.action_bounds"
         )
+    # One state that every step ends in: what is odd elsewhere makes a bandit.
+    bandit = transitions.terminals.all() and not np.ptp(transitions.observations, axis=0).any()
     for name, table in (("observation", transitions.observations), ("action", actions)):
         constant = np.flatnonzero(np.ptp(table, axis=0) == 0)
-        if len(constant):
+        if len(constant) and not (bandit and name == "observation"):
             yield f"{name} dimensions {constant.tolist()} are constant: harmless, but nothing is learned from them"
     if not transitions.terminals.any():
         yield "no transition is terminal: values bootstrap through every episode's end"
@@ -49,7 +51,7 @@ def findings(transitions: Transitions, action_bounds: tuple[ArrayLike, ArrayLike
     if np.ptp(transitions.rewards) == 0:
         yield f"every reward is {transitions.rewards[0]:g}: nothing distinguishes good from bad"
     single = ends & np.concatenate([[True], ends[:-1]])
-    if single.any():
+    if single.any() and not bandit:
         yield f"episodes of one step: {_count(single)}; are 'timeouts' marked twice? They are kept"
     successors = transitions.next_observations[:-1] == transitions.observations[1:]
     jumps = np.append(~ends[:-1] & ~successors.all(axis=1), False)

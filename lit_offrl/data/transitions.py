@@ -154,6 +154,11 @@ class BlockSampler:
         self.blocks_in_epoch = 0
 
     @property
+    def observations(self) -> Tensor:
+        """All observations of the table, `[n, observation_dim]`."""
+        return self.table[:, : self.widths[0]]
+
+    @property
     def _steps_left(self) -> int:
         """Updates that are still to be handed out in the present epoch."""
         end = (self.step // self.steps_per_epoch + 1) * self.steps_per_epoch
@@ -184,7 +189,7 @@ class BlockSampler:
         observations, actions, rewards, next_observations, terminals = torch.split(
             self.table[rows], list(self.widths), dim=-1
         )
-        return Batch(observations, actions, rewards.squeeze(-1), next_observations, terminals.squeeze(-1))
+        return Batch(observations, actions, rewards.squeeze(-1), next_observations, terminals.squeeze(-1), rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position and the index stream; Lightning stores it with the checkpoint."""

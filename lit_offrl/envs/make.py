@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -95,7 +96,7 @@ def build_env(environment: EnvironmentInfo) -> gym.Env[Any, Any]:
     Raises:
         UserError: The environment is unknown, its package is missing, or it cannot be built.
     """
-    with _silence():
+    with _silence(), _no_files_left():
         if environment.env_id not in gym.registry:
             with contextlib.suppress(ImportError):
                 import gymnasium_robotics
@@ -168,6 +169,18 @@ def _silence() -> Iterator[None]:
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
+
+
+@contextlib.contextmanager
+def _no_files_left() -> Iterator[None]:
+    # gymnasium-robotics writes the model of every maze into the temporary folder, reads it once, and leaves it there.
+    # Its name is the time: processes that build at the same moment would share a file, were the folder not their own.
+    with tempfile.TemporaryDirectory() as folder:
+        usual, tempfile.tempdir = tempfile.tempdir, folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = usual
 
 
 def _one_line(error: BaseException) -> str:

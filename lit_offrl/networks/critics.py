@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lit_offrl.networks.embeddings import StepEmbedding
-from lit_offrl.networks.mlp import forward_blocks, mlp
+from lit_offrl.networks.mlp import Mish, forward_blocks, mlp
 
 
 class EnsembleQ(nn.Module):
-    """Independent Q networks over (observation, action), Mish, optionally with LayerNorm after each hidden layer.
+    """Independent Q networks over (observation, action), optionally with LayerNorm after each hidden layer.
 
     Kept as separate networks: batching them into one tensor does not pay on a CPU, and each stays a plain MLP.
 
@@ -22,6 +22,7 @@ class EnsembleQ(nn.Module):
         hidden: Widths of the hidden layers.
         members: Number of networks.
         layer_norm: Whether to normalise hidden layers.
+        activation: Makes the activation after each hidden layer.
     """
 
     def __init__(
@@ -32,10 +33,11 @@ class EnsembleQ(nn.Module):
         *,
         members: int = 2,
         layer_norm: bool = True,
+        activation: Callable[[], nn.Module] = Mish,
     ) -> None:
         super().__init__()
         widths = (observation_dim + action_dim, *hidden, 1)
-        self.members = nn.ModuleList(mlp(widths, layer_norm=layer_norm) for _ in range(members))
+        self.members = nn.ModuleList(mlp(widths, activation, layer_norm=layer_norm) for _ in range(members))
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Return the Q values `[members, ...]` of `[..., observation_dim]` and `[..., action_dim]`, which broadcast."""
@@ -81,11 +83,22 @@ class DiffusionValue(nn.Module):
 
 
 class ValueNetwork(nn.Module):
-    """State value V(s), Mish, no normalisation."""
+    """State value V(s), no normalisation.
 
-    def __init__(self, observation_dim: int, hidden: Sequence[int] = (256, 256, 256)) -> None:
+    Args:
+        observation_dim: Width of an observation.
+        hidden: Widths of the hidden layers.
+        activation: Makes the activation after each hidden layer.
+    """
+
+    def __init__(
+        self,
+        observation_dim: int,
+        hidden: Sequence[int] = (256, 256, 256),
+        activation: Callable[[], nn.Module] = Mish,
+    ) -> None:
         super().__init__()
-        self.layers = mlp((observation_dim, *hidden, 1))
+        self.layers = mlp((observation_dim, *hidden, 1), activation)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Return the values `[batch]` of `[batch, observation_dim]`."""

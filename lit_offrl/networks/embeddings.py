@@ -33,6 +33,30 @@ class SinusoidalEmbedding(nn.Module):
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
+class FourierEmbedding(nn.Module):
+    """Sines, then cosines, of 2 pi w t for 16 frequencies w of a half-normal distribution of scale 30 (EDA, CEP).
+
+    The authors draw them from the normal distribution once and for all; its sign does not matter to what is learned
+    of them. Here they are quantiles, so that all runs share them.
+    """
+
+    WIDTH = 32
+    SCALE = 30.0
+
+    frequencies: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        half = self.WIDTH // 2
+        quantiles = (torch.arange(half, dtype=torch.float64) + 0.5) / half
+        self.register_buffer("frequencies", (self.SCALE * torch.special.ndtri((1 + quantiles) / 2)).float())
+
+    def forward(self, time: Tensor) -> Tensor:
+        """Map `[...]` to `[..., WIDTH]`."""
+        angles = (2 * math.pi * time)[..., None] * self.frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
 class StepEmbedding(nn.Module):
     """Learned features of a discrete diffusion step: sinusoids, then two linear layers, each with Mish (BDPO).
 

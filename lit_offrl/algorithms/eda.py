@@ -1,0 +1,378 @@
+"""Efficient Diffusion Alignment (Chen, Zheng, Su and Zhu, 2024, arXiv 2407.09024).
+
+Where the authors' code differs from the paper, and which we follow:
+
+1. Labels are the softmax of alpha Q with alpha = 3 (code); of Q in the paper, whose values of beta belong to alpha = 3.
+2. Alignment takes gradients through f_pi (paper); in the code both networks are evaluated without, and it cannot run.
+3. Q in labels and selection is the smaller of the two target Q, not shifted or scaled (code; the paper is silent).
+4. The critic is trained for 1.5 million steps (code); as long as IQL's, 1 million, in the paper. Its loss is the mean
+   over both Q, and the deterministic policy that the code trains beside it acts nowhere: left out.
+5. One time per state, shared by its candidates, each with noise of its own (code; without the first, C(s, t) of Eq. 13
+   would not cancel). Times are uniform in [1e-3, 1], losses not weighted by them (code).
+6. Candidates come from DPM-Solver++ of order 2 in 15 evaluations, uniform in time; they are not clipped (code).
+7. Dropout, in pretraining only, comes before LayerNorm; the linear maps of action, time and observation before the
+   trunk, whose first layer is linear too, and the widths are the code's. We leave out its unused shortcuts, which
+   differ in nothing but the random numbers they take.
+8. Acting selects among 4 candidates of the policy (paper, Table 1; the figures' curves take one).
+9. Preference labels (Eqs. 15 and 16) and 2-D training are the paper's: there is no code. For 2-D sets the code would
+   group data points by 16 instead of sampling candidates; ours are sampled there too.
+
+Ours differs from both in what changes no expectation: times of a batch are stratified, the random frequencies of the
+time features are quantiles of their distribution, and labels are made once, when alignment begins, not at every step.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSpec, Phase, Target, frozen_copy, select
+from lit_offrl.algorithms.implicit_q import critic_loss
+from lit_offrl.batch import Batch
+from lit_offrl.diffusion.denoisers import diffuse, x0_from_score
+from lit_offrl.diffusion.samplers import sample_dpm_singlestep
+from lit_offrl.diffusion.schedules import VPSDE
+from lit_offrl.errors import require
+from lit_offrl.networks.bottleneck import BottleneckNetwork
+from lit_offrl.networks.critics import EnsembleQ, ValueNetwork
+
+LABEL_STREAM = 1_000_003  # added to the seed: candidates must not repeat the noise of the training
+CANDIDATES_AT_ONCE = 4096  # rows of a sampler's batch: more need more memory and save no time
+FIGURE_TIMES = (1e-3, 0.1, 0.25, 0.5)
+FIGURE_LOG_DENSITY = -12.0  # below its maximum: there is no data there, and predicted Q means nothing
+
+
+class Labels(NamedTuple):
+    """The alignment dataset: candidates at `m` states of the training data, and which of them are how good.
+
+    Attributes:
+        rows: Which rows of the dataset the states are, `[m]`.
+        candidates: `[m, K, action_dim]`.
+        targets: Probability of each candidate to be the best one, `[m, K]`.
+    """
+
+    rows: Tensor
+    candidates: Tensor
+    targets: Tensor
+
+
+class EDA(OfflineAlgorithm):
+    """A diffusion policy that is aligned with Q by telling the best of K candidates by its density.
+
+        epsilon(a_t | s, t) = - sigma_t grad f(a_t | s, t),  f = log density + C(s, t)                    (Eqs. 9, 11)
+        L_mu = E [ || sigma_t grad f_mu(a_t | s, t) + epsilon ||^2 ]                                          (Eq. 10)
+        Q_pi(s, a_t, t) = beta (f_pi - f_mu)(a_t | s, t) + C(s, t)                                            (Eq. 13)
+        L_pi = - E [ sum_k p_k log softmax_k Q_pi(s, a_t^k, t) ],  a^k ~ mu(. | s)                            (Eq. 14)
+        p    = softmax_k alpha Q(s, a^k), or 1 at the largest Q and 0 elsewhere                           (Eqs. 15, 16)
+
+    The policy becomes mu exp(alpha Q / beta). Three phases: the behavior model mu, the critic (implicit Q-learning),
+    the alignment of pi, which starts as mu.
+
+    Args:
+        observation_dim: Width of an observation (set from the dataset).
+        action_dim: Width of an action (set from the dataset).
+        alpha: Inverse temperature of Q in the labels.
+        beta: How much the policy keeps to the behavior model.
+        candidates_per_state: Behavior actions K that are labelled at a state.
+        loss: Labels of the candidates: `value` by softmax (Eq. 14), `preference` for the best alone (Eq. 15), or `dpo`,
+            which is `preference` with two candidates (Eq. 16).
+        label_fraction: Share of the dataset's states that have labels, picked at random; alignment sees no others.
+        candidates: Actions sampled per state when acting, of which Q selects one.
+        conditional: Whether the diffusion models see the observation; 2-D bandits have none.
+        dropout: Share of hidden values that is dropped while the behavior model is trained.
+        expectile: Expectile tau of the value regression.
+        discount: Discount factor.
+        target_rate: Rate at which the target critics follow.
+        behavior_learning_rate: Step size of the behavior model.
+        critic_learning_rate: Step size of the critic.
+        policy_learning_rate: Step size of the policy.
+        critic_batch_size: Transitions of each batch that the critic is trained on; the behavior model takes all.
+        alignment_batch_size: States of each batch that the policy is aligned on.
+        hidden_dim: Width of the residual blocks of the diffusion models.
+        critic_hidden_dim: Width of the critic's two hidden layers.
+        pretrain_steps: Gradient steps that train the behavior model.
+        critic_steps: Gradient steps, after these, that train the critic; `max_steps` includes both.
+        pretrained: Checkpoint of another run whose networks start this one.
+        seed: Seed of the training noise (set from `seed_everything`).
+    """
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        alpha: float = 3.0,
+        beta: float = 1.0,
+        candidates_per_state: int = 16,
+        loss: Literal["value", "preference", "dpo"] = "value",
+        label_fraction: float = 1.0,
+        candidates: int = 4,
+        conditional: bool = True,
+        dropout: float = 0.1,
+        expectile: float = 0.7,
+        discount: float = 0.99,
+        target_rate: float = 0.005,
+        behavior_learning_rate: float = 3e-4,
+        critic_learning_rate: float = 3e-4,
+        policy_learning_rate: float = 5e-5,
+        critic_batch_size: int = 256,
+        alignment_batch_size: int = 256,
+        hidden_dim: int = 256,
+        critic_hidden_dim: int = 256,
+        pretrain_steps: int = 1_000_000,
+        critic_steps: int = 1_500_000,
+        pretrained: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        require(beta > 0, "model.init_args.beta", "positive", beta)
+        exactly_two, name = loss == "dpo", "model.init_args.candidates_per_state"
+        enough = candidates_per_state == 2 if exactly_two else candidates_per_state >= 2
+        require(enough, name, "2 where loss is dpo" if exactly_two else "at least 2", candidates_per_state)
+        require(0 < label_fraction <= 1, "model.init_args.label_fraction", "above 0 and at most 1", label_fraction)
+        require(0 <= dropout < 1, "model.init_args.dropout", "at least 0 and below 1", dropout)
+        require(0 < expectile < 1, "model.init_args.expectile", "between 0 and 1", expectile)
+        require(0 <= discount <= 1, "model.init_args.discount", "in [0, 1]", discount)
+        require(critic_steps >= 0, "model.init_args.critic_steps", "at least 0", critic_steps)
+        counts = {"candidates": candidates, "critic_batch_size": critic_batch_size}
+        for name, count in {**counts, "alignment_batch_size": alignment_batch_size}.items():
+            require(count >= 1, f"model.init_args.{name}", "at least 1", count)
+        super().__init__(observation_dim, action_dim, pretrain_steps, pretrained, seed)
+        self.save_hyperparameters()
+        self.alpha = alpha
+        self.beta = beta
+        self.candidates_per_state = candidates_per_state
+        self.soft_labels = loss == "value"
+        self.label_fraction = label_fraction
+        self.candidates = candidates
+        self.dropout = dropout
+        self.expectile = expectile
+        self.discount = discount
+        self.target_rate = target_rate
+        self.learning_rates = {
+            "behavior": behavior_learning_rate,
+            "critic": critic_learning_rate,
+            "policy": policy_learning_rate,
+        }
+        self.critic_batch_size = critic_batch_size
+        self.alignment_batch_size = alignment_batch_size
+        self.critic_steps = critic_steps
+        self.labels: Labels | None = None
+
+        self.schedule = VPSDE()
+        self.levels = self.schedule.levels(15)
+        self.behavior = BottleneckNetwork(action_dim, observation_dim if conditional else 0, hidden_dim)
+        self.policy = BottleneckNetwork(action_dim, observation_dim if conditional else 0, hidden_dim)
+        hidden = (critic_hidden_dim,) * 2
+        q = EnsembleQ(observation_dim, action_dim, hidden, layer_norm=False, activation=nn.ReLU)
+        self.critic = nn.ModuleDict({"q": q, "v": ValueNetwork(observation_dim, hidden, nn.ReLU)})
+        self.target_q = frozen_copy(q)
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The behavior model, the critic, the policy."""
+        return (
+            Phase("behavior", self.pretrain_update, self.pretrain_steps),
+            Phase("critic", self.critic_update, self.critic_steps),
+            Phase("alignment", self.update, begin=self.begin_main),
+        )
+
+    def optimizer_specs(self) -> dict[str, OptimizerSpec]:
+        """One Adam for each network."""
+        return {name: OptimizerSpec((getattr(self, name),), rate) for name, rate in self.learning_rates.items()}
+
+    def targets(self) -> tuple[Target, ...]:
+        """The Q networks whose values are final."""
+        return (Target(self.critic["q"], self.target_q, self.target_rate, early=True, early_steps=self.critic_steps),)
+
+    def begin_main(self) -> None:
+        """The policy starts as the behavior model; labels are to be made."""
+        self.labels = None
+        self.policy.load_state_dict(self.behavior.state_dict())
+
+    # ---------------------------------------------------------------- the diffusion models
+
+    def noised(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return times `[batch]`, sorted, a_t at them of `actions` `[batch, ..., action_dim]`, and the noise in a_t."""
+        start, end = self.levels[-1].time, self.levels[0].time
+        time = (start + (end - start) * self.stratified(len(actions))).to(actions)
+        noise = self.normal(*actions.shape)
+        alpha, sigma = self.scales(time, actions)
+        return time, diffuse(actions, noise, alpha, sigma), noise
+
+    def scales(self, time: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return alpha and sigma at `time` `[batch]`, with the dimensions of `like` `[batch, ...]`."""
+        time = time.view(-1, *[1] * (like.ndim - 1))
+        return self.schedule.alpha(time), self.schedule.sigma(time)
+
+    @torch.no_grad()
+    def sample(
+        self, network: BottleneckNetwork, observations: Tensor, count: int, generator: torch.Generator | None
+    ) -> Tensor:
+        """Return `count` actions of a diffusion model at each of `[batch, observation_dim]`."""
+        shape, like = (len(observations), count, self.action_dim), observations
+        noise = torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
+        gradient = network.gradient(observations[:, None])
+
+        def denoise(noisy_actions: Tensor, time: Tensor) -> Tensor:
+            alpha, sigma = self.scales(time, noisy_actions)
+            return x0_from_score(noisy_actions, gradient(noisy_actions, time[:, None]), alpha, sigma)
+
+        return sample_dpm_singlestep(denoise, noise, self.levels)
+
+    def log_density(self, observations: Tensor, actions: Tensor, time: Tensor) -> Tensor:
+        """Return the policy's log density of a_t, up to a constant of observation and time (Eq. 11), `[...]`.
+
+        Args:
+            observations: `[..., observation_dim]`; leading dimensions broadcast.
+            actions: a_t, `[..., action_dim]`.
+            time: t from 1e-3, where a_t is a itself, to 1, where it is noise, `[...]`.
+        """
+        density: Tensor = self.policy(actions, time, observations)
+        return density
+
+    def predicted_q(self, observations: Tensor, actions: Tensor, time: Tensor) -> Tensor:
+        """Return alpha Q as the policy knows it, up to a constant of observation and time (Eq. 13), `[...]`."""
+        with torch.no_grad():
+            behavior: Tensor = self.behavior(actions, time, observations)
+        policy: Tensor = self.policy(actions, time, observations)
+        return self.beta * (policy - behavior)
+
+    # ---------------------------------------------------------------- losses
+
+    def behavior_loss(self, batch: Batch) -> Tensor:
+        """Noise prediction by the gradient of f (Eq. 10), with the same dropout in f and its gradient."""
+        time, noisy_actions, noise = self.noised(batch.actions)
+        masks = None
+        if self.dropout:
+            shape = (len(self.behavior.blocks), len(noise), self.behavior.mix.out_features)
+            masks = (self.uniform(*shape) >= self.dropout) / (1 - self.dropout)
+        _, sigma = self.scales(time, noise)
+        gradient = self.behavior.gradient(batch.observations, masks)(noisy_actions, time)
+        loss: Tensor = (sigma * gradient + noise).square().sum(-1).mean()
+        return loss
+
+    def best_q(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Return the smaller target Q, `[...]`, of leading dimensions that broadcast."""
+        q: Tensor = self.target_q(observations, actions).amin(0)
+        return q
+
+    @torch.no_grad()
+    def make_labels(self) -> Labels:
+        """Sample candidates at the states that are to have labels, and label them by their Q.
+
+        A function of the run's seed and of networks that alignment leaves alone: a resumed run makes the same again.
+        """
+        assert self.dataset_observations is not None, "alignment needs the observations of a dataset"
+        n = len(self.dataset_observations)
+        count = max(round(self.label_fraction * n), 1)
+        generator = torch.Generator(self.device).manual_seed(self.seed + LABEL_STREAM)
+        rows = torch.randperm(n, generator=generator, device=self.device)[:count].sort().values
+        candidates, targets = [], []
+        with self.progress("candidates", count, unit="state") as bar:
+            for some in torch.split(rows, max(CANDIDATES_AT_ONCE // self.candidates_per_state, 1)):
+                observations = self.dataset_observations[some]
+                actions = self.sample(self.behavior, observations, self.candidates_per_state, generator)
+                q = self.best_q(observations[:, None], actions)
+                best = F.one_hot(q.argmax(-1), self.candidates_per_state).to(q)
+                candidates.append(actions)
+                targets.append((self.alpha * q).softmax(-1) if self.soft_labels else best)
+                bar.update(len(some))
+        return Labels(rows, torch.cat(candidates), torch.cat(targets))
+
+    def labelled(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return observations, candidates and targets of as many labelled states as `batch` has rows."""
+        assert batch.rows is not None
+        assert self.labels is not None
+        assert self.dataset_observations is not None
+        index, count, n = batch.rows, len(self.labels.rows), len(self.dataset_observations)
+        if count < n:  # a uniform row of all plus a uniform number below 1 falls on each of the labelled ones alike
+            index = ((index + self.uniform(len(index)).double()) * (count / n)).long().clamp(max=count - 1)
+        rows, candidates, targets = (each[index] for each in self.labels)
+        return self.dataset_observations[rows], candidates, targets
+
+    def alignment_loss(self, observations: Tensor, candidates: Tensor, targets: Tensor) -> tuple[Tensor, Info]:
+        """Cross-entropy of the predicted and the labelled optimality of noisy candidates (Eqs. 14, 15 and 16)."""
+        time, noisy_candidates, _ = self.noised(candidates)
+        logits = self.predicted_q(observations[:, None], noisy_candidates, time[:, None])
+        agreement = (logits.argmax(-1) == targets.argmax(-1)).float().mean()
+        return F.cross_entropy(logits, targets), {"agreement": agreement, "logit_std": logits.detach().std(-1).mean()}
+
+    # ---------------------------------------------------------------- the algorithm
+
+    def pretrain_update(self, batch: Batch) -> Info:
+        """Train the behavior model."""
+        loss = self.behavior_loss(batch)
+        self.minimize("behavior", loss)
+        return {"behavior_loss": loss.detach()}
+
+    def critic_update(self, batch: Batch) -> Info:
+        """Train the critic; its target follows by its callback."""
+        few = batch.head(self.critic_batch_size)
+        loss, info = critic_loss(self.critic["q"], self.critic["v"], self.target_q, few, self.expectile, self.discount)
+        self.minimize("critic", loss)
+        return info
+
+    def update(self, batch: Batch) -> Info:
+        """Align the policy."""
+        if self.labels is None:  # too large for a checkpoint: a resumed run has none yet either
+            self.labels = self.make_labels()
+        loss, info = self.alignment_loss(*self.labelled(batch.head(self.alignment_batch_size)))
+        self.minimize("policy", loss)
+        return {"alignment_loss": loss.detach(), **info}
+
+    # ---------------------------------------------------------------- acting
+
+    def sample_actions(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Sample candidates from the policy and select the one of the highest Q (Section 5.1, Appendix D).
+
+        Before alignment there is no policy yet: the behavior model acts.
+        """
+        if self.gradient_step <= self.main_start:
+            return self.sample_behavior(observations, generator)
+        actions = self.sample(self.policy, observations, self.candidates, generator)
+        if self.candidates == 1:
+            return actions[:, 0]
+        return select(actions, self.best_q(observations[:, None], actions), 0.0, generator)
+
+    def sample_behavior(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Sample the behavior model itself: behavior cloning."""
+        return self.sample(self.behavior, observations, 1, generator)[:, 0]
+
+    def actors(self) -> dict[str, Actor]:
+        """The policy and, to compare with, the behavior model."""
+        return {"policy": self.sample_actions, "behavior": self.sample_behavior}
+
+    def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
+        """Densities of both models and predicted Q at times of the diffusion, a row for each (Figures 3 and 8).
+
+        The data is drawn before the first row; before the others stand the critic and both log densities at the first
+        time, which show what densities hide. Predicted Q is shown where the behavior model has any density.
+        """
+
+        def at(time: float) -> tuple[Tensor, Tensor, Tensor]:
+            each_time = torch.full_like(actions[:, 0], time)
+            behavior = self.behavior(actions, each_time, observations)
+            policy = self.log_density(observations, actions, each_time)
+            behavior, policy = (each - each.max() for each in (behavior, policy))
+            q = self.predicted_q(observations, actions, each_time)
+            return behavior, policy, q.where(behavior > FIGURE_LOG_DENSITY, torch.nan)
+
+        first, *_ = FIGURE_TIMES
+        log_behavior, log_policy, _ = at(first)
+        heads: tuple[dict[str, Tensor], ...] = (
+            {},
+            {r"labels: $\alpha \min Q$": self.alpha * self.best_q(observations, actions)},
+            {rf"$\log \mu$, t = {first:g}": log_behavior},
+            {rf"$\log \pi$, t = {first:g}": log_policy},
+        )
+        maps: dict[str, Tensor] = {}
+        for time, head in zip(FIGURE_TIMES, heads, strict=True):
+            log_behavior, log_policy, q = at(time)
+            maps |= head
+            maps[rf"$\mu$, t = {time:g}"] = log_behavior.exp()
+            maps[rf"$\pi$, t = {time:g}"] = log_policy.exp()
+            maps[rf"$\beta (f_\pi - f_\mu)$, t = {time:g}"] = q
+        if self.gradient_step <= self.main_start:  # there is no policy yet
+            maps = {title: values for title, values in maps.items() if r"\pi" not in title}
+        return maps
