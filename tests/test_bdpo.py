@@ -260,7 +260,8 @@ def test_routed_continuation_equals_the_plain_form():
 
     # all rows by both ensembles, all samples drawn for both, observations repeated, steps embedded one by one
     schedule, members, samples, first = algorithm.schedule, 3, 4, 13 // 5
-    epsilon, behavior = (p(noisy_actions, step, rows.observations) for p in (algorithm.actor, algorithm.target_behavior))
+    policies = (algorithm.actor, algorithm.target_behavior)
+    epsilon, behavior = (policy(noisy_actions, step, rows.observations) for policy in policies)
     x0 = ((noisy_actions - schedule.sigmas[step][:, None] * epsilon) / schedule.alphas[step][:, None]).clamp(-1, 1)
     mean = schedule.posterior_clean[step][:, None] * x0 + schedule.posterior_noisy[step][:, None] * noisy_actions
     algorithm.generator.set_state(state)
@@ -360,9 +361,7 @@ def test_the_highest_mean_q_is_selected():
     observations = batch().observations
     with torch.no_grad():
         actions = algorithm.sample_actions(observations, torch.Generator().manual_seed(0))
-        candidates = algorithm.sample_policy(
-            algorithm.target_actor, observations, 16, torch.Generator().manual_seed(0)
-        )
+        candidates = algorithm.sample_policy(algorithm.target_actor, observations, 16, torch.Generator().manual_seed(0))
     assert torch.equal(actions[:, 0], candidates[..., 0].amax(1))
 
 
