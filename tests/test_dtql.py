@@ -161,6 +161,8 @@ def test_cosine_decay_covers_the_main_phase_only():
 def test_critic_learning_rate_is_its_own():
     rates = {name: spec.learning_rate for name, spec in make(learning_rate=1e-4).optimizer_specs().items()}
     assert rates == {"critic": 3e-4, "behavior": 1e-4, "policy": 1e-4}
+    specs = make(learning_rate=1e-4, policy_learning_rate=1e-2).optimizer_specs()
+    assert (specs["behavior"].learning_rate, specs["policy"].learning_rate) == (1e-4, 1e-2)
 
 
 def test_actions_stay_in_the_box_and_observations_are_normalised():

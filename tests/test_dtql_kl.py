@@ -204,6 +204,12 @@ def test_minimize_gives_gradients_to_the_generator_only():
         assert all(p.grad is None for p in module.parameters())
 
 
+def test_the_fake_score_learns_as_fast_as_the_diffusion_model():
+    specs = make(learning_rate=1e-3, policy_learning_rate=1e-4, cosine_decay=True).optimizer_specs()
+    rates = {name: (spec.learning_rate, spec.cosine) for name, spec in specs.items()}
+    assert rates == {"critic": (3e-4, True), "behavior": (1e-3, True), "policy": (1e-4, True), "fake": (1e-3, True)}
+
+
 def test_the_fake_score_learns_from_the_generated_actions(monkeypatch: pytest.MonkeyPatch):
     algorithm = make()
     seen = {}

@@ -66,7 +66,7 @@ class DTQL(OfflineAlgorithm):
     Args:
         observation_dim: Width of an observation (set from the dataset).
         action_dim: Width of an action (set from the dataset).
-        alpha: Weight of the trust-region loss in the policy loss.
+        alpha: Weight of the loss that keeps the policy near the data: the trust region, or the KL divergence.
         nll_weight: Weight of the negative log-likelihood of dataset actions in the policy loss; 0 leaves it out.
         expectile: Expectile tau of the value regression.
         discount: Discount factor.
