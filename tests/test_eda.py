@@ -121,6 +121,15 @@ def test_network_broadcasts_states_over_candidates():
         torch.testing.assert_close(gradients[:, k], network.gradient(observations)(candidates[:, k], time))
 
 
+def test_network_keeps_full_precision_under_autocast():
+    torch.manual_seed(1)
+    network, actions, time, observations = BottleneckNetwork(3, 4), torch.randn(6, 3), torch.rand(6), torch.randn(6, 4)
+    expected = network(actions, time, observations), network.gradient(observations)(actions, time)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = network(actions, time, observations), network.gradient(observations)(actions, time)
+    assert all(torch.equal(one, two) for one, two in zip(ours, expected, strict=True))
+
+
 def test_slope_of_silu_is_differentiable():
     u = torch.linspace(-20, 20, 23, dtype=torch.float64).requires_grad_()
 
@@ -681,16 +690,26 @@ def test_alignment_of_the_eight_gaussians_reaches_the_softmax_of_their_labels():
     assert torch.corrcoef(torch.stack([predicted, components / 7]))[0, 1] > 0.95
 
 
-def test_figures_show_both_densities_and_predicted_q_at_four_times():
-    algorithm = make()
-    observations, actions = torch.zeros(9, OBSERVATION_DIM), torch.rand(9, ACTION_DIM)
+def test_figures_show_both_densities_and_predicted_q_where_the_data_is():
+    torch.manual_seed(0)
+    algorithm = EDA(1, 2, hidden_dim=16, conditional=False, pretrain_steps=0, critic_steps=0)
+    algorithm.behavior = ExactDensity(eight_gaussians()[0])
+    shake(algorithm.policy)
+    line = torch.linspace(-4.5, 4.5, 31)
+    actions = torch.cartesian_prod(line, line)
+    observations = torch.zeros(len(actions), 1)
     with torch.no_grad():
         before = algorithm.figure_maps(observations, actions)
         algorithm.gradient_step = 1
         maps = algorithm.figure_maps(observations, actions)
     assert len(maps) == 15  # with the data before them, four rows of four
     assert set(before) == {title for title in maps if r"\pi" not in title}
-    for title, values in maps.items():
-        assert values.shape == (9,)
-        if title.startswith(r"$\mu"):
-            assert values.max() == 1
+    center = len(actions) // 2
+    for t in (0.001, 0.5):
+        behavior, policy, q = (maps[rf"${f}$, t = {t:g}"] for f in (r"\mu", r"\pi", r"\beta (f_\pi - f_\mu)"))
+        shown = ~behavior.isnan()
+        assert shown[center] == (t == 0.5)
+        assert behavior[shown].max() == policy[shown].max() == 1
+        assert torch.equal(q.isnan(), ~shown)
+        difference = q - (policy.log() - behavior.log())
+        torch.testing.assert_close(difference[shown], difference[shown][:1].expand(int(shown.sum())), rtol=0, atol=1e-3)

@@ -42,7 +42,7 @@ from lit_offrl.networks.critics import EnsembleQ, ValueNetwork
 LABEL_STREAM = 1_000_003  # added to the seed: candidates must not repeat the noise of the training
 CANDIDATES_AT_ONCE = 4096  # rows of a sampler's batch: more need more memory and save no time
 FIGURE_TIMES = (1e-3, 0.1, 0.25, 0.5)
-FIGURE_LOG_DENSITY = -12.0  # below its maximum: there is no data there, and predicted Q means nothing
+FIGURE_SAMPLES, FIGURE_NEIGHBORS = 3000, 5
 
 
 class Labels(NamedTuple):
@@ -346,20 +346,26 @@ class EDA(OfflineAlgorithm):
     def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
         """Densities of both models and predicted Q at times of the diffusion, a row for each (Figures 3 and 8).
 
-        The data is drawn before the first row; before the others stand the critic and both log densities at the first
-        time, which show what densities hide. Predicted Q is shown where the behavior model has any density.
+        They are shown where several noisy samples of the behavior model fall: nothing has trained f elsewhere. The data
+        is drawn before the first row; before the others stand the critic and, everywhere, both log densities at first.
         """
+        generator = torch.Generator(actions.device).manual_seed(0)
+        samples = self.sample(self.behavior, observations[:1], FIGURE_SAMPLES, generator)[0]
+        noise = torch.randn(samples.shape, generator=generator, device=actions.device)
+        near = 2 * (actions[1] - actions[0]).norm()  # they are neighbors on a grid
 
-        def at(time: float) -> tuple[Tensor, Tensor, Tensor]:
-            each_time = torch.full_like(actions[:, 0], time)
-            behavior = self.behavior(actions, each_time, observations)
-            policy = self.log_density(observations, actions, each_time)
-            behavior, policy = (each - each.max() for each in (behavior, policy))
-            q = self.predicted_q(observations, actions, each_time)
-            return behavior, policy, q.where(behavior > FIGURE_LOG_DENSITY, torch.nan)
+        def at(t: float) -> tuple[Tensor, ...]:
+            time = torch.full_like(actions[:, 0], t)
+            alpha, sigma = self.scales(time[:1], samples)
+            distance = torch.cdist(actions, diffuse(samples, noise, alpha, sigma))
+            seen = distance.topk(FIGURE_NEIGHBORS, largest=False).values[:, -1] < near
+            logs = [self.behavior(actions, time, observations), self.log_density(observations, actions, time)]
+            logs = [each - each.where(seen, -torch.inf).max() for each in logs]
+            shown = [*(each.exp() for each in logs), self.predicted_q(observations, actions, time)]
+            return *(each.where(seen, torch.nan) for each in shown), *logs
 
         first, *_ = FIGURE_TIMES
-        log_behavior, log_policy, _ = at(first)
+        *_, log_behavior, log_policy = at(first)
         heads: tuple[dict[str, Tensor], ...] = (
             {},
             {r"labels: $\alpha \min Q$": self.alpha * self.best_q(observations, actions)},
@@ -367,12 +373,12 @@ class EDA(OfflineAlgorithm):
             {rf"$\log \pi$, t = {first:g}": log_policy},
         )
         maps: dict[str, Tensor] = {}
-        for time, head in zip(FIGURE_TIMES, heads, strict=True):
-            log_behavior, log_policy, q = at(time)
+        for t, head in zip(FIGURE_TIMES, heads, strict=True):
+            behavior, policy, q, *_ = at(t)
             maps |= head
-            maps[rf"$\mu$, t = {time:g}"] = log_behavior.exp()
-            maps[rf"$\pi$, t = {time:g}"] = log_policy.exp()
-            maps[rf"$\beta (f_\pi - f_\mu)$, t = {time:g}"] = q
+            maps[rf"$\mu$, t = {t:g}"] = behavior
+            maps[rf"$\pi$, t = {t:g}"] = policy
+            maps[rf"$\beta (f_\pi - f_\mu)$, t = {t:g}"] = q
         if self.gradient_step <= self.main_start:  # there is no policy yet
             maps = {title: values for title, values in maps.items() if r"\pi" not in title}
         return maps

@@ -43,6 +43,11 @@ def silu_with_pullback(u: Tensor) -> tuple[Tensor, Pullback]:
     return F.silu(u), lambda gradient: torch.ops.aten.silu_backward(gradient, u)
 
 
+def full_precision(like: Tensor) -> torch.autocast:
+    """Return a context without autocast: f matters in differences, and its gradient in multiples of up to 150."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
 class BottleneckBlock(nn.Module):
     """x + contract(SiLU(expand(LayerNorm(mask x)))): the mask, of dropout, comes before the normalisation.
 
@@ -133,11 +138,12 @@ class BottleneckNetwork(nn.Module):
 
     def forward(self, actions: Tensor, time: Tensor, observations: Tensor) -> Tensor:
         """Return f, `[...]`, at `[..., action_dim]`, `[...]` and `[..., observation_dim]`, which broadcast."""
-        _, enter = self.entrance(observations)
-        hidden = enter(actions, time)
-        for block in self.blocks:
-            hidden = block(hidden)
-        value: Tensor = self.head(F.silu(hidden)).sum(-1)
+        with full_precision(observations):
+            _, enter = self.entrance(observations)
+            hidden = enter(actions, time)
+            for block in self.blocks:
+                hidden = block(hidden)
+            value: Tensor = self.head(F.silu(hidden)).sum(-1)
         return value
 
     def gradient(self, observations: Tensor, masks: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
@@ -147,20 +153,22 @@ class BottleneckNetwork(nn.Module):
             observations: What depends on them alone is computed once.
             masks: Of dropout, one for each block, `[blocks, ..., hidden_dim]`.
         """
-        action_map, enter = self.entrance(observations)
-        head = self.head.weight.sum(0)
+        with full_precision(observations):
+            action_map, enter = self.entrance(observations)
+            head = self.head.weight.sum(0)
 
         def gradient(actions: Tensor, time: Tensor) -> Tensor:
-            first = enter(actions, time)
-            hidden, pullbacks = first.flatten(0, -2), []
-            for i, block in enumerate(self.blocks):
-                assert isinstance(block, BottleneckBlock)
-                hidden, pullback = block.with_pullback(hidden, None if masks is None else masks[i].flatten(0, -2))
-                pullbacks.append(pullback)
-            _, pullback = silu_with_pullback(hidden)
-            result = pullback(head.expand_as(hidden))
-            for pullback in reversed(pullbacks):
-                result = pullback(result)
-            return result.mm(action_map).view(*first.shape[:-1], -1)
+            with full_precision(actions):
+                first = enter(actions, time)
+                hidden, pullbacks = first.flatten(0, -2), []
+                for i, block in enumerate(self.blocks):
+                    assert isinstance(block, BottleneckBlock)
+                    hidden, pullback = block.with_pullback(hidden, None if masks is None else masks[i].flatten(0, -2))
+                    pullbacks.append(pullback)
+                _, pullback = silu_with_pullback(hidden)
+                result = pullback(head.expand_as(hidden))
+                for pullback in reversed(pullbacks):
+                    result = pullback(result)
+                return result.mm(action_map).view(*first.shape[:-1], -1)
 
         return gradient
