@@ -406,8 +406,8 @@ def test_ctrl_c_while_collecting_leaves_nothing(tmp_path: Path):
         [sys.executable, "-m", "lit_offrl", *words], env=environment, text=True, stderr=subprocess.PIPE
     )
     deadline = time.monotonic() + 120
-    # Until episodes come in: an interrupt while libraries are being imported may be swallowed by one of them.
-    while not any(file.stat().st_size for file in tmp_path.glob(".lit_offrl/**/*") if file.is_file()):
+    # Until an episode, of many kilobytes, has come in: an interrupt amid imports may be swallowed by a library.
+    while not any(file.stat().st_size > 4096 for file in tmp_path.glob(".lit_offrl/**/*") if file.is_file()):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     time.sleep(1)
