@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,14 +39,14 @@ def info(dataset: str, source: str, environment: EnvironmentInfo | None = None, 
 def feedback(action_dim: int) -> Policy:
     """A deterministic policy whose rows do not depend on the batch they are in (a matrix product's may)."""
 
-    def policy(observations: Array) -> Array:
+    def policy(observations: Array, episodes: Sequence[int]) -> Array:
         phases = 3 * observations.sum(axis=1, dtype=np.float64)[:, None] + np.arange(action_dim)
         return np.sin(phases).astype(np.float32)
 
     return policy
 
 
-def toward_goal(observations: Array) -> Array:
+def toward_goal(observations: Array, episodes: Sequence[int]) -> Array:
     """Push a point toward its goal; the columns are those of `POINTMAZE_KEYS`."""
     return 10 * (observations[:, 6:] - observations[:, :2]) - observations[:, 4:6]
 
@@ -272,7 +273,7 @@ def play_alone(make: Any, policy: Policy, seed: int) -> Episode:
     successes: list[bool] = []
     done = False
     while not done:
-        action = np.clip(policy(observation[None])[0], env.action_space.low, env.action_space.high)
+        action = np.clip(policy(observation[None], [0])[0], env.action_space.low, env.action_space.high)
         observation, reward, terminated, truncated, extra = env.step(action)
         rewards.append(float(reward))
         if "success" in extra:
@@ -316,9 +317,11 @@ def test_free_environments_start_the_next_seed_at_once_and_idle_ones_are_left_al
         return envs[-1]
 
     batches: list[list[int]] = []
+    places: list[list[int]] = []
 
-    def policy(observations: Array) -> Array:
+    def policy(observations: Array, episodes: Sequence[int]) -> Array:
         batches.append(observations[:, 0].astype(int).tolist())
+        places.append(sorted(episodes))
         return np.full((len(observations), 1), 7.0)
 
     ended: list[int] = []
@@ -333,6 +336,7 @@ def test_free_environments_start_the_next_seed_at_once_and_idle_ones_are_left_al
     assert ended == [2, 4, 1, 9]
     assert [env.resets for env in envs] == [[9], [2, 4, 1]]
     assert [sorted(batch) for batch in batches] == [[2, 9]] * 2 + [[4, 9]] * 4 + [[1, 9]] + [[9]] * 2
+    assert places == [[0, 1]] * 2 + [[0, 2]] * 4 + [[0, 3]] + [[0]] * 2
     assert {action for env in envs for action in env.actions} == {0.5}  # clipped to the box
     assert [env.closed for env in envs] == [1, 1]
 
@@ -354,9 +358,9 @@ def test_should_stop_ends_a_run_and_the_next_one_is_sound(processes: bool) -> No
 def test_actions_that_are_no_actions_are_refused() -> None:
     with Rollouts(Countdown, 2) as rollouts:
         with pytest.raises(RunFailure, match="not finite"):
-            rollouts.run(lambda observations: np.full((len(observations), 1), np.nan, np.float32), [3])
+            rollouts.run(lambda observations, _: np.full((len(observations), 1), np.nan, np.float32), [3])
         with pytest.raises(ValueError, match=r"\(1, 2\) instead of \(1, 1\)"):
-            rollouts.run(lambda observations: np.zeros((len(observations), 2), np.float32), [3])
+            rollouts.run(lambda observations, _: np.zeros((len(observations), 2), np.float32), [3])
         assert rollouts.run(feedback(1), [3])[0].length == 3
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -142,6 +142,7 @@ class OfflineAlgorithm(lightning.LightningModule):
         self.gradient_step = 0
         self.main_steps: int | None = None
         self.dataset_observations: Tensor | None = None
+        self.dataset_next_observations: Tensor | None = None
         # Called after every update with the count of main updates done; before the main phase it is not positive.
         self.update_hooks: list[Callable[[int], None]] = []
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
@@ -192,6 +193,21 @@ class OfflineAlgorithm(lightning.LightningModule):
     def actors(self) -> dict[str, Actor]:
         """Return what can act, by name; the first is the policy whose score is the run's score."""
         return {"policy": self.sample_actions}
+
+    def sample_each(
+        self, observations: Tensor, actors: Sequence[str], generators: Mapping[str, torch.Generator | None]
+    ) -> Tensor:
+        """Return actions of several of `actors()`, one for each row of normalised `observations`.
+
+        They take turns here; an algorithm whose networks can serve them all at once does so.
+        """
+        every = self.actors()
+        rows = {name: [i for i, each in enumerate(actors) if each == name] for name in dict.fromkeys(actors)}
+        parts = [every[name](observations[index], generators[name]) for name, index in rows.items()]
+        actions = parts[0].new_empty(len(observations), self.action_dim)
+        for index, part in zip(rows.values(), parts, strict=True):
+            actions[index] = part
+        return actions
 
     def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
         """Return functions of the action worth looking at on a 2-D bandit, by title, each `[batch]`.
@@ -288,8 +304,15 @@ class OfflineAlgorithm(lightning.LightningModule):
         Returns:
             Actions, `[batch, action_dim]`.
         """
+        return self.act_each(observations, [actor] * len(observations), {actor: generator})
+
+    @torch.no_grad()
+    def act_each(
+        self, observations: Tensor, actors: Sequence[str], generators: Mapping[str, torch.Generator | None]
+    ) -> Tensor:
+        """Return actions like `act`, row by row of the actor that is named, with the noise of that actor's stream."""
         normalised = (observations.to(self.observation_mean) - self.observation_mean) / self.observation_std
-        actions = self.actors()[actor](normalised, generator).clamp(-self.action_limit, self.action_limit)
+        actions = self.sample_each(normalised, actors, generators).clamp(-self.action_limit, self.action_limit)
         return self.action_center + self.action_scale * actions
 
     def predict_step(self, batch: Tensor | Batch, batch_idx: int) -> Tensor:
@@ -322,7 +345,9 @@ class OfflineAlgorithm(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         """Find the dataset's observations in the table that minibatches are drawn from."""
-        self.dataset_observations = getattr(self.trainer.train_dataloader, "observations", None)
+        table = self.trainer.train_dataloader
+        self.dataset_observations = getattr(table, "observations", None)
+        self.dataset_next_observations = getattr(table, "next_observations", None)
 
     def training_step(self, block: Batch, batch_idx: int) -> None:
         """Perform the updates of one block, then log the means of what they returned, with one host sync."""

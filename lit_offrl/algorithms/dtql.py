@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSpec, Target, frozen_copy, select
+from lit_offrl.algorithms.implicit_q import bootstrapped, expectile_loss
 from lit_offrl.batch import Batch
 from lit_offrl.diffusion.denoisers import EDMDenoiser
 from lit_offrl.diffusion.samplers import sample_heun
@@ -169,12 +170,9 @@ class DTQL(OfflineAlgorithm):
         q = self.critic["q"](batch.observations, batch.actions)
         v = self.critic["v"](batch.observations)
         with torch.no_grad():
-            next_v = self.critic["v"](batch.next_observations)
-            q_target = batch.rewards + self.discount * (1 - batch.terminals) * next_v
-        residual = q.detach().amin(0) - v
-        weight = torch.where(residual > 0, self.expectile, 1 - self.expectile)
-        v_loss = (weight * residual.square()).mean()
-        q_loss = (q - q_target).square().mean(1).sum()
+            goal = bootstrapped(batch, self.critic["v"](batch.next_observations), self.discount)
+        v_loss = expectile_loss(q.detach().amin(0) - v, self.expectile)
+        q_loss = (q - goal).square().mean(1).sum()
         return q_loss + v_loss, {
             "critic_q_loss": q_loss.detach(),
             "critic_v_loss": v_loss.detach(),

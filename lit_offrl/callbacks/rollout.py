@@ -229,11 +229,9 @@ class RolloutEvaluation(lightning.Callback):
         """Play, keep the scores and write the episodes down; False, and nothing is kept, if asked to stop."""
         episodes = self.final_episodes if final else self.episodes
         actors = list(module.actors()) if final and self.compare else list(module.actors())[:1]
-        played: dict[str, list[Episode]] = {}
         try:
             with evaluating(trainer, module):
-                for name in actors:
-                    played[name] = self.play(module, name, episodes, trainer)
+                played = self.play(module, actors, episodes, trainer)
         except StoppedEarly:
             self._due = not final
             return False
@@ -245,17 +243,25 @@ class RolloutEvaluation(lightning.Callback):
                 say(trainer, f"step {module.gradient_step}: {self.scores[name].line()}")
         return True
 
-    def play(self, module: OfflineAlgorithm, actor: str, episodes: int, trainer: lightning.Trainer) -> list[Episode]:
-        """Return `episodes` episodes of one of the algorithm's actors."""
-        assert self._rollouts is not None
-        generator = torch.Generator(device=module.device).manual_seed(self.seed + module.gradient_step)
+    def play(
+        self, module: OfflineAlgorithm, actors: Sequence[str], episodes: int, trainer: lightning.Trainer
+    ) -> dict[str, list[Episode]]:
+        """Return `episodes` episodes of each of the algorithm's `actors`, with the same seeds, played together.
 
-        def policy(observations: NDArray[np.float32]) -> NDArray[np.float32]:
-            actions = module.act(torch.from_numpy(observations).to(module.device), generator, actor)
+        Each actor has a stream of noise of its own: what else is played does not change its episodes.
+        """
+        assert self._rollouts is not None
+        seed = self.seed + module.gradient_step
+        generators = {name: torch.Generator(device=module.device).manual_seed(seed) for name in actors}
+
+        def policy(observations: NDArray[np.float32], places: Sequence[int]) -> NDArray[np.float32]:
+            names = [actors[place // episodes] for place in places]
+            actions = module.act_each(torch.from_numpy(observations).to(module.device), names, generators)
             return np.asarray(actions.float().cpu())
 
-        seeds = range(self.seed, self.seed + episodes)
-        return self._rollouts.run(policy, seeds, should_stop=lambda: stop_requested(trainer))
+        seeds = [*range(self.seed, self.seed + episodes)] * len(actors)
+        played = self._rollouts.run(policy, seeds, should_stop=lambda: stop_requested(trainer))
+        return {name: played[i * episodes : (i + 1) * episodes] for i, name in enumerate(actors)}
 
     def _open_file(self, trainer: lightning.Trainer, keep_until: float | None) -> None:
         if self.enabled and trainer.is_global_zero:

@@ -159,6 +159,12 @@ class BlockSampler:
         return self.table[:, : self.widths[0]]
 
     @property
+    def next_observations(self) -> Tensor:
+        """All next observations of the table, `[n, observation_dim]`."""
+        start = sum(self.widths[:3])
+        return self.table[:, start : start + self.widths[3]]
+
+    @property
     def _steps_left(self) -> int:
         """Updates that are still to be handed out in the present epoch."""
         end = (self.step // self.steps_per_epoch + 1) * self.steps_per_epoch

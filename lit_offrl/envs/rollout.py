@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from lit_offrl.errors import RunFailure, UserError
 
 Array = NDArray[np.float32]
-Policy = Callable[[Array], Array]
-"""Observations `[batch, observation_dim]` -> actions `[batch, action_dim]`."""
+Policy = Callable[[Array, Sequence[int]], Array]
+"""Observations `[batch, observation_dim]`, and which episode each is of -> actions `[batch, action_dim]`."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ class Rollouts:
 
         Args:
             policy: Called once per environment step with the observations of the episodes under way (as many rows as
-                there are such episodes). Its actions are clipped to the action space.
+                there are such episodes) and the episodes' places in `seeds`, so that several policies can share the
+                call. Its actions are clipped to the action space.
             seeds: Of the episodes' resets.
             should_stop: Asked before every environment step.
             on_episode: Called with every episode as it ends.
@@ -128,7 +129,8 @@ class Rollouts:
             if should_stop is not None and should_stop():
                 raise StoppedEarly
             envs = list(under_way)
-            actions = self._checked(policy(np.stack([under_way[env].observation for env in envs])), len(envs))
+            observations = np.stack([under_way[env].observation for env in envs])
+            actions = self._checked(policy(observations, [under_way[env].index for env in envs]), len(envs))
             for env, step in self._pool.advance(dict(zip(envs, actions, strict=True))).items():
                 episode = under_way[env]
                 episode.observation = step.observation
