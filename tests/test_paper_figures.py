@@ -11,6 +11,8 @@ from types import ModuleType
 import pytest
 from conftest import REPOSITORY
 
+from lit_offrl.collect.recorder import collect_dataset
+
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
@@ -50,3 +52,41 @@ def test_two_rows_of_a_column_and_no_run_twice(tool: ModuleType, tmp_path: Path,
     tool.main(words)
     assert capsys.readouterr().out in said  # the same table, and no word of training
     assert all(file.stat().st_mtime_ns == time for file, time in written.items())
+
+
+def test_curves_of_alignment_share_behavior_models_and_critics(
+    tool: ModuleType,
+    minari_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    hopper = "offrl/hopper/random-v0"  # its episodes are short
+    collect_dataset(hopper, steps=500, seed=0, processes=1, progress=False)
+    monkeypatch.setattr(tool, "EDA_STAGES", {"pretrain_steps": 3, "critic_steps": 2})
+    alignment = {"trainer.max_steps": 4, "data.steps_per_epoch": 2, "trainer.check_val_every_n_epoch": 1}
+    monkeypatch.setattr(tool, "EDA_ALIGNMENT", alignment)
+    monkeypatch.setattr(tool, "EDA5_FRACTIONS", (0.1,))
+    monkeypatch.setattr(tool, "EDA6_CANDIDATES", (2,))
+    words = [f"--root={tmp_path}", f"--dataset={hopper}", "--seeds", "0", "1", "--episodes=2"]
+    words += ["--data.batch_size=8", "--model.init_args.hidden_dim=16"]
+    words += ["--evaluation.episodes=2", "--evaluation.num_envs=2"]
+    tool.main(["eda5", *words])
+    said = capsys.readouterr().out
+    stages = {path: path.stat().st_mtime_ns for path in (tmp_path / "stages").rglob("results.json")}
+    assert len(stages) == 2
+    scores = []
+    for seed in (0, 1):
+        run = tmp_path / "labels_0.1" / "eda" / hopper / f"seed_{seed}"
+        scores.append(json.loads((run / "results.json").read_text())["scores"]["normalized"])
+        steps = {int(row.split(",")[0]) for row in (run / "eval.csv").read_text().splitlines()[1:]}
+        assert steps == {2, 4}
+        assert tool.curve(tool.RunFolder(run))[4] == pytest.approx(scores[-1])
+    assert f"| 10% | {sum(scores) / 2:.1f} +- {abs(scores[0] - scores[1]) / 2**0.5:.1f} (" in said
+    tool.main(["eda6", *words])
+    said = capsys.readouterr().out
+    assert "| value | 2 |" in said
+    assert "| dpo | 2 |" in said
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "stages").rglob("results.json")} == stages
+    for name in ("eda5", "eda6"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")

@@ -2,19 +2,26 @@
 
     python tools/paper_figures.py dtql6 [--root runs/dtql6] [--seed 0] [--columns 25gaussians-far ...] [options of fit]
     python tools/paper_figures.py bdpo11 [--root runs/bdpo11] [--seed 0] [--sets 8gaussians ...] [options of fit]
+    python tools/paper_figures.py eda3 [--root runs/eda3] [--seed 0] [--sets 8gaussians ...] [options of fit]
+    python tools/paper_figures.py eda5 [--root runs/eda5] [--seeds 0 1 2] [--dataset D] [--episodes 20] [options of fit]
+    python tools/paper_figures.py eda6 [--root runs/eda5] [--seeds 0 1 2] [--dataset D] [--episodes 20] [options of fit]
 
 `dtql6` is Figure 6 of DTQL: policies kept by the trust region (first row) and by the KL divergence (second row) on five
 2-D sets. `bdpo11` is Figure 11 of BDPO (4 is two of its rows): on six sets, the data, then paths of denoising over the
-value landscapes of the steps at which they begin, and samples over Q.
-A set whose run is finished is not trained again; all are drawn from their checkpoints.
+value landscapes of the steps at which they begin, and samples over Q. `eda3` is Figures 3 and 8 of EDA: the data, the
+densities of behavior model and aligned policy, the labels' Q, and the Q that the policy predicts at several times.
+`eda5` and `eda6` are EDA's Figures 5 and 6 on one locomotion set, cut to minutes by conf/quick_eda.yaml; under the same
+`--root` they share behavior models and critics.
+A run that is finished is not made again.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +34,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lit_offrl import algorithms
-from lit_offrl.algorithms import OfflineAlgorithm
+from lit_offrl.algorithms import OfflineAlgorithm, eda
 from lit_offrl.callbacks import figures
 from lit_offrl.cli import main as command_line
 from lit_offrl.data.bandits import BanditData, find_bandit
@@ -57,22 +64,30 @@ class Panel:
         return RunFolder.of(options.root, self.algorithm.lower(), self.dataset, options.seed)
 
 
-def train(panel: Panel, options: argparse.Namespace) -> dict[str, Any]:
-    """Return results.json of the panel's run, which is made unless it is there and finished."""
-    path = panel.folder(options).path / "results.json"
+def fit(folder: RunFolder, words: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Return results.json of the run of this folder, made by these flags (several of a list) unless it is finished."""
+    path = folder.path / "results.json"
     if not path.is_file() or json.loads(path.read_text())["status"] != "finished":
-        words = {
-            "config": CONF / panel.config,
-            "data.dataset": panel.dataset,
-            "seed_everything": options.seed,
-            "trainer.default_root_dir": options.root,
-            "overwrite": "true",
-        }
-        code = command_line(["fit", *(f"--{name}={value}" for name, value in words.items()), *options.words])
+        pairs = [
+            (name, each) for name, value in words.items() for each in (value if isinstance(value, list) else [value])
+        ]
+        flags = [f"--{name}={value}" for name, value in pairs] + ["--overwrite=true"]
+        code = command_line(["fit", *flags, *options.words])
         if code:
             sys.exit(code)
     results: dict[str, Any] = json.loads(path.read_text())
     return results
+
+
+def train(panel: Panel, options: argparse.Namespace) -> dict[str, Any]:
+    """Return results.json of the panel's run."""
+    words = {
+        "config": CONF / panel.config,
+        "data.dataset": panel.dataset,
+        "seed_everything": options.seed,
+        "trainer.default_root_dir": options.root,
+    }
+    return fit(panel.folder(options), words, options)
 
 
 def load(panel: Panel, options: argparse.Namespace) -> OfflineAlgorithm:
@@ -183,23 +198,23 @@ def dtql6(options: argparse.Namespace) -> None:
     print(f"{table(lines)}\n\n{picture}")
 
 
-# ---------------------------------------------------------------- BDPO, Figures 4 and 11
+# ---------------------------------------------------------------- six sets, a row of maps each
 
-BDPO11_SETS = ("8gaussians", "2spirals", "checkerboard", "moons", "rings", "swissroll")
+SIX_SETS = ("8gaussians", "2spirals", "checkerboard", "moons", "rings", "swissroll")
 
 
-def bdpo11(options: argparse.Namespace) -> None:
-    """Train, draw and measure Figure 11 of BDPO."""
+def six_rows(options: argparse.Namespace, algorithm: str, config: str, shown: tuple[str, ...] = ("",)) -> None:
+    """Train on the sets, draw of each the data and the maps whose titles begin as `shown` says, measure the samples."""
     pictures: list[list[Callable[[Axes], None]]] = []
     lines = []
-    for name in options.sets or BDPO11_SETS:
-        panel = Panel(name, "BDPO", f"bandit/{name}", "bdpo_bandit.yaml")
+    for name in options.sets or SIX_SETS:
+        panel = Panel(name, algorithm, f"bandit/{name}", config)
         scores = train(panel, options)["bandit"]
-        algorithm = load(panel, options)
+        trained = load(panel, options)
         data = find_bandit(panel.dataset).draw()
         extent = 1.1 * float(np.abs(data.points).max())
-        maps = figures.action_maps(algorithm, extent)
-        paths = figures.action_paths(algorithm, torch.Generator().manual_seed(options.seed))
+        maps = {t: v for t, v in figures.action_maps(trained, extent).items() if t.startswith(shown)}
+        paths = figures.action_paths(trained, torch.Generator().manual_seed(options.seed))
         pictures.append(
             [
                 partial(draw_data, name=name, data=data, extent=extent),
@@ -217,23 +232,164 @@ def bdpo11(options: argparse.Namespace) -> None:
                 "off the data": f"{scores['off_mode_fraction']:.1%}",
             }
         )
-    picture = Path(options.root) / "bdpo11.png"
+    picture = Path(options.root) / f"{options.figure}.png"
     draw(pictures, picture)
     print(f"{table(lines)}\n\n{picture}")
+
+
+def bdpo11(options: argparse.Namespace) -> None:
+    """Train, draw and measure Figure 11 of BDPO."""
+    six_rows(options, "BDPO", "bdpo_bandit.yaml")
+
+
+def eda3(options: argparse.Namespace) -> None:
+    """Train, draw and measure Figures 3 and 8 of EDA: densities where diffusion ends, predicted Q at several times."""
+    first = f"t = {eda.FIGURE_TIMES[0]:g}"
+    shown = (rf"$\mu$, {first}", rf"$\pi$, {first}", "labels", r"$\beta")
+    six_rows(options, "EDA", "eda_bandit.yaml", shown)
+
+
+# ---------------------------------------------------------------- EDA, Figures 5 and 6, in miniature
+
+EDA_STAGES = {"pretrain_steps": 4000, "critic_steps": 6000}  # quick_eda.yaml's
+EDA_ALIGNMENT = {"trainer.max_steps": 3000, "data.steps_per_epoch": 500, "trainer.check_val_every_n_epoch": 1}
+EDA5_FRACTIONS = (0.01, 0.1, 1.0)
+EDA6_CANDIDATES = (2, 4, 16)
+
+
+def aligned(options: argparse.Namespace, seed: int, name: str, **arguments: object) -> tuple[dict[str, Any], RunFolder]:
+    """Return results.json and folder of an alignment by these arguments, from the seed's behavior model and critic.
+
+    Acting takes one sample and no critic, as in the paper's curves.
+    """
+    words: dict[str, Any] = {
+        "config": [CONF / "eda_mujoco.yaml", CONF / "quick_eda.yaml"],
+        "data.dataset": options.dataset,
+        "seed_everything": seed,
+        "model.init_args.candidates": 1,
+        "evaluation.final_episodes": options.episodes,
+    }
+    root = Path(options.root) / "stages"
+    stages = RunFolder.of(root, "eda", options.dataset, seed)
+    steps = {f"model.init_args.{stage}": count for stage, count in EDA_STAGES.items()}
+    early = {"trainer.max_steps": sum(EDA_STAGES.values()), "trainer.default_root_dir": root}
+    fit(stages, words | steps | early | {"evaluation.enabled": "false"}, options)
+    given: dict[str, Any] = dict.fromkeys(steps, 0)
+    given["model.init_args.pretrained"] = stages.last_checkpoint
+    given |= {f"model.init_args.{key}": value for key, value in arguments.items()}
+    root = Path(options.root) / name
+    folder = RunFolder.of(root, "eda", options.dataset, seed)
+    return fit(folder, words | EDA_ALIGNMENT | given | {"trainer.default_root_dir": root}, options), folder
+
+
+def curve(folder: RunFolder) -> dict[int, float]:
+    """Return the mean score at each evaluated gradient step of a training."""
+    scores: dict[int, list[float]] = {}
+    with (folder.path / "eval.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["actor"] == "policy" and row["stage"] == "fit":
+                scores.setdefault(int(row["step"]), []).append(float(row["normalized_score"]))
+    return {step: float(np.mean(each)) for step, each in scores.items()}
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Return "mean +- standard deviation over seeds (each)"."""
+    spread = f" +- {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{spread} ({', '.join(f'{value:.1f}' for value in values)})"
+
+
+def eda5(options: argparse.Namespace) -> None:
+    """Align with labels of 1%, 10% and all of the states; draw score against share of labels and gradient steps."""
+    lines, curves, finals = [], {}, {}
+    cloning: list[float] = []
+    for fraction in EDA5_FRACTIONS:
+        runs = [aligned(options, seed, f"labels_{fraction:g}", label_fraction=fraction) for seed in options.seeds]
+        finals[fraction] = [results["scores"]["normalized"] for results, _ in runs]
+        cloning = [results["comparison"]["behavior"]["normalized"] for results, _ in runs]
+        each = [curve(folder) for _, folder in runs]
+        curves[fraction] = {step: [scores[step] for scores in each] for step in each[0]}
+        lines.append({"labelled states": f"{fraction:.0%}", "score": mean_and_spread(finals[fraction])})
+    lines.append({"labelled states": "none: behavior cloning", "score": mean_and_spread(cloning)})
+
+    def draw_fractions(axis: Axes) -> None:
+        means, spreads = (reduce_by([finals[each] for each in EDA5_FRACTIONS]) for reduce_by in (row_means, row_stds))
+        axis.errorbar([100 * each for each in EDA5_FRACTIONS], means, spreads, marker="o", capsize=3)
+        axis.axhline(float(np.mean(cloning)), color="0.5", linestyle=":", label="behavior cloning")
+        axis.set(xscale="log", xlabel="labelled states (%)", ylabel="normalized score", title="labels")
+        axis.legend()
+
+    def draw_steps(axis: Axes) -> None:
+        for fraction, scores in curves.items():
+            steps = [0, *scores]
+            each = [cloning, *scores.values()]
+            means, spreads = row_means(each), row_stds(each)
+            axis.plot(steps, means, marker=".", label=f"{fraction:.0%} labelled")
+            axis.fill_between(steps, means - spreads, means + spreads, alpha=0.2, linewidth=0)
+        axis.set(xlabel="gradient steps of alignment", ylabel="normalized score", title="steps")
+        axis.legend()
+
+    picture = Path(options.root) / "eda5.png"
+    draw([[draw_fractions, draw_steps]], picture)
+    print(f"{table(lines)}\n\n{picture}")
+
+
+def eda6(options: argparse.Namespace) -> None:
+    """Align by value, by preference and by DPO with several numbers of candidates; draw score against them."""
+    lines = []
+    finals: dict[str, dict[int, list[float]]] = {"value": {}, "preference": {}}
+    for count in EDA6_CANDIDATES:
+        for kind, scores in finals.items():
+            loss = "dpo" if kind == "preference" and count == 2 else kind  # Eq. 16 is Eq. 15 with two candidates
+            name = f"{loss}_{count}"
+            words = {"loss": loss, "candidates_per_state": count}
+            runs = [aligned(options, seed, name, **words)[0] for seed in options.seeds]
+            scores[count] = [results["scores"]["normalized"] for results in runs]
+            lines.append({"loss": loss, "K": str(count), "score": mean_and_spread(scores[count])})
+
+    def draw_candidates(axis: Axes) -> None:
+        for kind, scores in finals.items():
+            each = list(scores.values())
+            axis.errorbar(list(scores), row_means(each), row_stds(each), marker="o", capsize=3, label=kind)
+        axis.set(xlabel="candidates K (preference at 2 is DPO)", ylabel="normalized score", xscale="log")
+        axis.set_xticks(EDA6_CANDIDATES, [str(count) for count in EDA6_CANDIDATES])
+        axis.legend()
+
+    picture = Path(options.root) / "eda6.png"
+    draw([[draw_candidates]], picture)
+    print(f"{table(lines)}\n\n{picture}")
+
+
+def row_means(rows: Sequence[Sequence[float]]) -> figures.Array:
+    """Return the mean of each row."""
+    return np.array([np.mean(row) for row in rows])
+
+
+def row_stds(rows: Sequence[Sequence[float]]) -> figures.Array:
+    """Return the standard deviation of each row, 0 where there is one value."""
+    return np.array([np.std(row, ddof=1) if len(row) > 1 else 0.0 for row in rows])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="figure", required=True)
-    command = commands.add_parser("dtql6", help="DTQL, Figure 6: trust region and KL on five 2-D sets")
-    command.add_argument("--columns", nargs="+", choices=DTQL6_COLUMNS, help="only these")
-    command.set_defaults(run=dtql6)
-    command = commands.add_parser("bdpo11", help="BDPO, Figures 4 and 11: paths and value landscapes on six 2-D sets")
-    command.add_argument("--sets", nargs="+", choices=BDPO11_SETS, help="only these")
-    command.set_defaults(run=bdpo11)
-    for name, command in commands.choices.items():
-        command.add_argument("--root", default=f"runs/{name}", help="where runs and picture go")
-        command.add_argument("--seed", type=int, default=0)
+    for run, text in (
+        (dtql6, "DTQL, Figure 6: trust region and KL on five 2-D sets"),
+        (bdpo11, "BDPO, Figures 4 and 11: paths and value landscapes on six 2-D sets"),
+        (eda3, "EDA, Figures 3 and 8: densities and predicted Q on six 2-D sets"),
+        (eda5, "EDA, Figure 5 in miniature: score against labels and against steps"),
+        (eda6, "EDA, Figure 6 in miniature: value and preference with K candidates"),
+    ):
+        command = commands.add_parser(run.__name__, help=text)
+        command.set_defaults(run=run)
+        command.add_argument("--root", default=f"runs/{run.__name__}", help="where runs and picture go")
+        if run in (eda5, eda6):
+            command.add_argument("--dataset", default="offrl/halfcheetah/medium-replay-v0")
+            command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+            command.add_argument("--episodes", type=int, default=20, help="of each final evaluation")
+        else:
+            command.add_argument("--seed", type=int, default=0)
+            name, every = ("columns", DTQL6_COLUMNS) if run is dtql6 else ("sets", SIX_SETS)
+            command.add_argument(f"--{name}", nargs="+", choices=every, help="only these")
     options, options.words = parser.parse_known_args(arguments)
     options.run(options)
 

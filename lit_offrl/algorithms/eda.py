@@ -42,7 +42,7 @@ from lit_offrl.networks.critics import EnsembleQ, ValueNetwork
 LABEL_STREAM = 1_000_003  # added to the seed: candidates must not repeat the noise of the training
 CANDIDATES_AT_ONCE = 4096  # rows of a sampler's batch: more need more memory and save no time
 FIGURE_TIMES = (1e-3, 0.1, 0.25, 0.5)
-FIGURE_SAMPLES, FIGURE_NEIGHBORS = 3000, 5
+FIGURE_SAMPLES, FIGURE_NEIGHBORS = 3000, 15
 
 
 class Labels(NamedTuple):
