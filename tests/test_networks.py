@@ -22,6 +22,12 @@ def test_mish_equals_torch_forward_and_backward():
     torch.testing.assert_close(x.grad, reference_x.grad, atol=2e-6, rtol=1e-6)
 
 
+def test_mish_without_gradients_equals_torch():
+    x = torch.linspace(-120, 120, 10_001)
+    with torch.no_grad():
+        torch.testing.assert_close(Mish()(x), nn.functional.mish(x), rtol=0, atol=2e-6)
+
+
 def test_mish_has_the_right_derivative_in_double_precision():
     x = torch.linspace(-8, 8, 17, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(Mish(), (x,))
