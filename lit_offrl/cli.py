@@ -20,6 +20,7 @@ commands:
   test       the same, under the name of a final test
   predict    actions for the dataset's observations
   data       list, info ID, check PATH, convert SRC DST, collect ID
+  report     tables, learning curves and confidence intervals of runs:  report runs/
   <command> --help shows a command's options
 
 flags people type most:
@@ -29,7 +30,7 @@ flags people type most:
   --ckpt_path last                         go on with a run that was stopped
 """
 TRAINING = ("fit", "validate", "test", "predict")
-COMMANDS = (*TRAINING, "data")
+COMMANDS = (*TRAINING, "data", "report")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,6 +66,10 @@ def _run(command: str, words: list[str]) -> int:
         from lit_offrl.data_cli import run_data
 
         return run_data(words)
+    if command == "report":
+        from lit_offrl.report_cli import run_report
+
+        return run_report(words)
     if command in TRAINING:
         from lit_offrl.training_cli import run_training
 

@@ -1,0 +1,256 @@
+"""A report as Markdown, HTML, LaTeX and CSV."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from lit_offrl.report import tables
+from lit_offrl.report.rows import Comparison, Report, Task
+from lit_offrl.report.statistics import RESAMPLES
+from lit_offrl.report.tables import Table
+
+METHOD = (
+    "The score of a run is the policy's final one, after the last gradient step unless a note says otherwise. "
+    "SD: sample standard deviation over seeds (divisor n - 1). SE: SD / sqrt(n).",
+    "IQM: interquartile mean, what is left when floor(n/4) of n runs are cut off at either end. "
+    f"[95%]: percentile interval of a stratified bootstrap ({RESAMPLES:,} resamples, fixed random seed) that draws "
+    "seeds with replacement within each dataset. With fewer than about 5 seeds such intervals are too narrow; with a "
+    "single seed there is none.",
+    "last k: mean over seeds and over the last k evaluations during training. best (optimistic): each run's best "
+    "evaluation, chosen with knowledge of the environment; no result to publish. episodes: of each run's final "
+    "evaluation. steps: gradient steps when scored.",
+    "Over datasets: IQM of all runs together; mean of the datasets' means; performance profile, the share of runs "
+    "above a score, averaged over datasets; probability of improvement, the share of pairs of runs on the same dataset "
+    "that the first algorithm wins, ties counting half, averaged over datasets (Agarwal et al. 2021, "
+    "arXiv 2108.13264).",
+    "Scores of different references are neither compared nor put together. Published figures are shown only beside "
+    "D4RL's own file of the same id and version, as printed; environments and protocols of the papers may differ. "
+    "The papers of EDA and AEPO do not print the versions of their datasets, so their figures are not shown.",
+)
+CURVES = (
+    "Evaluations during training: mean over seeds and 95% interval. Dashed: the dataset's own mean. Dotted: final "
+    "scores of actors evaluated beside the policy."
+)
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading."""
+
+    text: str
+    level: int = 2
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture: name of its PNG file, and what it shows."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Remarks:
+    """A list of lines."""
+
+    lines: Sequence[str]
+
+
+Block = Heading | Picture | Table | Remarks | str
+
+
+def curve_name(task: Task) -> str:
+    """Return the file name of a dataset's learning curves."""
+    return f"curve_{re.sub(r'[^A-Za-z0-9.]+', '-', f'{task.dataset} {task.scale}').strip('-')}.png"
+
+
+def document(report: Report, pictures: Sequence[str]) -> Iterator[Block]:
+    """Yield the parts of a report in order; of the pictures only those that are among `pictures`."""
+    yield Heading("Report of runs", 1)
+    if len(report.tasks) > 1:
+        yield tables.overview(report)
+    for comparison in report.comparisons:
+        yield from _comparison(comparison, pictures)
+    for task in report.tasks:
+        yield Heading(f"{task.dataset} ({task.scale})")
+        yield tables.details(report, task)
+        yield from tables.published_lines(report.published[task])
+        yield from _picture(curve_name(task), CURVES, pictures)
+    if report.bandits:
+        yield Heading("2-D bandits")
+        yield tables.bandits(report.bandits)
+    if report.notes:
+        yield Heading("Notes")
+        yield Remarks(report.notes)
+
+
+def _comparison(comparison: Comparison, pictures: Sequence[str]) -> Iterator[Block]:
+    yield Heading(f"Over datasets ({comparison.scale})")
+    names = ", ".join(comparison.scores)
+    if not comparison.tasks:
+        yield f"No dataset has runs of all {len(comparison.scores)} algorithms; report folders of some that share one."
+        return
+    yield tables.aggregates(comparison)
+    if comparison.left_out:
+        left_out = ", ".join(task.dataset for task in comparison.left_out)
+        yield f"Left out, because not all of {names} have runs there: {left_out}."
+    if len(comparison.scores) > 1:
+        yield tables.improvement_table(comparison)
+    yield from _picture(f"profiles_{comparison.scale}.png", "Performance profiles, with 95% intervals.", pictures)
+    yield from _picture(
+        f"improvement_{comparison.scale}.png", "Probability of improvement, with 95% intervals.", pictures
+    )
+
+
+def _picture(name: str, text: str, pictures: Sequence[str]) -> Iterator[Picture]:
+    if name in pictures:
+        yield Picture(name, text)
+
+
+def to_markdown(blocks: Iterable[Block]) -> str:
+    """Return Markdown that is readable as plain text, too."""
+    parts: list[str] = []
+    for block in blocks:
+        if isinstance(block, Heading):
+            parts += [f"{'#' * block.level} {block.text}", ""]
+        elif isinstance(block, Picture):
+            parts += [f"![{block.text}]({block.name})", ""]
+        elif isinstance(block, Table):
+            parts += [_markdown_table(block), "", block.caption, ""]
+        elif isinstance(block, Remarks):
+            parts += [*(f"- {line}" for line in block.lines), ""]
+        else:
+            parts += [block, ""]
+    return "\n".join(parts)
+
+
+def _markdown_table(table: Table) -> str:
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (table.columns, *table.rows)]
+    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(table.columns))]
+    words = [i < table.text_columns for i in range(len(widths))]
+    rule = [
+        f":{'-' * (width - 1)}" if left else f"{'-' * (width - 1)}:" for width, left in zip(widths, words, strict=True)
+    ]
+    lines = [
+        [cell.ljust(width) if left else cell.rjust(width) for cell, width, left in zip(row, widths, words, strict=True)]
+        for row in cells
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
+
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em }
+body { color: #222; background: #fff }
+h1, h2 { line-height: 1.2 } h2 { margin-top: 2em; border-bottom: 1px solid #ddd }
+.table { overflow-x: auto; margin: 1em 0 } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+caption { caption-side: bottom; text-align: left; color: #666; padding-top: .4em }
+th, td { padding: .25em .8em; text-align: right; white-space: nowrap } th.word, td.word { text-align: left }
+thead { border-bottom: 2px solid #444 } tbody tr + tr { border-top: 1px solid #eee }
+figure { margin: 1em 0 } img { max-width: 100%; display: block } figcaption { color: #666 }
+footer { color: #666; font-size: 90%; margin-top: 3em; border-top: 1px solid #ddd }
+"""
+
+
+def to_html(blocks: Iterable[Block], pictures: Mapping[str, bytes]) -> str:
+    """Return one page that needs nothing else: style inside, pictures as data."""
+    parts = []
+    for block in blocks:
+        if isinstance(block, Heading):
+            parts.append(f"<h{block.level}>{html.escape(block.text)}</h{block.level}>")
+        elif isinstance(block, Picture):
+            data = base64.b64encode(pictures[block.name]).decode()
+            text = html.escape(block.text)
+            image = f'<img alt="{text}" src="data:image/png;base64,{data}">'
+            parts.append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
+        elif isinstance(block, Table):
+            parts.append(_html_table(block))
+        elif isinstance(block, Remarks):
+            parts.append("<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in block.lines) + "</ul>")
+        else:
+            parts.append(f"<p>{html.escape(block)}</p>")
+    method = "\n".join(f"<p>{html.escape(text)}</p>" for text in METHOD)
+    body = "\n".join(parts)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width">\n<title>Report of runs</title>\n'
+        f"<style>{STYLE}</style>\n</head>\n<body>\n{body}\n<footer>\n<h2>How to read it</h2>\n{method}\n</footer>\n"
+        "</body>\n</html>\n"
+    )
+
+
+def _html_table(table: Table) -> str:
+    def row(cells: Sequence[str], tag: str) -> str:
+        kinds = [' class="word"' if i < table.text_columns else "" for i in range(len(cells))]
+        inside = "".join(f"<{tag}{kind}>{html.escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True))
+        return f"<tr>{inside}</tr>"
+
+    rows = "\n".join(row(cells, "td") for cells in table.rows)
+    return (
+        f'<div class="table"><table>\n<caption>{html.escape(table.caption)}</caption>\n'
+        f"<thead>{row(table.columns, 'th')}</thead>\n<tbody>\n{rows}\n</tbody>\n</table></div>"
+    )
+
+
+def to_latex(report: Report) -> str:
+    r"""Return the overview, the aggregates and the bandits as tables for `\usepackage{booktabs}`."""
+    shown = [tables.overview(report)] if report.tasks else []
+    for comparison in report.comparisons:
+        if comparison.tasks:
+            shown.append(tables.aggregates(comparison))
+            if len(comparison.scores) > 1:
+                shown.append(tables.improvement_table(comparison))
+    if report.bandits:
+        shown.append(tables.bandits(report.bandits))
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(map(_latex_table, shown))
+
+
+def _latex_table(table: Table) -> str:
+    columns = "l" * table.text_columns + "r" * (len(table.columns) - table.text_columns)
+    lines = [" & ".join(map(_latex, row)) + r" \\" for row in (table.columns, *table.rows)]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"  \centering",
+            rf"  \caption{{{_latex(table.caption)}}}",
+            rf"  \begin{{tabular}}{{{columns}}}",
+            r"    \toprule",
+            f"    {lines[0]}",
+            r"    \midrule",
+            *(f"    {line}" for line in lines[1:]),
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _latex(text: str) -> str:
+    text = re.sub(r"(?<![\w$])-(?=\d)", "MINUS", text.replace("\\", r"\textbackslash "))
+    text = re.sub(r"([&%$#_{}])", r"\\\1", text)
+    for plain, latex in (
+        ("MINUS", "$-$"),
+        ("±", r"$\pm$"),
+        (">", "$>$"),
+        ("<", "$<$"),
+        ("~", r"\textasciitilde "),
+    ):
+        text = text.replace(plain, latex)
+    return text
+
+
+def to_csv(report: Report) -> str:
+    """Return one row per dataset, algorithm and actor, with all digits; unknown values are empty."""
+    rows = tables.flat_rows(report)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,133 @@
+"""The pictures of a report, with matplotlib's objects and the Agg canvas: no display, no state of pyplot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from lit_offrl.report.rows import Comparison, Report, Task
+from lit_offrl.report.statistics import bootstrap_interval, mean, performance_profile
+from lit_offrl.report.tables import improvements
+
+# Okabe and Ito (2008): told apart by color-blind readers, too.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+DATA_COLOR = "0.45"
+BAND_ALPHA = 0.18
+DPI = 130
+THRESHOLDS = 301
+MOST_MARKERS = 20  # on one line
+MOST_NAMED = 8  # rows whose comparison actors are in the legend
+LEGEND_ROW_INCHES = 0.19
+
+
+def colors_of(algorithms: Sequence[str]) -> dict[str, str]:
+    """Return one color per algorithm, the same in every picture of a report."""
+    colors = COLORS if len(algorithms) <= len(COLORS) else [to_hex(colormaps["tab20"](i)) for i in range(20)]
+    return {name: colors[i % len(colors)] for i, name in enumerate(algorithms)}
+
+
+def learning_curves(report: Report, task: Task, colors: Mapping[str, str]) -> Figure | None:
+    """Return scores over gradient steps, means and 95% intervals over seeds; None where no run was evaluated.
+
+    A line passes the steps at which all seeds were evaluated. Dashed: the dataset's own mean. Dotted: final scores of
+    the actors that were evaluated beside an algorithm, e.g. its behavior policy.
+    """
+    figure, axis = _figure(task.dataset)
+    drawn = False
+    rows = report.of(task)
+    for row in rows:
+        color = colors[row.algorithm]
+        if row.actor != "policy":
+            label = row.name if len(rows) <= MOST_NAMED else None  # the color tells, too
+            axis.axhline(row.summary.mean, color=color, linestyle=":", linewidth=1.4, label=label)
+            continue
+        curves = [dict(run.evaluations) for run in row.runs]
+        steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+        if not steps:
+            continue
+        drawn = True
+        scores = [np.array([curve[step] for curve in curves]) for step in steps]
+        label = f"{row.name} ({len(curves)} seed{'s' * (len(curves) > 1)})"
+        marker = "o" if len(steps) <= MOST_MARKERS else None
+        axis.plot(steps, [each.mean() for each in scores], color=color, marker=marker, markersize=3.5, label=label)
+        bands = [band for each in scores if (band := bootstrap_interval([each], mean)) is not None]
+        if bands:
+            low, high = zip(*bands, strict=True)
+            axis.fill_between(steps, low, high, color=color, alpha=BAND_ALPHA, linewidth=0)
+    if not drawn:
+        return None
+    if (data := report.data_score(task)) is not None:
+        axis.axhline(data, color=DATA_COLOR, linestyle="--", linewidth=1.2, label="dataset")
+    axis.set(xlabel="gradient steps", ylabel=task.unit)
+    axis.set_xlim(left=0)
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.xaxis.set_major_locator(MaxNLocator(6))
+    _legend(figure)
+    return figure
+
+
+def profiles(comparison: Comparison, colors: Mapping[str, str]) -> Figure:
+    """Return the share of runs above each score, with 95% intervals."""
+    figure, axis = _figure("Performance profiles")
+    everything = np.concatenate([task for tasks in comparison.scores.values() for task in tasks])
+    margin = 0.03 * max(np.ptp(everything), 1.0)
+    thresholds = np.linspace(everything.min() - margin, everything.max() + margin, THRESHOLDS)
+    for name, tasks in comparison.scores.items():
+        share, band = performance_profile(tasks, thresholds)
+        axis.plot(thresholds, share, color=colors[name], drawstyle="steps-post", label=name)
+        if band is not None:
+            low, high = band
+            axis.fill_between(thresholds, low, high, color=colors[name], alpha=BAND_ALPHA, linewidth=0, step="post")
+    axis.set(xlabel=rf"normalized score $\tau$ ({comparison.scale})", ylabel=r"share of runs with score > $\tau$")
+    axis.set(xlim=(thresholds[0], thresholds[-1]), ylim=(-0.02, 1.02))
+    _legend(figure)
+    return figure
+
+
+def improvement(comparison: Comparison) -> Figure:
+    """Return P(x > y) for each pair of algorithms, with 95% intervals."""
+    pairs = improvements(comparison)
+    figure, axis = _figure("Probability of improvement", height=1.3 + 0.42 * len(pairs))
+    for place, (_, _, probability, interval) in enumerate(pairs):
+        axis.plot(probability, place, "o", color=COLORS[0], markersize=6)
+        if interval is not None:
+            axis.plot(interval, (place, place), color=COLORS[0], linewidth=2.5, alpha=0.5, solid_capstyle="butt")
+    axis.axvline(0.5, color=DATA_COLOR, linestyle="--", linewidth=1.2)
+    axis.set_yticks(range(len(pairs)), [f"{x} > {y}" for x, y, _, _ in pairs])
+    axis.set(xlim=(-0.02, 1.02), ylim=(len(pairs) - 0.5, -0.5), xlabel="P(a run of the first scores higher)")
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """Return the picture's file."""
+    file = BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def _figure(title: str, height: float = 3.7) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6.4, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.add_subplot()
+    axis.set_title(title)
+    axis.grid(color="0.92")
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure, axis
+
+
+def _legend(figure: Figure) -> None:
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    longest = max(map(len, labels))
+    columns = max(1, min(len(labels), 80 // (longest + 8)))
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + LEGEND_ROW_INCHES * -(-len(labels) // columns))
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize="small")

@@ -1,0 +1,248 @@
+"""Which runs belong together: rows of one actor on one dataset, and comparisons over datasets."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_offrl.envs.scores import ScoreReference
+from lit_offrl.report.runs import Run, differing_settings, told_apart
+from lit_offrl.report.statistics import Array, Summary
+
+
+@dataclass(frozen=True)
+class Task:
+    """A dataset on one scale: scores of one task may be compared with each other, and with nothing else.
+
+    Attributes:
+        dataset: Name of the dataset.
+        reference: Scale of the scores; None for mean returns.
+    """
+
+    dataset: str
+    reference: ScoreReference | None
+
+    @property
+    def scale(self) -> str:
+        """Name of the scale."""
+        return "return" if self.reference is None else self.reference.name
+
+    @property
+    def unit(self) -> str:
+        """What the numbers are."""
+        return "mean return" if self.reference is None else f"normalized score ({self.reference.name})"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One actor of one algorithm on one task.
+
+    Attributes:
+        task: Dataset and scale.
+        algorithm: Name of the algorithm.
+        actor: `policy`, or another actor that was evaluated beside it.
+        runs: Runs that have a score of the actor, one per seed.
+    """
+
+    task: Task
+    algorithm: str
+    actor: str
+    runs: Sequence[Run]
+
+    @property
+    def name(self) -> str:
+        """Name of the row."""
+        return self.algorithm if self.actor == "policy" else f"{self.actor} of {self.algorithm}"
+
+    @cached_property
+    def scores(self) -> Array:
+        """Final scores, `[seeds]`."""
+        return np.array([run.scores[self.actor].value for run in self.runs])
+
+    @cached_property
+    def summary(self) -> Summary:
+        """Statistics of the final scores over seeds."""
+        return Summary.of(self.scores.tolist())
+
+    @property
+    def unfinished(self) -> int:
+        """Number of runs that did not finish."""
+        return sum(not run.finished for run in self.runs)
+
+    @property
+    def steps(self) -> list[int | None]:
+        """Gradient steps after which each run was scored."""
+        return [run.step for run in self.runs]
+
+    @property
+    def episodes(self) -> list[int | None]:
+        """Number of episodes of each run's final score."""
+        return [run.scores[self.actor].episodes for run in self.runs]
+
+    def last(self, k: int) -> float | None:
+        """Return the mean over seeds of the mean of the last k evaluations; None where a run has fewer."""
+        if self.actor != "policy" or any(len(run.evaluations) < k for run in self.runs):
+            return None
+        return float(np.mean([[score for _, score in run.evaluations[-k:]] for run in self.runs]))
+
+    @property
+    def best(self) -> float | None:
+        """Mean over seeds of each run's best evaluation: chosen by looking at the environment, so too high."""
+        if self.actor != "policy" or not all(run.evaluations for run in self.runs):
+            return None
+        return float(np.mean([max(score for _, score in run.evaluations) for run in self.runs]))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Algorithms on the tasks of one scale that all of them share.
+
+    Attributes:
+        scale: Name of the scale.
+        scores: By algorithm, one array of scores per shared task.
+        tasks: The shared tasks.
+        left_out: Tasks that some algorithm lacks.
+    """
+
+    scale: str
+    scores: dict[str, list[Array]]
+    tasks: Sequence[Task]
+    left_out: Sequence[Task]
+
+
+@dataclass(frozen=True)
+class PublishedFigure:
+    """A score as a paper prints it, on D4RL's scale; published.json says which are there and which are not.
+
+    Attributes:
+        paper: The paper, by the name of its algorithm.
+        table: Where in the paper.
+        algorithm: Name of the algorithm, as printed.
+        dataset: D4RL's id of the dataset.
+        mean: The score.
+        spread: What follows the ±; None where nothing is printed.
+        spread_kind: `standard error` or `standard deviation`.
+        arxiv: The paper's arXiv id.
+    """
+
+    paper: str
+    table: str
+    algorithm: str
+    dataset: str
+    mean: float
+    spread: float | None
+    spread_kind: str | None
+    arxiv: str
+
+
+class Report:
+    """Everything that a report shows.
+
+    Args:
+        runs: Runs to report.
+        last: Number of evaluations in the mean over the last ones.
+        best: Whether to show the best evaluation, too.
+        notes: Remarks for the reader, to which those on the rows are added.
+
+    Attributes:
+        rows: All rows, by scale and dataset, then algorithm, the policy before other actors.
+        tasks: Their tasks, in this order.
+        bandits: Runs on 2-D bandits, which have no scores.
+    """
+
+    def __init__(self, runs: Sequence[Run], last: int = 5, best: bool = False, notes: Sequence[str] = ()) -> None:
+        self.last, self.best = last, best
+        runs = told_apart(runs)
+        self.bandits = [run for run in runs if run.bandit]
+        grouped: dict[tuple[Task, str, str], list[Run]] = defaultdict(list)
+        for run in runs:
+            for actor in () if run.bandit else run.scores:
+                grouped[Task(run.dataset, run.reference), run.algorithm, actor].append(run)
+        self.rows = sorted(
+            (Row(*key, runs=each) for key, each in grouped.items()),
+            key=lambda row: (row.task.scale, row.task.dataset, row.algorithm, row.actor != "policy", row.actor),
+        )
+        self.tasks = list(dict.fromkeys(row.task for row in self.rows))
+        self.notes = [*notes, *self._remarks([run for run in runs if not run.bandit and "policy" not in run.scores])]
+
+    def of(self, task: Task) -> list[Row]:
+        """Return the rows of a task."""
+        return [row for row in self.rows if row.task == task]
+
+    @property
+    def policies(self) -> list[Row]:
+        """The rows of the algorithms' own policies."""
+        return [row for row in self.rows if row.actor == "policy"]
+
+    @property
+    def algorithms(self) -> list[str]:
+        """Names of all algorithms with a score."""
+        return sorted({row.algorithm for row in self.rows})
+
+    def data_score(self, task: Task) -> float | None:
+        """Return the dataset's own mean, on the task's scale; None where no run knows it."""
+        return next((r.data_score for row in self.of(task) for r in row.runs if r.data_score is not None), None)
+
+    @cached_property
+    def comparisons(self) -> list[Comparison]:
+        """One for each scale of normalized scores on which there is something to put together."""
+        found = []
+        for scale in dict.fromkeys(task.scale for task in self.tasks if task.reference is not None):
+            scores = {(row.task, row.algorithm): row.scores for row in self.policies if row.task.scale == scale}
+            tasks = list(dict.fromkeys(task for task, _ in scores))
+            algorithms = sorted({algorithm for _, algorithm in scores})
+            shared = [task for task in tasks if all((task, algorithm) in scores for algorithm in algorithms)]
+            if len(scores) > 1:
+                by_algorithm = {name: [scores[task, name] for task in shared] for name in algorithms}
+                left_out = [task for task in tasks if task not in shared]
+                found.append(Comparison(scale, by_algorithm, shared, left_out))
+        return found
+
+    @cached_property
+    def published(self) -> dict[Task, list[PublishedFigure]]:
+        """Published figures by task: only of D4RL's own file of the same id, on D4RL's scale."""
+        content: dict[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text())
+        figures = [
+            PublishedFigure(**each, arxiv=content["papers"][each["paper"]]["arxiv"]) for each in content["figures"]
+        ]
+        originals = {row.task: row.runs[0].dataset_id for row in self.rows if row.runs[0].source == "d4rl"}
+        return {
+            task: [figure for figure in figures if figure.dataset == originals.get(task) and task.scale == "d4rl"]
+            for task in self.tasks
+        }
+
+    def _remarks(self, scoreless: Sequence[Run]) -> list[str]:
+        notes = []
+        if scoreless:
+            paths = [str(run.path) for run in scoreless]
+            more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+            notes.append(f"Without a score: {', '.join(paths[:3])}{more}.")
+        for row in self.policies:
+            name = f"{row.algorithm} on {row.task.dataset}"
+            early = [run for run in row.runs if run.step is not None and run.step < run.trained_until]
+            if early:
+                where = ", ".join(f"seed {run.seed} at {run.step:,} of {run.trained_until:,}" for run in early)
+                notes.append(f"{name}: not the last checkpoint was scored ({where} gradient steps).")
+            elif len(set(row.steps)) > 1:
+                notes.append(f"{name}: the seeds were scored after different numbers of gradient steps.")
+            elif settings := differing_settings(row.runs):
+                notes.append(f"{name}: the seeds differ in their config.yaml: {', '.join(settings)}.")
+        short = [row for row in self.policies if row.last(self.last) is None]
+        if short:
+            fewest = min(len(run.evaluations) for row in short for run in row.runs)
+            hint = f"; --last {fewest} averages what all have" if fewest > 1 else ""
+            where = f"{len(short)} of {len(self.policies)} rows"
+            notes.append(f"last {self.last} is empty in {where}, where a run has fewer evaluations{hint}.")
+        notes += [
+            f"Over datasets ({each.scale}): the number of seeds differs; a dataset with more weighs more in the IQM."
+            for each in self.comparisons
+            if any(len({len(task) for task in tasks}) > 1 for tasks in each.scores.values())
+        ]
+        return notes

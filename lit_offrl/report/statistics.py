@@ -1,0 +1,136 @@
+"""Statistics over seeds and datasets, after Agarwal et al. (2021), "Deep RL at the Edge of the Statistical Precipice".
+
+Scores of one algorithm are a sequence of arrays, one per dataset ("task"), of one score per seed. Intervals are
+percentile intervals of a stratified bootstrap: seeds are drawn anew with replacement within each task, never across
+tasks. They need at least 2 seeds in every task and are None otherwise. The random stream is fixed: the same scores
+give the same interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Interval = tuple[float, float]
+
+RESAMPLES = 10_000
+COVERAGE = 0.95
+SEED = 0
+
+
+def interquartile_mean(scores: Array) -> Array:
+    """Return the mean of the middle half along the last axis: floor(n/4) of n scores are cut off at either end."""
+    n = scores.shape[-1]
+    cut = n // 4
+    return np.asarray(np.sort(scores, axis=-1)[..., cut : n - cut].mean(axis=-1))
+
+
+def mean(scores: Array) -> Array:
+    """Return the mean along the last axis."""
+    return np.asarray(scores.mean(axis=-1))
+
+
+def bootstrap_interval(tasks: Sequence[Array], statistic: Callable[[Array], Array]) -> Interval | None:
+    """Return the interval of a statistic of all scores together, `[..., n] -> [...]`."""
+    if not _repeated(tasks):
+        return None
+    rng = np.random.default_rng(SEED)
+    drawn = [task[rng.integers(len(task), size=(RESAMPLES, len(task)))] for task in tasks]
+    low, high = _interval(statistic(np.concatenate(drawn, axis=1)))
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the scores of the seeds of one cell amount to; None where one seed says nothing.
+
+    Attributes:
+        mean: Mean over seeds.
+        std: Sample standard deviation over seeds (divisor n - 1).
+        standard_error: std / sqrt(n).
+        iqm: Interquartile mean.
+        interval: 95% bootstrap interval of the interquartile mean.
+        seeds: Number of seeds n.
+    """
+
+    mean: float
+    std: float | None
+    standard_error: float | None
+    iqm: float
+    interval: Interval | None
+    seeds: int
+
+    @classmethod
+    def of(cls, scores: Sequence[float]) -> Summary:
+        """Summarize one score per seed; at least one."""
+        values = np.asarray(scores, dtype=np.float64)
+        n = len(values)
+        std = float(values.std(ddof=1)) if n > 1 else None
+        return cls(
+            mean=float(values.mean()),
+            std=std,
+            standard_error=None if std is None else std / n**0.5,
+            iqm=float(interquartile_mean(values)),
+            interval=bootstrap_interval([values], interquartile_mean),
+            seeds=n,
+        )
+
+
+def performance_profile(tasks: Sequence[Array], thresholds: Array) -> tuple[Array, Array | None]:
+    """Return the share of runs that score above each threshold, and its interval, `[2, thresholds]`.
+
+    The share is that of a task's seeds, averaged over tasks: every task counts the same.
+    """
+    above = [(task[:, None] > thresholds).astype(np.float64) for task in tasks]
+    share = np.mean([each.mean(axis=0) for each in above], axis=0)
+    if not _repeated(tasks):
+        return share, None
+    rng = np.random.default_rng(SEED)
+    drawn = sum(_resampling_weights(rng, len(each)) @ each for each in above) / len(tasks)
+    return share, _interval(np.asarray(drawn))
+
+
+def probability_of_improvement(x: Sequence[Array], y: Sequence[Array]) -> tuple[float, Interval | None]:
+    """Return P(X > Y), a run of x against a run of y on the same task, and its interval.
+
+    The Mann-Whitney form: the share of pairs of seeds that x wins, a tie counting half, averaged over tasks.
+
+    Args:
+        x: Scores of one algorithm, by task.
+        y: Scores of the other, on the same tasks in the same order; the numbers of seeds may differ.
+    """
+    wins = [
+        (a[:, None] > b).astype(np.float64) + 0.5 * (a[:, None] == b).astype(np.float64)
+        for a, b in zip(x, y, strict=True)
+    ]
+    probability = float(np.mean([each.mean() for each in wins]))
+    if not (_repeated(x) and _repeated(y)):
+        return probability, None
+    rng = np.random.default_rng(SEED)
+    drawn = np.mean(
+        [
+            ((_resampling_weights(rng, len(each)) @ each) * _resampling_weights(rng, each.shape[1])).sum(axis=1)
+            for each in wins
+        ],
+        axis=0,
+    )
+    low, high = _interval(drawn)
+    return probability, (float(low), float(high))
+
+
+def _repeated(tasks: Sequence[Array]) -> bool:
+    return bool(tasks) and all(len(task) > 1 for task in tasks)
+
+
+def _resampling_weights(rng: np.random.Generator, n: int) -> Array:
+    """Return how often each of n seeds is drawn, as a share, `[RESAMPLES, n]`: a resampled mean is one product."""
+    return np.asarray(rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) / n)
+
+
+def _interval(drawn: Array) -> Array:
+    tail = (1 - COVERAGE) / 2
+    return np.asarray(np.quantile(drawn, [tail, 1 - tail], axis=0))

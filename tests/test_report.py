@@ -1,0 +1,426 @@
+"""`report`: statistics by hand, and a tree of run folders through the command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lit_offrl.cli import main
+from lit_offrl.report.rows import Report
+from lit_offrl.report.runs import find_runs
+from lit_offrl.report.statistics import (
+    Summary,
+    bootstrap_interval,
+    interquartile_mean,
+    mean,
+    performance_profile,
+    probability_of_improvement,
+)
+
+LOCAL = {"name": "local", "min": 0.0, "max": 1.0}
+D4RL = {"name": "d4rl", "min": -20.272305, "max": 3234.3}
+NO_REFERENCE = {"name": None, "min": None, "max": None}
+
+
+def write_run(
+    root: Path,
+    algorithm: str,
+    dataset: str,
+    seed: int,
+    score: float,
+    reference: dict[str, Any] = LOCAL,
+    evaluations: dict[int, list[float]] | None = None,
+    **entries: Any,
+) -> Path:
+    """Write a run folder as training does: the score in results.json, scores of episodes by step in eval.csv."""
+    folder = root / algorithm / dataset / f"seed_{seed}"
+    folder.mkdir(parents=True)
+    known = reference["name"] is not None
+    unit = (reference["max"] - reference["min"]) / 100 if known else 1.0
+    low = reference["min"] if known else 0.0
+
+    def scores(value: float) -> dict[str, Any]:
+        normalized = value if known else None
+        return {"normalized": normalized, "return_mean": low + unit * value, "return_std": 0.1, "episodes": 50}
+
+    results = {
+        "algorithm": algorithm,
+        "dataset": dataset,
+        "dataset_source": "offrl",
+        "dataset_sha256": "ab" * 32,
+        "dataset_return_mean": low + unit * 40,
+        "seed": seed,
+        "stage": "fit",
+        "status": "finished",
+        "gradient_steps": 3000,
+        "scored_step": 3000,
+        "scores": scores(score),
+        "score_reference": reference,
+        "comparison": {"behavior": scores(score - 30)},
+    }
+    (folder / "results.json").write_text(json.dumps({**results, **entries}))
+    with (folder / "eval.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["step", "stage", "actor", "seed", "return", "length", "success", "normalized_score"])
+        for step, values in (evaluations or {1000: [score - 20], 2000: [score + 10], 3000: [score]}).items():
+            for i, value in enumerate(values):
+                writer.writerow([step, "fit", "policy", i, low + unit * value, 100, "", value if known else ""])
+        writer.writerow([3000, "fit", "behavior", 0, 0.0, 100, "", -1000.0])
+        writer.writerow([3000, "test", "policy", 0, 0.0, 100, "", -1000.0])
+        file.write("3000,fit,poli")  # a killed process leaves a partial row
+    return folder
+
+
+def flat(folder: Path) -> list[dict[str, str]]:
+    with (folder / "report.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def row_of(folder: Path, **wanted: str) -> dict[str, str]:
+    (row,) = [row for row in flat(folder) if wanted.items() <= row.items()]
+    return row
+
+
+def line_of(out: str, name: str) -> list[str]:
+    """Return the cells of the last line of a table that begins with this name."""
+    (*_, line) = [line for line in out.splitlines() if re.match(rf"\| {re.escape(name)} +\|", line)]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+# ---------------------------------------------------------------- statistics
+
+
+def test_interquartile_mean_by_hand():
+    assert interquartile_mean(np.array([100.0, 1.0, 2.0, -50.0])) == 1.5
+    assert interquartile_mean(np.array([1.0, 2.0, 6.0])) == 3.0  # floor(3/4) = 0 are cut off
+    assert interquartile_mean(np.arange(10.0)) == pytest.approx(np.mean([2, 3, 4, 5, 6, 7]))
+    np.testing.assert_array_equal(interquartile_mean(np.array([[4.0, 0, 1, 2], [8, 8, 8, 8]])), [1.5, 8.0])
+
+
+def test_summary_by_hand():
+    summary = Summary.of([1.0, 2.0, 6.0])
+    assert (summary.mean, summary.iqm, summary.seeds) == (3.0, 3.0, 3)
+    assert summary.std == pytest.approx(7**0.5)  # (4 + 1 + 9) / 2
+    assert summary.standard_error == pytest.approx((7 / 3) ** 0.5)
+    assert Summary.of([5.0]) == Summary(5.0, None, None, 5.0, None, 1)
+
+
+def test_bootstrap_interval_of_two_seeds_by_hand():
+    # The mean of 2 draws from {0, 1} is 0, 1/2, 1 with probabilities 1/4, 1/2, 1/4: the 95% interval is all of it.
+    assert bootstrap_interval([np.array([0.0, 1.0])], mean) == (0.0, 1.0)
+    # Stratified: the tasks differ much, but within each nothing varies, so nothing does.
+    assert bootstrap_interval([np.array([0.0, 0.0]), np.array([90.0, 90.0])], mean) == (45.0, 45.0)
+    assert bootstrap_interval([np.array([0.0, 1.0]), np.array([3.0])], mean) is None
+
+
+def test_bootstrap_interval_agrees_with_the_normal_approximation_and_is_fixed():
+    scores = np.random.default_rng(3).normal(50, 10, size=400)
+    low, high = bootstrap_interval([scores], mean)
+    half = 1.96 * scores.std() / 400**0.5
+    # 10,000 resamples place a 2.5% quantile to about 3% of the half-width
+    assert [low, high] == pytest.approx([scores.mean() - half, scores.mean() + half], abs=0.1 * half)
+    assert bootstrap_interval([scores], mean) == (low, high)
+
+
+def test_performance_profile_by_hand():
+    tasks = [np.array([10.0, 20.0]), np.array([30.0, 40.0, 50.0, 60.0])]
+    share, band = performance_profile(tasks, np.array([0.0, 10.0, 45.0, 60.0]))
+    np.testing.assert_allclose(share, [1.0, (1 / 2 + 1) / 2, (0 + 1 / 2) / 2, 0.0])  # tasks count the same
+    assert band.shape == (2, 4)
+    np.testing.assert_array_equal(band[:, [0, 3]], [[1, 0], [1, 0]])
+    assert (band[0] <= share).all()
+    assert (share <= band[1]).all()
+    assert performance_profile([np.array([1.0])], np.array([0.0]))[1] is None
+
+
+def test_probability_of_improvement_by_hand():
+    x, y = [np.array([1.0, 3.0]), np.array([5.0, 5.0])], [np.array([2.0, 2.0, 3.0]), np.array([4.0, 4.0])]
+    # task 1: 1 wins none; 3 wins two and ties one, of 6 pairs: 2.5/6. Task 2: all.
+    probability, interval = probability_of_improvement(x, y)
+    assert probability == pytest.approx((2.5 / 6 + 1) / 2)
+    assert interval[0] <= probability <= interval[1]
+    assert probability_of_improvement(y, x)[0] == pytest.approx(1 - probability)
+    assert probability_of_improvement(x, x)[0] == pytest.approx(0.5)
+    assert probability_of_improvement([np.array([1.0])], [np.array([0.0])]) == (1.0, None)
+
+
+# ---------------------------------------------------------------- a tree of runs
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Two algorithms on two datasets with 3 seeds, one of them also on a third, and one run under way."""
+    root = tmp_path / "runs"
+    for seed in range(3):
+        for dataset in ("offrl/antmaze/umaze-v0", "offrl/pointmaze/medium-v0"):
+            write_run(root, "dtql", dataset, seed, 60.0 + seed)
+            write_run(root, "bdpo", dataset, seed, 70.0 + 2 * seed)
+        write_run(root, "dtql", "offrl/hopper/medium-v0", seed, 30.0)
+    write_run(root, "bdpo", "offrl/antmaze/umaze-v0", 3, 10.0, status="running")
+    return root
+
+
+def test_the_report(runs: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["report", str(runs), "--last", "2"]) == 0
+    out = capsys.readouterr().out
+    folder = runs / "report"
+    assert {path.name for path in folder.iterdir()} == {
+        "report.html", "report.md", "report.tex", "report.csv", "profiles_local.png", "improvement_local.png",
+        "curve_offrl-antmaze-umaze-v0-local.png", "curve_offrl-pointmaze-medium-v0-local.png",
+        "curve_offrl-hopper-medium-v0-local.png",
+    }  # fmt: skip
+    assert str(folder) in out
+    assert "1 of 16 runs are not finished and left out; --all includes them" in out
+
+    row = row_of(folder, dataset="offrl/antmaze/umaze-v0", algorithm="bdpo", actor="policy")
+    assert (row["score"], row["seeds"], row["episodes_total"], row["unfinished"]) == ("local", "3", "150", "0")
+    assert float(row["mean"]) == float(row["iqm"]) == pytest.approx(72)
+    assert float(row["std"]) == pytest.approx(2)
+    assert float(row["standard_error"]) == pytest.approx(2 / 3**0.5)
+    assert 70 <= float(row["iqm_low"]) < 72 < float(row["iqm_high"]) <= 74
+    assert float(row["last_2"]) == pytest.approx(72 + 5)  # of 82 and 72
+    assert float(row["dataset_mean"]) == pytest.approx(40)
+    assert "best_optimistic" not in row
+    behavior = row_of(folder, dataset="offrl/antmaze/umaze-v0", algorithm="bdpo", actor="behavior")
+    assert float(behavior["mean"]) == pytest.approx(42)
+    assert behavior["last_2"] == ""
+
+    # every bdpo run beats every dtql run on the datasets that they share
+    assert "bdpo > dtql | 1.00 [1.00, 1.00]" in out
+    assert "Left out, because not all of bdpo, dtql have runs there: offrl/hopper/medium-v0." in out
+    assert "| bdpo | 72.0 [" in out
+
+
+def test_the_page_needs_nothing_else(runs: Path):
+    main(["report", str(runs)])
+    page = (runs / "report" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 5
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+
+    class Balance(HTMLParser):
+        open: list[str] = []  # noqa: RUF012
+
+        def handle_starttag(self, tag: str, attrs: object) -> None:
+            if tag not in ("meta", "img"):
+                self.open.append(tag)
+
+        def handle_endtag(self, tag: str) -> None:
+            assert self.open.pop() == tag
+
+    parser = Balance()
+    parser.feed(page)
+    assert parser.open == []
+    tex = (runs / "report" / "report.tex").read_text()
+    assert r"72.0 $\pm$ 2.0" in tex
+    assert tex.count(r"\toprule") == tex.count(r"\bottomrule") == 3
+
+
+def test_unfinished_runs_are_marked(runs: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["report", str(runs), "--all", "--best"]) == 0
+    out = capsys.readouterr().out
+    assert "4 (1 unfinished)" in out
+    assert "56.5 ± 31.0*" in out
+    assert "*: with unfinished runs" in out
+    assert "best (optimistic)" in out
+    assert float(row_of(runs / "report", dataset="offrl/hopper/medium-v0", actor="policy")["best_optimistic"]) == 40
+
+
+def test_one_seed_has_no_spread(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_run(tmp_path, "eda", "offrl/antmaze/umaze-v0", 0, 61.2345, comparison={})
+    assert main(["report", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
+    assert line_of(capsys.readouterr().out, "eda") == ["eda", "61.2 (1 seed)", "", "", "", "1", "50", "3,000"]
+    row = row_of(tmp_path / "out", algorithm="eda")
+    assert [row[name] for name in ("std", "standard_error", "iqm", "iqm_low", "last_5")] == [""] * 5
+    assert not (tmp_path / "report").exists()
+
+
+def test_scores_of_different_references_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for seed in range(2):
+        write_run(tmp_path, "dtql", "offrl/hopper/medium-v0", seed, 50.0)
+        write_run(tmp_path, "dtql", "mujoco/hopper/medium-v0", seed, 70.0, {"name": "minari", "min": 0.0, "max": 9.0})
+        write_run(tmp_path, "bdpo", "offrl/hopper/medium-v0", seed, 52.0)
+        write_run(tmp_path, "bdpo", "mine", seed, 1234.5, NO_REFERENCE, dataset_sha256=None)
+    assert main(["report", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert {(row["dataset"], row["score"]) for row in flat(tmp_path / "report")} == {
+        ("offrl/hopper/medium-v0", "local"), ("mujoco/hopper/medium-v0", "minari"), ("mine", "return"),
+    }  # fmt: skip
+    assert "## Over datasets (local)" in out
+    assert "Over offrl/hopper/medium-v0 (reference local)." in out
+    assert "## Over datasets (return)" not in out
+    assert "1,234 ± 0" in out
+    assert "no reference is known" in out
+
+
+def test_the_same_seed_in_several_folders_makes_several_rows(tmp_path: Path):
+    write_run(tmp_path / "a", "dtql", "offrl/hopper/medium-v0", 0, 50.0)
+    write_run(tmp_path / "b", "dtql", "offrl/hopper/medium-v0", 0, 60.0)
+    write_run(tmp_path / "b", "eda", "offrl/hopper/medium-v0", 0, 60.0)
+    runs = find_runs([tmp_path, tmp_path / "a"], warn=pytest.fail)
+    assert len(runs) == 3, "overlapping folders count once"
+    assert Report(runs).algorithms == ["dtql (a)", "dtql (b)", "eda"]
+
+
+def test_different_files_of_one_id_are_told_apart(tmp_path: Path):
+    write_run(tmp_path, "dtql", "offrl/hopper/medium-v0", 0, 50.0)
+    write_run(tmp_path, "dtql", "offrl/hopper/medium-v0", 1, 60.0, dataset_sha256="cd" * 32)
+    tasks = Report(find_runs([tmp_path], warn=pytest.fail)).tasks
+    assert [task.dataset.partition(" ")[2] for task in tasks] == ["[sha256 abababab]", "[sha256 cdcdcdcd]"]
+
+
+def test_notes_tell_what_does_not_fit(tmp_path: Path):
+    for seed, alpha in enumerate((1.0, 5.0)):
+        folder = write_run(tmp_path, "dtql", "offrl/hopper/medium-v0", seed, 50.0)
+        (folder / "config.yaml").write_text(f"seed_everything: {seed}\nmodel:\n  alpha: {alpha}\n")
+        write_run(tmp_path, "eda", "offrl/hopper/medium-v0", seed, 50.0, scored_step=3000 - 1000 * seed)
+    write_run(tmp_path, "bdpo", "offrl/hopper/medium-v0", 0, 50.0, scores={"normalized": float("nan")})
+    notes = "\n".join(Report(find_runs([tmp_path], warn=pytest.fail)).notes)
+    assert "dtql on offrl/hopper/medium-v0: the seeds differ in their config.yaml: alpha." in notes
+    assert "not the last checkpoint was scored (seed 1 at 2,000 of 3,000 gradient steps)" in notes
+    assert "Without a score: " in notes
+    assert "last 5 is empty in 2 of 2 rows, where a run has fewer evaluations; --last 3" in notes
+
+
+def test_bandits_have_a_table_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    measures = {"target_mean_label": 0.9987, "energy_distance": 0.004632, "off_mode_fraction": 0.0065}
+    for seed, label in enumerate((0.98, 0.99)):
+        entries = {
+            "scores": {"normalized": None, "return_mean": None},
+            "comparison": {},
+            "bandit": {"beta": 16.6667, "mean_label": label, **measures},
+            "bandit_comparison": {"behavior": {"mean_label": 0.5, **measures}},
+        }
+        write_run(tmp_path, "bdpo", "bandit/rings", seed, 0.0, NO_REFERENCE, **entries)
+    assert main(["report", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert line_of(out, "bandit/rings") == [
+        "bandit/rings", "behavior of bdpo", "16.67", "0.500 ± 0.000", "0.999", "0.005 ± 0.000", "0.7% ± 0.0%", "2",
+        "3,000",
+    ]  # fmt: skip
+    assert "0.985 ± 0.007" in out
+    assert "Over datasets" not in out
+    assert row_of(tmp_path / "report", actor="policy", seed="1")["mean_label"] == "0.99"
+
+
+# ---------------------------------------------------------------- published figures
+
+
+@pytest.mark.parametrize(
+    ("dataset", "source", "reference", "shown"),
+    [
+        ("hopper-medium-v2", "d4rl", D4RL, True),
+        ("hopper-medium-v0", "d4rl", D4RL, False),
+        ("hopper-medium-v2", "file", D4RL, False),
+        ("hopper-medium-v2", "d4rl", NO_REFERENCE, False),
+        ("offrl/hopper/medium-v2", "offrl", LOCAL, False),
+        ("D4RL/hopper/medium-v2", "minari", {**D4RL, "name": "minari"}, False),
+    ],
+)
+def test_published_figures_only_where_source_and_version_agree(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    dataset: str,
+    source: str,
+    reference: dict[str, Any],
+    shown: bool,
+):
+    for algorithm in ("dtql", "eda"):
+        write_run(tmp_path, algorithm, dataset, 0, 95.0, reference, dataset_source=source)
+    write_run(tmp_path, "dtql", "offrl/antmaze/umaze-v0", 0, 95.0)
+    assert main(["report", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert ("Published in arXiv 2405.19690, Table 1 (± standard error)" in out) == shown
+    assert ("dtql, published" in out) == shown
+    assert any(row.get("source") for row in flat(tmp_path / "report")) == shown
+    if shown:
+        assert "DTQL 99.6 ± 0.9" in out
+        assert "BDPO 99.3 ± 2.9" in out
+        assert "eda, published" not in out
+        row = row_of(tmp_path / "report", algorithm="DTQL", source="arXiv 2405.19690, Table 1")
+        assert (row["mean"], row["std"], row["standard_error"]) == ("99.6", "", "0.87")
+
+
+def test_published_json_is_consistent_with_the_printed_averages():
+    content = json.loads((Path(main.__code__.co_filename).parent / "report" / "published.json").read_text())
+    figures = content["figures"]
+    assert {figure["paper"] for figure in figures} == set(content["papers"])
+    assert all(re.search(r"-v\d$", figure["dataset"]) for figure in figures)
+    assert all((figure["spread"] is None) == (figure["spread_kind"] is None) for figure in figures)
+    keys = [tuple(figure[name] for name in ("paper", "table", "algorithm", "dataset")) for figure in figures]
+    assert len(set(keys)) == len(keys)
+
+    def scores(paper: str, algorithm: str, start: str, end: str) -> list[float]:
+        return [
+            figure["mean"]
+            for figure in figures
+            if (figure["paper"], figure["table"], figure["algorithm"]) == (paper, "Table 1", algorithm)
+            and figure["dataset"].startswith(start)
+            and figure["dataset"].endswith(end)
+        ]
+
+    assert np.mean(scores("DTQL", "DTQL", "", "v2")) == pytest.approx(88.7, abs=0.06)  # Gym Average
+    assert np.mean(scores("DTQL", "DTQL", "antmaze", "v0")) == pytest.approx(73.6, abs=0.06)  # Antmaze Average
+    assert np.mean(scores("DTQL", "IQL", "antmaze", "v0")) == pytest.approx(63.0, abs=0.06)
+    # misprinted columns are left out
+    assert scores("DTQL", "TD3+BC", "antmaze", "v0") == scores("BDPO", "QGPO", "antmaze", "v0") == []
+    assert scores("BDPO", "DTQL", "antmaze-umaze-v0", "") == []
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def failure(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(["report", *words]) == 2
+    (*_, line) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_bad_input_gets_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert "no folder" in failure(capsys, str(tmp_path / "nowhere"))
+    assert "no results.json below" in failure(capsys, str(tmp_path))
+    assert "FOLDER" in failure(capsys)
+    folder = write_run(tmp_path, "dtql", "offrl/hopper/medium-v0", 0, 50.0, status="interrupted")
+    assert "none of 1 runs is finished: --all" in failure(capsys, str(tmp_path))
+    assert "--last: must be at least 1" in failure(capsys, str(tmp_path), "--all", "--last", "0")
+    in_the_way = str(folder / "results.json")
+    assert "cannot be written" in failure(capsys, str(tmp_path), "--all", "--output", in_the_way)
+    (folder / "results.json").write_text("{")
+    assert "no readable results.json" in failure(capsys, str(tmp_path))
+
+
+def test_broken_files_are_named_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_run(tmp_path, "dtql", "offrl/hopper/medium-v0", 9, 50.0)
+    broken = []
+    for seed, content in enumerate(
+        (b'{"algorithm": "dtql", "sta', b"[]", b'{"algorithm": "dtql", "seed": 1}', b"\xff\xfe")
+    ):
+        broken.append(write_run(tmp_path, "dtql", "offrl/hopper/medium-v0", seed, 50.0) / "results.json")
+        broken[-1].write_bytes(content)
+    assert main(["report", str(tmp_path)]) == 0
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == len(broken)
+    for line, path in zip(lines, broken, strict=True):
+        assert line.startswith(f"warning: {path} cannot be read and is skipped: ")
+    assert row_of(tmp_path / "report", algorithm="dtql", actor="policy")["seeds"] == "1"
+
+
+def test_no_torch_is_needed(runs: Path):
+    code = (
+        "import sys; from lit_offrl.cli import main; code = main(sys.argv[1:]); "
+        "print('LOADED', code, *sorted(name for name in sys.modules if '.' not in name))"
+    )
+    command = [sys.executable, "-c", code, "report", str(runs)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    loaded = output.rpartition("LOADED")[2].split()
+    assert loaded[0] == "0"
+    assert not set(loaded) & {"torch", "lightning", "gymnasium", "minari", "h5py", "scipy", "tensorboard"}
