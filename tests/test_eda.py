@@ -255,7 +255,7 @@ def test_labels_do_not_depend_on_the_size_of_pieces(monkeypatch: pytest.MonkeyPa
     algorithm = make().double()
     algorithm.dataset_observations = algorithm.dataset_observations.double()
     whole = algorithm.make_labels()
-    monkeypatch.setattr("lit_offrl.algorithms.eda.CANDIDATES_AT_ONCE", 3 * 16)
+    monkeypatch.setattr("lit_offrl.algorithms.eda.SAMPLED_AT_ONCE", 3 * 16)
     pieces = algorithm.make_labels()
     assert torch.equal(whole.rows, pieces.rows)
     torch.testing.assert_close(whole.candidates, pieces.candidates, rtol=0, atol=1e-9)  # matrix products in pieces

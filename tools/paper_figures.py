@@ -34,7 +34,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lit_offrl import algorithms
-from lit_offrl.algorithms import OfflineAlgorithm, eda
+from lit_offrl.algorithms import OfflineAlgorithm, vp_diffusion
 from lit_offrl.callbacks import figures
 from lit_offrl.cli import main as command_line
 from lit_offrl.data.bandits import BanditData, find_bandit
@@ -244,7 +244,7 @@ def bdpo11(options: argparse.Namespace) -> None:
 
 def eda3(options: argparse.Namespace) -> None:
     """Train, draw and measure Figures 3 and 8 of EDA: densities where diffusion ends, predicted Q at several times."""
-    first = f"t = {eda.FIGURE_TIMES[0]:g}"
+    first = f"t = {vp_diffusion.FIGURE_TIMES[0]:g}"
     shown = (rf"$\mu$, {first}", rf"$\pi$, {first}", "labels", r"$\beta")
     six_rows(options, "EDA", "eda_bandit.yaml", shown)
 

@@ -23,26 +23,24 @@ time features are quantiles of their distribution, and labels are made once, whe
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSpec, Phase, Target, frozen_copy, select
+from lit_offrl.algorithms.base import Actor, Info, OptimizerSpec, Phase, Target, frozen_copy, select
 from lit_offrl.algorithms.implicit_q import critic_loss
+from lit_offrl.algorithms.vp_diffusion import FIGURE_SAMPLES, FIGURE_TIMES, SAMPLED_AT_ONCE, VPDiffusion
 from lit_offrl.batch import Batch
-from lit_offrl.diffusion.denoisers import diffuse, x0_from_score
+from lit_offrl.diffusion.denoisers import x0_from_score
 from lit_offrl.diffusion.samplers import sample_dpm_singlestep
-from lit_offrl.diffusion.schedules import VPSDE
 from lit_offrl.errors import require
 from lit_offrl.networks.bottleneck import BottleneckNetwork
 from lit_offrl.networks.critics import EnsembleQ, ValueNetwork
 
 LABEL_STREAM = 1_000_003  # added to the seed: candidates must not repeat the noise of the training
-CANDIDATES_AT_ONCE = 4096  # rows of a sampler's batch: more need more memory and save no time
-FIGURE_TIMES = (1e-3, 0.1, 0.25, 0.5)
-FIGURE_SAMPLES, FIGURE_NEIGHBORS = 3000, 15
 
 
 class Labels(NamedTuple):
@@ -59,7 +57,7 @@ class Labels(NamedTuple):
     targets: Tensor
 
 
-class EDA(OfflineAlgorithm):
+class EDA(VPDiffusion):
     """A diffusion policy that is aligned with Q by telling the best of K candidates by its density.
 
         epsilon(a_t | s, t) = - sigma_t grad f(a_t | s, t),  f = log density + C(s, t)                    (Eqs. 9, 11)
@@ -160,8 +158,6 @@ class EDA(OfflineAlgorithm):
         self.critic_steps = critic_steps
         self.labels: Labels | None = None
 
-        self.schedule = VPSDE()
-        self.levels = self.schedule.levels(15)
         self.behavior = BottleneckNetwork(action_dim, observation_dim if conditional else 0, hidden_dim)
         self.policy = BottleneckNetwork(action_dim, observation_dim if conditional else 0, hidden_dim)
         hidden = (critic_hidden_dim,) * 2
@@ -191,19 +187,6 @@ class EDA(OfflineAlgorithm):
         self.policy.load_state_dict(self.behavior.state_dict())
 
     # ---------------------------------------------------------------- the diffusion models
-
-    def noised(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return times `[batch]`, sorted, a_t at them of `actions` `[batch, ..., action_dim]`, and the noise in a_t."""
-        start, end = self.levels[-1].time, self.levels[0].time
-        time = (start + (end - start) * self.stratified(len(actions))).to(actions)
-        noise = self.normal(*actions.shape)
-        alpha, sigma = self.scales(time, actions)
-        return time, diffuse(actions, noise, alpha, sigma), noise
-
-    def scales(self, time: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return alpha and sigma at `time` `[batch]`, with the dimensions of `like` `[batch, ...]`."""
-        time = time.view(-1, *[1] * (like.ndim - 1))
-        return self.schedule.alpha(time), self.schedule.sigma(time)
 
     @torch.no_grad()
     def sample(
@@ -265,20 +248,17 @@ class EDA(OfflineAlgorithm):
         """
         assert self.dataset_observations is not None, "alignment needs the observations of a dataset"
         n = len(self.dataset_observations)
-        count = max(round(self.label_fraction * n), 1)
+        labelled = max(round(self.label_fraction * n), 1)
         generator = torch.Generator(self.device).manual_seed(self.seed + LABEL_STREAM)
-        rows = torch.randperm(n, generator=generator, device=self.device)[:count].sort().values
-        candidates, targets = [], []
-        with self.progress("candidates", count, unit="state") as bar:
-            for some in torch.split(rows, max(CANDIDATES_AT_ONCE // self.candidates_per_state, 1)):
-                observations = self.dataset_observations[some]
-                actions = self.sample(self.behavior, observations, self.candidates_per_state, generator)
-                q = self.best_q(observations[:, None], actions)
-                best = F.one_hot(q.argmax(-1), self.candidates_per_state).to(q)
-                candidates.append(actions)
-                targets.append((self.alpha * q).softmax(-1) if self.soft_labels else best)
-                bar.update(len(some))
-        return Labels(rows, torch.cat(candidates), torch.cat(targets))
+        rows = torch.randperm(n, generator=generator, device=self.device)[:labelled].sort().values
+        every, count = self.dataset_observations, self.candidates_per_state
+        some = max(SAMPLED_AT_ONCE // count, 1)
+        sample = partial(self.sample, self.behavior, count=count, generator=generator)
+        candidates = self.in_pieces(lambda these: sample(every[these]), rows, some, "candidates")
+        pieces = zip(torch.split(rows, some), torch.split(candidates, some), strict=True)
+        q = torch.cat([self.best_q(every[these][:, None], actions) for these, actions in pieces])
+        targets = (self.alpha * q).softmax(-1) if self.soft_labels else F.one_hot(q.argmax(-1), count).to(q)
+        return Labels(rows, candidates, targets)
 
     def labelled(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return observations, candidates and targets of as many labelled states as `batch` has rows."""
@@ -352,13 +332,10 @@ class EDA(OfflineAlgorithm):
         generator = torch.Generator(actions.device).manual_seed(0)
         samples = self.sample(self.behavior, observations[:1], FIGURE_SAMPLES, generator)[0]
         noise = torch.randn(samples.shape, generator=generator, device=actions.device)
-        near = 2 * (actions[1] - actions[0]).norm()  # they are neighbors on a grid
 
         def at(t: float) -> tuple[Tensor, ...]:
             time = torch.full_like(actions[:, 0], t)
-            alpha, sigma = self.scales(time[:1], samples)
-            distance = torch.cdist(actions, diffuse(samples, noise, alpha, sigma))
-            seen = distance.topk(FIGURE_NEIGHBORS, largest=False).values[:, -1] < near
+            seen = self.among(actions, samples, noise, t)
             logs = [self.behavior(actions, time, observations), self.log_density(observations, actions, time)]
             logs = [each - each.where(seen, -torch.inf).max() for each in logs]
             shown = [*(each.exp() for each in logs), self.predicted_q(observations, actions, time)]
