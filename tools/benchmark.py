@@ -29,7 +29,7 @@ from lit_offrl.batch import Batch
 SHAPES = {"hopper": (11, 3), "walker2d": (17, 6), "antmaze": (29, 8)}  # widths of observations and actions
 # An actor that waits or pauses would make the cost of a step depend on the step: averaged over `STEPS`.
 STEPS = 5
-OPTIONS: dict[str, dict[str, Any]] = {"BDPO": {"warmup_steps": 0}}
+OPTIONS: dict[str, dict[str, Any]] = {"BDPO": {"warmup_steps": 0}, "EDA": {"critic_steps": 0}}
 OPTIONS["BDPOGaussian"] = OPTIONS["BDPODeterministic"] = OPTIONS["BDPO"]
 
 
@@ -73,16 +73,19 @@ class Clock:
         return {"step": total / steps, **{name: seconds / steps for name, seconds in self.seconds.items()}}
 
 
-def make(name: str, shape: tuple[int, int], options: dict[str, Any], device: str) -> OfflineAlgorithm:
-    """Return an algorithm at the beginning of its main phase."""
+def make(name: str, batch: Batch, options: dict[str, Any]) -> OfflineAlgorithm:
+    """Return an algorithm for a dataset that is one batch, ready for the updates of all its phases."""
     from lit_offrl.callbacks.ema import EMATargets
 
     torch.manual_seed(0)
+    shape = batch.observations.shape[1], batch.actions.shape[1]
     algorithm = getattr(algorithms, name)(*shape, pretrain_steps=0, **{**OPTIONS.get(name, {}), **options})
-    algorithm.to(device).configure_optimizers()
+    algorithm.to(batch.rewards.device).configure_optimizers()
     algorithm.main_steps = 1_000_000
-    algorithm.phases()[-1].begin()
     EMATargets().on_fit_start(None, algorithm)  # type: ignore[arg-type]
+    algorithm.dataset_observations, algorithm.dataset_next_observations = batch.observations, batch.next_observations
+    for phase in algorithm.phases():
+        phase.begin()
     return algorithm
 
 
@@ -93,26 +96,21 @@ def random_batch(shape: tuple[int, int], size: int, device: str) -> Batch:
     observations, next_observations = torch.randn(2, size, observation_dim, generator=generator)
     actions = torch.rand(size, action_dim, generator=generator) * 2 - 1
     rewards, terminals = torch.rand(2, size, generator=generator)
-    return Batch(
-        *(x.to(device) for x in (observations, actions, rewards, next_observations, (terminals < 0.01).float()))
-    )
+    fields = (observations, actions, rewards, next_observations, (terminals < 0.01).float(), torch.arange(size))
+    return Batch(*(x.to(device) for x in fields))
 
 
 def measure(names: list[str], shape: str, batch_size: int, rounds: int, options: dict[str, Any], device: str) -> Any:
     """Return, by algorithm and phase, the median seconds per gradient step and of its parts."""
     batch = random_batch(SHAPES[shape], batch_size, device)
-    clocks = {name: Clock(make(name, SHAPES[shape], options, device)) for name in names}
+    clocks = {name: Clock(make(name, batch, options)) for name in names}
     taken: dict[str, list[dict[str, float]]] = defaultdict(list)
     for turn in range(rounds + 1):
         for name, clock in clocks.items():
-            algorithm = clock.algorithm
-            phases = {"training": algorithm.update}
-            if type(algorithm).pretrain_update is not OfflineAlgorithm.pretrain_update:
-                phases["pretraining"] = algorithm.pretrain_update
-            for phase, update in phases.items():
-                parts = clock.run(update, batch, STEPS)
+            for phase in clock.algorithm.phases():
+                parts = clock.run(phase.update, batch, STEPS)
                 if turn:  # the first warms up
-                    taken[f"{name} {phase}"].append(parts)
+                    taken[f"{name} {phase.name}"].append(parts)
     return {
         key: {part: statistics.median(each[part] for each in each_round) for part in each_round[0]}
         for key, each_round in taken.items()
