@@ -21,6 +21,8 @@ OBSERVATION_DIM, ACTION_DIM, BATCH_SIZE = 5, 3, 16
 OPTIONS: dict[str, dict[str, int]] = {
     **{name: {"warmup_steps": 0, "actor_every": 1} for name in ("BDPO", "BDPOGaussian", "BDPODeterministic")},
     "EDA": {"critic_steps": 0, "candidates_per_state": 3},
+    "AEPO": {"critic_steps": 0, "table_size": 8, "table_samples": 64},
+    "QGPO": {"critic_steps": 0, "support_actions": 3},
 }
 # Without any noise, in the policy and in its losses.
 DETERMINISTIC = {"BDPODeterministic"}
@@ -32,6 +34,7 @@ def make(cls: type[OfflineAlgorithm], seed: int = 0) -> OfflineAlgorithm:
     algorithm = cls(OBSERVATION_DIM, ACTION_DIM, seed=seed, hidden_dim=16, pretrain_steps=0, **options)
     algorithm.configure_optimizers()
     algorithm.dataset_observations = torch.randn(BATCH_SIZE, OBSERVATION_DIM)
+    algorithm.dataset_next_observations = torch.randn(BATCH_SIZE, OBSERVATION_DIM)
     algorithm.phases()[-1].begin()
     return algorithm
 
