@@ -70,7 +70,6 @@ def test_curves_of_alignment_share_behavior_models_and_critics(
     monkeypatch.setattr(tool, "EDA6_CANDIDATES", (2,))
     words = [f"--root={tmp_path}", f"--dataset={hopper}", "--seeds", "0", "1", "--episodes=2"]
     words += ["--data.batch_size=8", "--model.init_args.hidden_dim=16"]
-    words += ["--evaluation.episodes=2", "--evaluation.num_envs=2"]
     tool.main(["eda5", *words])
     said = capsys.readouterr().out
     stages = {path: path.stat().st_mtime_ns for path in (tmp_path / "stages").rglob("results.json")}

@@ -253,12 +253,15 @@ def eda3(options: argparse.Namespace) -> None:
 
 EDA_STAGES = {"pretrain_steps": 4000, "critic_steps": 6000}  # quick_eda.yaml's
 EDA_ALIGNMENT = {"trainer.max_steps": 3000, "data.steps_per_epoch": 500, "trainer.check_val_every_n_epoch": 1}
+FINAL_SCORE_ALONE = {"trainer.check_val_every_n_epoch": 1000, "evaluation.compare": "false"}
 EDA5_FRACTIONS = (0.01, 0.1, 1.0)
 EDA6_CANDIDATES = (2, 4, 16)
 
 
-def aligned(options: argparse.Namespace, seed: int, name: str, **arguments: object) -> tuple[dict[str, Any], RunFolder]:
-    """Return results.json and folder of an alignment by these arguments, from the seed's behavior model and critic.
+def aligned(
+    options: argparse.Namespace, seed: int, name: str, flags: Mapping[str, Any]
+) -> tuple[dict[str, Any], RunFolder]:
+    """Return results.json and folder of an alignment by these flags, from the seed's behavior model and critic.
 
     Acting takes one sample and no critic, as in the paper's curves.
     """
@@ -267,19 +270,19 @@ def aligned(options: argparse.Namespace, seed: int, name: str, **arguments: obje
         "data.dataset": options.dataset,
         "seed_everything": seed,
         "model.init_args.candidates": 1,
+        "evaluation.episodes": options.episodes,
         "evaluation.final_episodes": options.episodes,
+        "evaluation.num_envs": options.episodes,
     }
     root = Path(options.root) / "stages"
     stages = RunFolder.of(root, "eda", options.dataset, seed)
     steps = {f"model.init_args.{stage}": count for stage, count in EDA_STAGES.items()}
     early = {"trainer.max_steps": sum(EDA_STAGES.values()), "trainer.default_root_dir": root}
     fit(stages, words | steps | early | {"evaluation.enabled": "false"}, options)
-    given: dict[str, Any] = dict.fromkeys(steps, 0)
-    given["model.init_args.pretrained"] = stages.last_checkpoint
-    given |= {f"model.init_args.{key}": value for key, value in arguments.items()}
     root = Path(options.root) / name
     folder = RunFolder.of(root, "eda", options.dataset, seed)
-    return fit(folder, words | EDA_ALIGNMENT | given | {"trainer.default_root_dir": root}, options), folder
+    late = {"model.init_args.pretrained": stages.last_checkpoint, "trainer.default_root_dir": root}
+    return fit(folder, words | dict.fromkeys(steps, 0) | EDA_ALIGNMENT | late | {**flags}, options), folder
 
 
 def curve(folder: RunFolder) -> dict[int, float]:
@@ -303,7 +306,8 @@ def eda5(options: argparse.Namespace) -> None:
     lines, curves, finals = [], {}, {}
     cloning: list[float] = []
     for fraction in EDA5_FRACTIONS:
-        runs = [aligned(options, seed, f"labels_{fraction:g}", label_fraction=fraction) for seed in options.seeds]
+        flags = {"model.init_args.label_fraction": fraction}
+        runs = [aligned(options, seed, f"labels_{fraction:g}", flags) for seed in options.seeds]
         finals[fraction] = [results["scores"]["normalized"] for results, _ in runs]
         cloning = [results["comparison"]["behavior"]["normalized"] for results, _ in runs]
         each = [curve(folder) for _, folder in runs]
@@ -341,8 +345,8 @@ def eda6(options: argparse.Namespace) -> None:
         for kind, scores in finals.items():
             loss = "dpo" if kind == "preference" and count == 2 else kind  # Eq. 16 is Eq. 15 with two candidates
             name = f"{loss}_{count}"
-            words = {"loss": loss, "candidates_per_state": count}
-            runs = [aligned(options, seed, name, **words)[0] for seed in options.seeds]
+            flags = {"model.init_args.loss": loss, "model.init_args.candidates_per_state": count}
+            runs = [aligned(options, seed, name, flags | FINAL_SCORE_ALONE)[0] for seed in options.seeds]
             scores[count] = [results["scores"]["normalized"] for results in runs]
             lines.append({"loss": loss, "K": str(count), "score": mean_and_spread(scores[count])})
 
