@@ -25,6 +25,14 @@ def tool() -> ModuleType:
     return module
 
 
+@pytest.fixture(scope="module")
+def hopper(minari_root: Path) -> str:
+    """A dataset whose episodes are short."""
+    dataset = "offrl/hopper/random-v0"
+    collect_dataset(dataset, steps=500, seed=0, processes=1, progress=False)
+    return dataset
+
+
 def test_a_row_of_paths_over_value_landscapes(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     words = ["bdpo11", f"--root={tmp_path}", "--sets", "moons", "--trainer.max_steps=6", "--data.batch_size=64"]
     words += ["--model.init_args.pretrain_steps=3", "--model.init_args.warmup_steps=1", "--bandit.figures=false"]
@@ -36,7 +44,7 @@ def test_a_row_of_paths_over_value_landscapes(tool: ModuleType, tmp_path: Path, 
 
 
 def test_two_rows_of_a_column_and_no_run_twice(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    words = ["dtql6", f"--root={tmp_path}", "--columns", "25gaussians-near", "--trainer.max_steps=6"]
+    words = ["dtql6", f"--root={tmp_path}", "--sets", "25gaussians-near", "--trainer.max_steps=6"]
     words += ["--model.init_args.pretrain_steps=3", "--model.init_args.hidden_dim=16", "--data.batch_size=8"]
     words += ["--data.steps_per_epoch=6", "--bandit.samples=50", "--bandit.figures=false"]
     tool.main(words)
@@ -56,13 +64,11 @@ def test_two_rows_of_a_column_and_no_run_twice(tool: ModuleType, tmp_path: Path,
 
 def test_curves_of_alignment_share_behavior_models_and_critics(
     tool: ModuleType,
-    minari_root: Path,
+    hopper: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    hopper = "offrl/hopper/random-v0"  # its episodes are short
-    collect_dataset(hopper, steps=500, seed=0, processes=1, progress=False)
     monkeypatch.setattr(tool, "EDA_STAGES", {"pretrain_steps": 3, "critic_steps": 2})
     alignment = {"trainer.max_steps": 4, "data.steps_per_epoch": 2, "trainer.check_val_every_n_epoch": 1}
     monkeypatch.setattr(tool, "EDA_ALIGNMENT", alignment)
@@ -89,3 +95,25 @@ def test_curves_of_alignment_share_behavior_models_and_critics(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "stages").rglob("results.json")} == stages
     for name in ("eda5", "eda6"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_training_acts_with_every_scale_and_rescaling(
+    tool: ModuleType, hopper: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tool, "AEPO2_SCALES", (0.5, 3.0))
+    words = ["aepo2", f"--root={tmp_path}", f"--dataset={hopper}", "--seeds", "0", "--episodes=2"]
+    words += ["--trainer.max_steps=300", "--data.steps_per_epoch=300", "--data.batch_size=64"]
+    words += ["--model.init_args.pretrain_steps=200", "--model.init_args.critic_steps=50"]
+    words += ["--model.init_args.hidden_dim=16", "--model.init_args.table_size=2"]
+    tool.main(words)
+    said = capsys.readouterr().out
+    assert said.count("finished 300 gradient steps") == 1
+    scores = {}
+    for rescale in ("none", "sample", "batch"):
+        path = tmp_path / "aepo" / hopper / "seed_0" / f"rescale_{rescale}.json"
+        comparison = json.loads(path.read_text())["comparison"]
+        scores[rescale] = [comparison[name]["normalized"] for name in ("behavior", "omega_0.5", "omega_3")]
+        assert f"| {rescale} | {scores[rescale][0]:.1f} " in said
+    assert scores["none"][0] == scores["sample"][0] == scores["batch"][0]  # where nothing guides, nothing is rescaled
+    assert scores["none"][1:] != scores["sample"][1:]
+    assert (tmp_path / "aepo2.png").read_bytes().startswith(b"\x89PNG")

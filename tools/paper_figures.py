@@ -1,17 +1,16 @@
 """Reproduce a figure of a paper: train what each panel shows, draw all of them into one PNG, print what was measured.
 
-    python tools/paper_figures.py dtql6 [--root runs/dtql6] [--seed 0] [--columns 25gaussians-far ...] [options of fit]
-    python tools/paper_figures.py bdpo11 [--root runs/bdpo11] [--seed 0] [--sets 8gaussians ...] [options of fit]
-    python tools/paper_figures.py eda3 [--root runs/eda3] [--seed 0] [--sets 8gaussians ...] [options of fit]
-    python tools/paper_figures.py eda5 [--root runs/eda5] [--seeds 0 1 2] [--dataset D] [--episodes 20] [options of fit]
-    python tools/paper_figures.py eda6 [--root runs/eda5] [--seeds 0 1 2] [--dataset D] [--episodes 20] [options of fit]
+    python tools/paper_figures.py {dtql6,bdpo11,eda3} [--root DIR] [--seed 0] [--sets 8gaussians ...] [options of fit]
+    python tools/paper_figures.py {eda5,eda6,aepo2} [--root DIR] [--seeds 0 1 2] [--dataset D] [--episodes 20]
+                                  [options of fit]
 
 `dtql6` is Figure 6 of DTQL: policies kept by the trust region (first row) and by the KL divergence (second row) on five
 2-D sets. `bdpo11` is Figure 11 of BDPO (4 is two of its rows): on six sets, the data, then paths of denoising over the
 value landscapes of the steps at which they begin, and samples over Q. `eda3` is Figures 3 and 8 of EDA: the data, the
 densities of behavior model and aligned policy, the labels' Q, and the Q that the policy predicts at several times.
 `eda5` and `eda6` are EDA's Figures 5 and 6 on one locomotion set, cut to minutes by conf/quick_eda.yaml; under the same
-`--root` they share behavior models and critics.
+`--root` they share behavior models and critics. `aepo2` is AEPO's Figure 2 likewise, cut by conf/quick_energy.yaml: one
+training, many ways to act.
 A run that is finished is not made again.
 """
 
@@ -20,6 +19,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -175,7 +175,7 @@ def dtql6(options: argparse.Namespace) -> None:
     lines = []
     for name, algorithm, config in DTQL6_ROWS:
         pictures.append([])
-        for column in options.columns or DTQL6_COLUMNS:
+        for column in options.sets:
             panel = Panel(f"{name}, {column}", algorithm, f"bandit/{column}", config)
             results = train(panel, options)
             samples = sample(panel, options, DTQL6_SAMPLES)
@@ -207,7 +207,7 @@ def six_rows(options: argparse.Namespace, algorithm: str, config: str, shown: tu
     """Train on the sets, draw of each the data and the maps whose titles begin as `shown` says, measure the samples."""
     pictures: list[list[Callable[[Axes], None]]] = []
     lines = []
-    for name in options.sets or SIX_SETS:
+    for name in options.sets:
         panel = Panel(name, algorithm, f"bandit/{name}", config)
         scores = train(panel, options)["bandit"]
         trained = load(panel, options)
@@ -363,6 +363,61 @@ def eda6(options: argparse.Namespace) -> None:
     print(f"{table(lines)}\n\n{picture}")
 
 
+# ---------------------------------------------------------------- AEPO, Figure 2, in miniature
+
+AEPO2_SCALES = (0.1, 0.3, 0.5, 1.0, 2.0, 3.0)  # omega; the behavior model is 0
+
+
+def swept(options: argparse.Namespace, seed: int, rescale: str) -> dict[float, float]:
+    """Return the score at each omega of the seed's run, which is trained once: rescaling is a matter of acting."""
+    words = {
+        "config": [CONF / "aepo_mujoco.yaml", CONF / "quick_energy.yaml"],
+        "data.dataset": options.dataset,
+        "seed_everything": seed,
+        "model.init_args.sweep": json.dumps(AEPO2_SCALES),
+        "trainer.default_root_dir": options.root,
+        "evaluation.enabled": "false",
+    }
+    folder = RunFolder.of(options.root, "aepo", options.dataset, seed)
+    path = folder.path / f"rescale_{rescale}.json"
+    if not path.is_file():
+        fit(folder, words, options)
+        flags = {
+            "ckpt_path": folder.last_checkpoint,
+            "model.init_args.rescale": rescale,
+            "evaluation.enabled": "true",
+            "evaluation.final_episodes": options.episodes,
+            "evaluation.num_envs": options.episodes * len(AEPO2_SCALES),
+        }
+        code = command_line(["validate", *(f"--{name}={value}" for name, value in flags.items())])
+        if code:
+            sys.exit(code)
+        shutil.copyfile(folder.path / "results.json", path)
+    scores = json.loads(path.read_text())["comparison"]
+    return {scale: scores[f"omega_{scale:g}" if scale else "behavior"]["normalized"] for scale in (0.0, *AEPO2_SCALES)}
+
+
+def aepo2(options: argparse.Namespace) -> None:
+    """Act with several scales of guidance, with and without rescaling; draw score against the scale."""
+    lines, curves = [], {}
+    for rescale in ("none", "sample", "batch"):
+        runs = [swept(options, seed, rescale) for seed in options.seeds]
+        curves[rescale] = {scale: [run[scale] for run in runs] for scale in runs[0]}
+        cells = {f"omega {scale:g}": mean_and_spread(each) for scale, each in curves[rescale].items()}
+        lines.append({"rescale": rescale, **cells})
+
+    def draw_scales(axis: Axes) -> None:
+        for rescale, scores in curves.items():
+            each = list(scores.values())
+            axis.errorbar(list(scores), row_means(each), row_stds(each), marker="o", capsize=3, label=rescale)
+        axis.set(xlabel=r"guidance scale $\omega$", ylabel="normalized score", title="rescale")
+        axis.legend()
+
+    picture = Path(options.root) / "aepo2.png"
+    draw([[draw_scales]], picture)
+    print(f"{table(lines)}\n\n{picture}")
+
+
 def row_means(rows: Sequence[Sequence[float]]) -> figures.Array:
     """Return the mean of each row."""
     return np.array([np.mean(row) for row in rows])
@@ -382,18 +437,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (eda3, "EDA, Figures 3 and 8: densities and predicted Q on six 2-D sets"),
         (eda5, "EDA, Figure 5 in miniature: score against labels and against steps"),
         (eda6, "EDA, Figure 6 in miniature: value and preference with K candidates"),
+        (aepo2, "AEPO, Figure 2 in miniature: score against guidance scale, with and without rescaling"),
     ):
         command = commands.add_parser(run.__name__, help=text)
         command.set_defaults(run=run)
         command.add_argument("--root", default=f"runs/{run.__name__}", help="where runs and picture go")
-        if run in (eda5, eda6):
+        if run in (eda5, eda6, aepo2):
             command.add_argument("--dataset", default="offrl/halfcheetah/medium-replay-v0")
             command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
             command.add_argument("--episodes", type=int, default=20, help="of each final evaluation")
         else:
             command.add_argument("--seed", type=int, default=0)
-            name, every = ("columns", DTQL6_COLUMNS) if run is dtql6 else ("sets", SIX_SETS)
-            command.add_argument(f"--{name}", nargs="+", choices=every, help="only these")
+            every = DTQL6_COLUMNS if run is dtql6 else SIX_SETS
+            command.add_argument("--sets", nargs="+", choices=every, default=every, help="only these")
     options, options.words = parser.parse_known_args(arguments)
     options.run(options)
 
