@@ -252,7 +252,7 @@ def eda3(options: argparse.Namespace) -> None:
 # ---------------------------------------------------------------- EDA, Figures 5 and 6, in miniature
 
 EDA_STAGES = {"pretrain_steps": 4000, "critic_steps": 6000}  # quick_eda.yaml's
-EDA_ALIGNMENT = {"trainer.max_steps": 3000, "data.steps_per_epoch": 500, "trainer.check_val_every_n_epoch": 1}
+EDA_ALIGNMENT = {"trainer.max_steps": 1500, "data.steps_per_epoch": 500, "trainer.check_val_every_n_epoch": 1}
 FINAL_SCORE_ALONE = {"trainer.check_val_every_n_epoch": 1000, "evaluation.compare": "false"}
 EDA5_FRACTIONS = (0.01, 0.1, 1.0)
 EDA6_CANDIDATES = (2, 4, 16)
