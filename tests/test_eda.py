@@ -192,6 +192,17 @@ def test_sampling_is_batched_over_states():
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-10)
 
 
+def test_clamped_denoised_actions_stay_near_the_box():
+    algorithm = make()
+    shake(algorithm.policy, scale=1.0)  # a score that leads far away
+    observations = torch.randn(20, OBSERVATION_DIM)
+    plain, algorithm.clip_denoised = algorithm.sample(algorithm.policy, observations, 5, None), True
+    clipped = algorithm.sample(algorithm.policy, observations, 5, None)
+    assert plain.abs().max() > 2
+    # what remains of the noise at t = 1e-3 comes on top
+    assert 0.99 < clipped.abs().max() < 1.1
+
+
 def test_acting_in_one_state_is_cheap(speed: ModuleType):
     times = speed.measure(candidates=4, rounds=5)
     # Measured 4 times less; 1.5 is what can be promised while a machine does other things.

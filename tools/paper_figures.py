@@ -1,6 +1,6 @@
 """Reproduce a figure of a paper: train what each panel shows, draw all of them into one PNG, print what was measured.
 
-    python tools/paper_figures.py {dtql6,bdpo11,eda3} [--root DIR] [--seed 0] [--sets 8gaussians ...] [options of fit]
+    python tools/paper_figures.py {dtql6,bdpo11,eda3,guided6} [--root DIR] [--seed 0] [--sets S ...] [options of fit]
     python tools/paper_figures.py {eda5,eda6,aepo2} [--root DIR] [--seeds 0 1 2] [--dataset D] [--episodes 20]
                                   [options of fit]
 
@@ -9,8 +9,8 @@
 value landscapes of the steps at which they begin, and samples over Q. `eda3` is Figures 3 and 8 of EDA: the data, the
 densities of behavior model and aligned policy, the labels' Q, and the Q that the policy predicts at several times.
 `eda5` and `eda6` are EDA's Figures 5 and 6 on one locomotion set, cut to minutes by conf/quick_eda.yaml; under the same
-`--root` they share behavior models and critics. `aepo2` is AEPO's Figure 2 likewise, cut by conf/quick_energy.yaml: one
-training, many ways to act.
+`--root` they share behavior models and critics. `guided6` is samples of AEPO and QGPO on six sets, beside those of the
+target. `aepo2` is AEPO's Figure 2 in miniature, cut by conf/quick_energy.yaml: one training, many ways to act.
 A run that is finished is not made again.
 """
 
@@ -36,6 +36,7 @@ from matplotlib.figure import Figure
 from lit_offrl import algorithms
 from lit_offrl.algorithms import OfflineAlgorithm, vp_diffusion
 from lit_offrl.callbacks import figures
+from lit_offrl.callbacks.bandit import BanditTarget
 from lit_offrl.cli import main as command_line
 from lit_offrl.data.bandits import BanditData, find_bandit
 from lit_offrl.run_folder import RunFolder, write_atomically
@@ -52,16 +53,22 @@ class Panel:
         algorithm: Class name.
         dataset: Id.
         config: Name of the config file in `conf/`.
+        beta: Inverse temperature where it is not the config file's.
     """
 
     title: str
     algorithm: str
     dataset: str
     config: str
+    beta: float | None = None
+
+    def root(self, options: argparse.Namespace) -> Path:
+        """Return the root of the run."""
+        return Path(options.root) / ("" if self.beta is None else f"beta_{self.beta:g}")
 
     def folder(self, options: argparse.Namespace) -> RunFolder:
         """Return where `fit` puts the run."""
-        return RunFolder.of(options.root, self.algorithm.lower(), self.dataset, options.seed)
+        return RunFolder.of(self.root(options), self.algorithm.lower(), self.dataset, options.seed)
 
 
 def fit(folder: RunFolder, words: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
@@ -85,8 +92,10 @@ def train(panel: Panel, options: argparse.Namespace) -> dict[str, Any]:
         "config": CONF / panel.config,
         "data.dataset": panel.dataset,
         "seed_everything": options.seed,
-        "trainer.default_root_dir": options.root,
+        "trainer.default_root_dir": panel.root(options),
     }
+    if panel.beta is not None:
+        words |= {"model.init_args.beta": panel.beta, "bandit.beta": panel.beta}
     return fit(panel.folder(options), words, options)
 
 
@@ -221,20 +230,22 @@ def six_rows(options: argparse.Namespace, algorithm: str, config: str, shown: tu
                 *(partial(draw_map, t, values=v, extent=extent, path=paths.get(t)) for t, v in maps.items()),
             ]
         )
-        error = scores["mode_mass_error"]
-        lines.append(
-            {
-                "dataset": f"`{panel.dataset}`",
-                "mean label": f"{scores['mean_label']:.3f}",
-                "exact": f"{scores['target_mean_label']:.3f}",
-                "energy distance": f"{scores['energy_distance']:.3f}",
-                "mode mass error": "-" if error is None else f"{error:.3f}",
-                "off the data": f"{scores['off_mode_fraction']:.1%}",
-            }
-        )
+        lines.append({"dataset": f"`{panel.dataset}`", **bandit_cells(scores)})
     picture = Path(options.root) / f"{options.figure}.png"
     draw(pictures, picture)
     print(f"{table(lines)}\n\n{picture}")
+
+
+def bandit_cells(scores: Mapping[str, Any]) -> dict[str, str]:
+    """Return cells of a table of how close samples are to the target."""
+    error = scores["mode_mass_error"]
+    return {
+        "mean label": f"{scores['mean_label']:.3f}",
+        "exact": f"{scores['target_mean_label']:.3f}",
+        "energy distance": f"{scores['energy_distance']:.3f}",
+        "mode mass error": "-" if error is None else f"{error:.3f}",
+        "off the data": f"{scores['off_mode_fraction']:.1%}",
+    }
 
 
 def bdpo11(options: argparse.Namespace) -> None:
@@ -247,6 +258,43 @@ def eda3(options: argparse.Namespace) -> None:
     first = f"t = {vp_diffusion.FIGURE_TIMES[0]:g}"
     shown = (rf"$\mu$, {first}", rf"$\pi$, {first}", "labels", r"$\beta")
     six_rows(options, "EDA", "eda_bandit.yaml", shown)
+
+
+# ---------------------------------------------------------------- AEPO and QGPO on the six sets
+
+GUIDED_BETAS = (3.0, 10.0)
+GUIDED_SAMPLES = 2000
+
+
+def guided6(options: argparse.Namespace) -> None:
+    """Train AEPO and QGPO on the six sets at two temperatures; draw samples beside the target's."""
+    pictures: list[list[Callable[[Axes], None]]] = []
+    lines = []
+    for name in options.sets:
+        pictures.append([])
+        dataset = f"bandit/{name}"
+        for beta in GUIDED_BETAS:
+            target = BanditTarget(dataset, beta, GUIDED_SAMPLES)
+            panels = [
+                Panel(rf"{each}, $\beta$ = {beta:g}", each, dataset, f"{each.lower()}_bandit.yaml", beta)
+                for each in ("AEPO", "QGPO")
+            ]
+            drawn = {Panel(rf"target, $\beta$ = {beta:g}", "", dataset, ""): target.points}
+            for panel in panels:
+                scores = train(panel, options)["bandit"]
+                drawn[panel] = sample(panel, options, GUIDED_SAMPLES)
+                lines.append(
+                    {
+                        "dataset": f"`{dataset}`",
+                        "beta": f"{beta:g}",
+                        "algorithm": panel.algorithm,
+                        **bandit_cells(scores),
+                    }
+                )
+            pictures[-1] += [partial(draw_samples, panel=panel, samples=samples) for panel, samples in drawn.items()]
+    picture = Path(options.root) / "guided6.png"
+    draw(pictures, picture)
+    print(f"{table(lines)}\n\n{picture}")
 
 
 # ---------------------------------------------------------------- EDA, Figures 5 and 6, in miniature
@@ -435,6 +483,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (dtql6, "DTQL, Figure 6: trust region and KL on five 2-D sets"),
         (bdpo11, "BDPO, Figures 4 and 11: paths and value landscapes on six 2-D sets"),
         (eda3, "EDA, Figures 3 and 8: densities and predicted Q on six 2-D sets"),
+        (guided6, "AEPO and QGPO on six 2-D sets at two temperatures"),
         (eda5, "EDA, Figure 5 in miniature: score against labels and against steps"),
         (eda6, "EDA, Figure 6 in miniature: value and preference with K candidates"),
         (aepo2, "AEPO, Figure 2 in miniature: score against guidance scale, with and without rescaling"),

@@ -9,7 +9,8 @@ Where the authors' code differs from the paper, and which we follow:
    over both Q, and the deterministic policy that the code trains beside it acts nowhere: left out.
 5. One time per state, shared by its candidates, each with noise of its own (code; without the first, C(s, t) of Eq. 13
    would not cancel). Times are uniform in [1e-3, 1], losses not weighted by them (code).
-6. Candidates come from DPM-Solver++ of order 2 in 15 evaluations, uniform in time; they are not clipped (code).
+6. Candidates come from DPM-Solver++ of order 2 in 15 evaluations, uniform in time; they are not clipped (code), unless
+   `clip_denoised` says so: after few updates f is still noisy.
 7. Dropout, in pretraining only, comes before LayerNorm; the linear maps of action, time and observation before the
    trunk, whose first layer is linear too, and the widths are the code's. We leave out its unused shortcuts, which
    differ in nothing but the random numbers they take.
@@ -79,6 +80,8 @@ class EDA(VPDiffusion):
             which is `preference` with two candidates (Eq. 16).
         label_fraction: Share of the dataset's states that have labels, picked at random; alignment sees no others.
         candidates: Actions sampled per state when acting, of which Q selects one.
+        clip_denoised: Clamp the denoised actions to the box in each evaluation of the sampler, also for the candidates
+            that are labelled. The error of f at large t, where 1 / alpha_t magnifies it, then cannot carry actions away.
         conditional: Whether the diffusion models see the observation; 2-D bandits have none.
         dropout: Share of hidden values that is dropped while the behavior model is trained.
         expectile: Expectile tau of the value regression.
@@ -107,6 +110,7 @@ class EDA(VPDiffusion):
         loss: Literal["value", "preference", "dpo"] = "value",
         label_fraction: float = 1.0,
         candidates: int = 4,
+        clip_denoised: bool = False,
         conditional: bool = True,
         dropout: float = 0.1,
         expectile: float = 0.7,
@@ -144,6 +148,7 @@ class EDA(VPDiffusion):
         self.soft_labels = loss == "value"
         self.label_fraction = label_fraction
         self.candidates = candidates
+        self.clip_denoised = clip_denoised
         self.dropout = dropout
         self.expectile = expectile
         self.discount = discount
@@ -199,7 +204,8 @@ class EDA(VPDiffusion):
 
         def denoise(noisy_actions: Tensor, time: Tensor) -> Tensor:
             alpha, sigma = self.scales(time, noisy_actions)
-            return x0_from_score(noisy_actions, gradient(noisy_actions, time[:, None]), alpha, sigma)
+            actions = x0_from_score(noisy_actions, gradient(noisy_actions, time[:, None]), alpha, sigma)
+            return actions.clamp(-self.action_limit, self.action_limit) if self.clip_denoised else actions
 
         return sample_dpm_singlestep(denoise, noise, self.levels)
 
