@@ -117,3 +117,21 @@ def test_one_training_acts_with_every_scale_and_rescaling(
     assert scores["none"][0] == scores["sample"][0] == scores["batch"][0]  # where nothing guides, nothing is rescaled
     assert scores["none"][1:] != scores["sample"][1:]
     assert (tmp_path / "aepo2.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_samples_of_guided_policies_beside_the_target(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tool, "GUIDED_BETAS", (10.0,))
+    monkeypatch.setattr(tool, "GUIDED_SAMPLES", 50)
+    words = ["guided6", f"--root={tmp_path}", "--sets", "moons", "--trainer.max_steps=3", "--data.batch_size=32"]
+    words += ["--model.init_args.pretrain_steps=1", "--model.init_args.critic_steps=1", "--bandit.figures=false"]
+    words += ["--model.init_args.hidden_dim=16", "--data.steps_per_epoch=3", "--bandit.samples=50"]
+    tool.main(words)
+    said = capsys.readouterr().out
+    for algorithm in ("AEPO", "QGPO"):
+        folder = tmp_path / "beta_10" / algorithm.lower() / "bandit/moons/seed_0"
+        scores = json.loads((folder / "results.json").read_text())["bandit"]
+        assert scores["beta"] == 10
+        assert f"| `bandit/moons` | 10 | {algorithm} | {scores['mean_label']:.3f} |" in said
+    assert (tmp_path / "guided6.png").read_bytes().startswith(b"\x89PNG")

@@ -80,8 +80,8 @@ class EDA(VPDiffusion):
             which is `preference` with two candidates (Eq. 16).
         label_fraction: Share of the dataset's states that have labels, picked at random; alignment sees no others.
         candidates: Actions sampled per state when acting, of which Q selects one.
-        clip_denoised: Clamp the denoised actions to the box in each evaluation of the sampler, also for the candidates
-            that are labelled. The error of f at large t, where 1 / alpha_t magnifies it, then cannot carry actions away.
+        clip_denoised: Clamp the denoised actions to the box in each evaluation of the sampler, also of the candidates
+            that are labelled: errors of f at large t, which 1 / alpha_t magnifies, cannot carry actions away.
         conditional: Whether the diffusion models see the observation; 2-D bandits have none.
         dropout: Share of hidden values that is dropped while the behavior model is trained.
         expectile: Expectile tau of the value regression.
