@@ -1,22 +1,15 @@
-"""Exact stand-ins for the networks of energy-guided policies, and small batches; what their tests share."""
+"""Exact stand-ins for the networks of energy-guided policies."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 
-import numpy as np
 import torch
-from conftest import REPOSITORY
 from torch import Tensor, nn
 
-from lit_offrl.batch import Batch
 from lit_offrl.diffusion.mixtures import ComponentQ, GaussianMixture
 from lit_offrl.diffusion.schedules import VPSDE
 
-OBSERVATION_DIM, ACTION_DIM, STATES = 3, 2, 20
 SDE = VPSDE()
 
 
@@ -66,93 +59,3 @@ class GivenGradient(nn.Module):
 
     def gradient(self, observations: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda actions, time: self.function(actions, time[0].item())
-
-
-def batch(rows: int = 12, seed: int = 0) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    return Batch(
-        torch.randn(rows, OBSERVATION_DIM, generator=generator),
-        torch.rand(rows, ACTION_DIM, generator=generator) * 2 - 1,
-        torch.randn(rows, generator=generator),
-        torch.randn(rows, OBSERVATION_DIM, generator=generator),
-        (torch.rand(rows, generator=generator) < 0.4).float(),
-        torch.randint(STATES, (rows,), generator=generator),
-    )
-
-
-def double(rows: Batch) -> Batch:
-    return Batch(*(each if each is None or not each.is_floating_point() else each.double() for each in rows))
-
-
-def shake(module: nn.Module, seed: int = 1, scale: float = 0.1) -> None:
-    """Make a copy differ from its original."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter += scale * torch.randn(parameter.shape, generator=generator)
-
-
-def weights(module: nn.Module) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in module.parameters()]
-
-
-def moved(module: nn.Module, update: Callable[[], object]) -> set[str]:
-    """Return the names of the networks that an update changes."""
-    before = {name: weights(child) for name, child in module.named_children()}
-    update()
-    return {
-        name
-        for name, child in module.named_children()
-        if not all(torch.equal(a, b) for a, b in zip(child.parameters(), before[name], strict=True))
-    }
-
-
-def load_tool(name: str) -> ModuleType:
-    specification = importlib.util.spec_from_file_location(name, REPOSITORY / "tools" / f"{name}.py")
-    assert specification is not None
-    assert specification.loader is not None
-    tool = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(tool)
-    return tool
-
-
-def words(root: Path, model: str, *extra: str, **options: object) -> list[str]:
-    """Return the words of a tiny training on made-up data, of 60 steps in three phases of 20."""
-    data = root.parent / "data.npz"
-    if not data.exists():
-        some = np.random.default_rng(0)
-        np.savez(
-            data,
-            observations=some.normal(size=(60, 3)),
-            actions=some.uniform(-1, 1, (60, 2)),
-            rewards=some.normal(size=60),
-            terminals=np.arange(60) % 6 == 5,
-            timeouts=np.zeros(60, bool),
-        )
-    sizes = {"hidden_dim": 16, "critic_hidden_dim": 16, "energy_hidden_dim": 16, "support_actions": 3}
-    sizes |= {"energy_batch_size": 4, "critic_batch_size": 6, "pretrain_steps": 20, "critic_steps": 20}
-    all_options = {
-        "model": model,
-        **{f"model.init_args.{name}": value for name, value in {**sizes, **options}.items()},
-        "data.dataset": data,
-        "data.batch_size": 8,
-        "data.block_size": 7,
-        "data.steps_per_epoch": 10,
-        "evaluation.enabled": False,
-        "checkpoint.keep_every_n_epochs": 1,
-        "trainer.max_steps": 60,
-        "trainer.accelerator": "cpu",
-        "trainer.default_root_dir": root,
-        "trainer.enable_progress_bar": False,
-    }
-    return ["fit", *(f"--{name}={value}" for name, value in all_options.items()), *extra]
-
-
-def checkpoints(root: Path) -> Path:
-    (last,) = root.rglob("last.ckpt")
-    return last.parent
-
-
-def state(root: Path) -> dict[str, Tensor]:
-    content: dict[str, Tensor] = torch.load(checkpoints(root) / "last.ckpt", weights_only=True)["state_dict"]
-    return content

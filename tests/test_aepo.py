@@ -7,24 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from energy_oracles import (
-    ACTION_DIM,
-    OBSERVATION_DIM,
-    STATES,
-    ExactNoise,
-    ExactQ,
-    GivenGradient,
-    batch,
-    checkpoints,
-    double,
-    load_tool,
-    moved,
-    scales,
-    shake,
-    state,
-    tensor,
-    words,
-)
+from energy_oracles import ExactNoise, ExactQ, GivenGradient, scales, tensor
+from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, batch, checkpoints, double, load_tool, moved, shake, state, words
 from torch import Tensor, nn
 
 from lit_offrl.algorithms import AEPO

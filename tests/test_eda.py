@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
+from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, batch, checkpoints, load_tool, shake, state, weights, words
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,8 +22,6 @@ from lit_offrl.errors import UserError
 from lit_offrl.networks.bottleneck import BottleneckNetwork, silu_with_pullback
 from lit_offrl.networks.embeddings import FourierEmbedding
 
-OBSERVATION_DIM, ACTION_DIM, STATES = 3, 2, 20
-
 
 def make(**options: object) -> EDA:
     """Return a small algorithm at the beginning of alignment, on a dataset of 20 states."""
@@ -38,30 +34,6 @@ def make(**options: object) -> EDA:
     return algorithm
 
 
-def batch(rows: int = 12, seed: int = 0) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    return Batch(
-        torch.randn(rows, OBSERVATION_DIM, generator=generator),
-        torch.rand(rows, ACTION_DIM, generator=generator) * 2 - 1,
-        torch.randn(rows, generator=generator),
-        torch.randn(rows, OBSERVATION_DIM, generator=generator),
-        (torch.rand(rows, generator=generator) < 0.4).float(),
-        torch.randint(STATES, (rows,), generator=generator),
-    )
-
-
-def shake(module: nn.Module, seed: int = 1, scale: float = 0.1) -> None:
-    """Make a copy differ from its original."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter += scale * torch.randn(parameter.shape, generator=generator)
-
-
-def weights(module: nn.Module) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in module.parameters()]
-
-
 def same(module: nn.Module, before: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(module.parameters(), before, strict=True))
 
@@ -69,12 +41,7 @@ def same(module: nn.Module, before: list[Tensor]) -> bool:
 @pytest.fixture(scope="module")
 def speed() -> ModuleType:
     """The tool that measures sampling, which has f and its gradient in their plain form."""
-    specification = importlib.util.spec_from_file_location("speed", REPOSITORY / "tools" / "sampling_speed.py")
-    assert specification is not None
-    assert specification.loader is not None
-    tool = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(tool)
-    return tool
+    return load_tool("sampling_speed")
 
 
 # ---------------------------------------------------------------- the network
@@ -496,56 +463,6 @@ def test_a_summed_parameter_is_stepped_on_as_a_whole():
         torch.testing.assert_close(new, old - 0.5)
 
 
-def words(root: Path, *extra: str) -> list[str]:
-    """Return the words of a tiny training: 20 steps each of the behavior model, the critic and the alignment."""
-    data = root.parent / "data.npz"
-    if not data.exists():
-        some = np.random.default_rng(0)
-        ends = np.arange(60) % 6 == 5
-        observations, actions = some.normal(size=(60, 3)), some.uniform(-1, 1, (60, 2))
-        rewards = some.normal(size=60)
-        np.savez(
-            data,
-            observations=observations,
-            actions=actions,
-            rewards=rewards,
-            terminals=ends,
-            timeouts=np.zeros(60, bool),
-        )
-    options = {
-        "model": "EDA",
-        "model.init_args.hidden_dim": 16,
-        "model.init_args.critic_hidden_dim": 16,
-        "model.init_args.candidates_per_state": 3,
-        "model.init_args.label_fraction": 0.5,
-        "model.init_args.alignment_batch_size": 4,
-        "model.init_args.critic_batch_size": 6,
-        "model.init_args.pretrain_steps": 20,
-        "model.init_args.critic_steps": 20,
-        "data.dataset": data,
-        "data.batch_size": 8,
-        "data.block_size": 7,
-        "data.steps_per_epoch": 10,
-        "evaluation.enabled": False,
-        "checkpoint.keep_every_n_epochs": 1,
-        "trainer.max_steps": 60,
-        "trainer.accelerator": "cpu",
-        "trainer.default_root_dir": root,
-        "trainer.enable_progress_bar": False,
-    }
-    return ["fit", *(f"--{name}={value}" for name, value in options.items()), *extra]
-
-
-def checkpoints(root: Path) -> Path:
-    (last,) = root.rglob("last.ckpt")
-    return last.parent
-
-
-def state(root: Path) -> dict[str, Tensor]:
-    content: dict[str, Tensor] = torch.load(checkpoints(root) / "last.ckpt", weights_only=True)["state_dict"]
-    return content
-
-
 def differing(one: dict[str, Tensor], two: dict[str, Tensor]) -> set[str]:
     """Return the networks that are not the same, bit for bit."""
     return {name.partition(".")[0] for name, value in one.items() if not torch.equal(value, two[name])}
@@ -553,10 +470,10 @@ def differing(one: dict[str, Tensor], two: dict[str, Tensor]) -> set[str]:
 
 def test_resuming_in_every_phase_is_exact(tmp_path: Path):
     root = tmp_path / "runs"
-    assert main(words(root)) == 0
+    assert main(words(root, "EDA")) == 0
     whole = state(root)
     for stop in (10, 30, 50):  # within each phase; from 50, the labels are made anew
-        assert main([*words(root), f"--ckpt_path={checkpoints(root)}/step_{stop:07d}.ckpt"]) == 0
+        assert main([*words(root, "EDA"), f"--ckpt_path={checkpoints(root)}/step_{stop:07d}.ckpt"]) == 0
         assert not differing(state(root), whole), stop
 
 
@@ -564,7 +481,7 @@ def test_each_phase_can_run_alone_and_start_from_another_run(tmp_path: Path):
     def run(name: str, start: str | None, pretrain_steps: int, critic_steps: int) -> dict[str, Tensor]:
         extra = [f"--model.init_args.pretrain_steps={pretrain_steps}", f"--model.init_args.critic_steps={critic_steps}"]
         extra += [f"--model.init_args.pretrained={checkpoints(tmp_path / start)}/last.ckpt"] if start else []
-        assert main(words(tmp_path / name, *extra, "--trainer.max_steps=20")) == 0
+        assert main(words(tmp_path / name, "EDA", *extra, "--trainer.max_steps=20")) == 0
         return state(tmp_path / name)
 
     behavior = run("behavior", None, 20, 0)

@@ -4,19 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from energy_oracles import (
-    ACTION_DIM,
-    OBSERVATION_DIM,
-    STATES,
-    ExactNoise,
-    GivenGradient,
-    batch,
-    double,
-    moved,
-    scales,
-    shake,
-    tensor,
-)
+from energy_oracles import ExactNoise, GivenGradient, scales, tensor
+from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, batch, double, moved, shake
 from torch import Tensor
 from torch.nn import functional as F
 

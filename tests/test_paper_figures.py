@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import REPOSITORY
+from tiny import load_tool
 
 from lit_offrl.collect.recorder import collect_dataset
 
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("paper_figures", REPOSITORY / "tools" / "paper_figures.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["paper_figures"] = module  # where dataclasses look for their annotations
-    specification.loader.exec_module(module)
-    return module
+    return load_tool("paper_figures")
 
 
 @pytest.fixture(scope="module")

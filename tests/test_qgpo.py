@@ -7,21 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from energy_oracles import (
-    ACTION_DIM,
-    OBSERVATION_DIM,
-    STATES,
-    ExactNoise,
-    ExactQ,
-    batch,
-    checkpoints,
-    moved,
-    scales,
-    shake,
-    state,
-    tensor,
-    words,
-)
+from energy_oracles import ExactNoise, ExactQ, scales, tensor
+from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, batch, checkpoints, moved, shake, state, words
 from torch import Tensor, nn
 
 from lit_offrl.algorithms import QGPO
