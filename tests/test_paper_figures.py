@@ -74,7 +74,7 @@ def test_curves_of_alignment_share_behavior_models_and_critics(
     assert len(stages) == 2
     scores = []
     for seed in (0, 1):
-        run = tmp_path / "labels_0.1" / "eda" / hopper / f"seed_{seed}"
+        run = tmp_path / "value_8_labels_0.1" / "eda" / hopper / f"seed_{seed}"
         scores.append(json.loads((run / "results.json").read_text())["scores"]["normalized"])
         steps = {int(row.split(",")[0]) for row in (run / "eval.csv").read_text().splitlines()[1:]}
         assert steps == {2, 4}

@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -303,13 +304,19 @@ EDA_STAGES = {"pretrain_steps": 4000, "critic_steps": 6000}  # quick_eda.yaml's
 EDA_ALIGNMENT = {"trainer.max_steps": 1500, "data.steps_per_epoch": 500, "trainer.check_val_every_n_epoch": 1}
 FINAL_SCORE_ALONE = {"trainer.check_val_every_n_epoch": 1000, "evaluation.compare": "false"}
 EDA5_FRACTIONS = (0.01, 0.1, 1.0)
-EDA6_CANDIDATES = (2, 4, 16)
+EDA6_CANDIDATES = (2, 4, 8)
 
 
 def aligned(
-    options: argparse.Namespace, seed: int, name: str, flags: Mapping[str, Any]
+    options: argparse.Namespace,
+    seed: int,
+    *,
+    loss: str = "value",
+    candidates: int = 8,
+    fraction: float = 0.1,
+    flags: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[dict[str, Any], RunFolder]:
-    """Return results.json and folder of an alignment by these flags, from the seed's behavior model and critic.
+    """Return results.json and folder of an alignment from the seed's behavior model and critic.
 
     Acting takes one sample and no critic, as in the paper's curves.
     """
@@ -327,10 +334,17 @@ def aligned(
     steps = {f"model.init_args.{stage}": count for stage, count in EDA_STAGES.items()}
     early = {"trainer.max_steps": sum(EDA_STAGES.values()), "trainer.default_root_dir": root}
     fit(stages, words | steps | early | {"evaluation.enabled": "false"}, options)
-    root = Path(options.root) / name
+    root = Path(options.root) / f"{loss}_{candidates}_labels_{fraction:g}"
     folder = RunFolder.of(root, "eda", options.dataset, seed)
-    late = {"model.init_args.pretrained": stages.last_checkpoint, "trainer.default_root_dir": root}
-    return fit(folder, words | dict.fromkeys(steps, 0) | EDA_ALIGNMENT | late | {**flags}, options), folder
+    late = {
+        "model.init_args.pretrained": stages.last_checkpoint,
+        "model.init_args.loss": loss,
+        "model.init_args.candidates_per_state": candidates,
+        "model.init_args.label_fraction": fraction,
+        "trainer.default_root_dir": root,
+    }
+    late |= dict.fromkeys(steps, 0)
+    return fit(folder, words | EDA_ALIGNMENT | late | {**flags}, options), folder
 
 
 def curve(folder: RunFolder) -> dict[int, float]:
@@ -354,8 +368,7 @@ def eda5(options: argparse.Namespace) -> None:
     lines, curves, finals = [], {}, {}
     cloning: list[float] = []
     for fraction in EDA5_FRACTIONS:
-        flags = {"model.init_args.label_fraction": fraction}
-        runs = [aligned(options, seed, f"labels_{fraction:g}", flags) for seed in options.seeds]
+        runs = [aligned(options, seed, fraction=fraction) for seed in options.seeds]
         finals[fraction] = [results["scores"]["normalized"] for results, _ in runs]
         cloning = [results["comparison"]["behavior"]["normalized"] for results, _ in runs]
         each = [curve(folder) for _, folder in runs]
@@ -392,9 +405,8 @@ def eda6(options: argparse.Namespace) -> None:
     for count in EDA6_CANDIDATES:
         for kind, scores in finals.items():
             loss = "dpo" if kind == "preference" and count == 2 else kind  # Eq. 16 is Eq. 15 with two candidates
-            name = f"{loss}_{count}"
-            flags = {"model.init_args.loss": loss, "model.init_args.candidates_per_state": count}
-            runs = [aligned(options, seed, name, flags | FINAL_SCORE_ALONE)[0] for seed in options.seeds]
+            flags = {} if (loss, count) == ("value", 8) else FINAL_SCORE_ALONE  # the first is one of eda5's
+            runs = [aligned(options, seed, loss=loss, candidates=count, flags=flags)[0] for seed in options.seeds]
             scores[count] = [results["scores"]["normalized"] for results in runs]
             lines.append({"loss": loss, "K": str(count), "score": mean_and_spread(scores[count])})
 
