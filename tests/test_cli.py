@@ -7,12 +7,14 @@ import json
 import os
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -398,12 +400,15 @@ def test_convert_knows_two_formats(minari_root: Path, tmp_path: Path, capsys: py
 
 
 def test_ctrl_c_while_collecting_leaves_nothing(tmp_path: Path):
-    import signal
-
     environment = {**os.environ, "MINARI_DATASETS_PATH": str(tmp_path)}
     words = ["data", "collect", "offrl/pointmaze/medium-v0", "--steps", "2000000"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "lit_offrl", *words], env=environment, text=True, stderr=subprocess.PIPE
+        [sys.executable, "-m", "lit_offrl", *words],
+        env=environment,
+        text=True,
+        stderr=subprocess.PIPE,
+        # A shell without job control starts what runs in its background, e.g. these tests, with SIGINT ignored.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     # Until an episode, of many kilobytes, has come in: an interrupt amid imports may be swallowed by a library.

@@ -51,8 +51,8 @@ class Mish(nn.Module):
         if torch.is_grad_enabled():
             output: Tensor = _MishFunction.apply(x)[0]  # type: ignore[no-untyped-call]
             return output
-        w_squared = x.exp().add_(1).square_()
-        return torch.addcdiv(x, x, w_squared.add_(1), value=-2)
+        w = x.exp().add_(1)
+        return torch.addcdiv(x, x, w.mul_(w).add_(1), value=-2)
 
 
 def mlp(
