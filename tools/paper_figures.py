@@ -380,7 +380,9 @@ def eda5(options: argparse.Namespace) -> None:
         means, spreads = (reduce_by([finals[each] for each in EDA5_FRACTIONS]) for reduce_by in (row_means, row_stds))
         axis.errorbar([100 * each for each in EDA5_FRACTIONS], means, spreads, marker="o", capsize=3)
         axis.axhline(float(np.mean(cloning)), color="0.5", linestyle=":", label="behavior cloning")
-        axis.set(xscale="log", xlabel="labelled states (%)", ylabel="normalized score", title="labels")
+        axis.set(xscale="log", xlabel="labelled states", ylabel="normalized score", title="labels")
+        axis.set_xticks([100 * each for each in EDA5_FRACTIONS], [f"{each:.0%}" for each in EDA5_FRACTIONS])
+        axis.minorticks_off()
         axis.legend()
 
     def draw_steps(axis: Axes) -> None:
@@ -416,6 +418,7 @@ def eda6(options: argparse.Namespace) -> None:
             axis.errorbar(list(scores), row_means(each), row_stds(each), marker="o", capsize=3, label=kind)
         axis.set(xlabel="candidates K (preference at 2 is DPO)", ylabel="normalized score", xscale="log")
         axis.set_xticks(EDA6_CANDIDATES, [str(count) for count in EDA6_CANDIDATES])
+        axis.minorticks_off()
         axis.legend()
 
     picture = Path(options.root) / "eda6.png"
