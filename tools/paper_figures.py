@@ -223,7 +223,8 @@ def six_rows(options: argparse.Namespace, algorithm: str, config: str, shown: tu
         trained = load(panel, options)
         data = find_bandit(panel.dataset).draw()
         extent = 1.1 * float(np.abs(data.points).max())
-        maps = {t: v for t, v in figures.action_maps(trained, extent).items() if t.startswith(shown)}
+        every = figures.action_maps(trained, extent)
+        maps = {title: values for begin in shown for title, values in every.items() if title.startswith(begin)}
         paths = figures.action_paths(trained, torch.Generator().manual_seed(options.seed))
         pictures.append(
             [
