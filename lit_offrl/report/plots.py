@@ -15,7 +15,6 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from lit_offrl.report.rows import Comparison, Report, Task
 from lit_offrl.report.statistics import bootstrap_interval, mean, performance_profile
-from lit_offrl.report.tables import improvements
 
 # Okabe and Ito (2008): told apart by color-blind readers, too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -94,7 +93,7 @@ def profiles(comparison: Comparison, colors: Mapping[str, str]) -> Figure:
 
 def improvement(comparison: Comparison) -> Figure:
     """Return P(x > y) for each pair of algorithms, with 95% intervals."""
-    pairs = improvements(comparison)
+    pairs = comparison.improvements
     figure, axis = _figure("Probability of improvement", height=1.3 + 0.42 * len(pairs))
     for place, (_, _, probability, interval) in enumerate(pairs):
         axis.plot(probability, place, "o", color=COLORS[0], markersize=6)

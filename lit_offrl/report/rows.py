@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from lit_offrl.envs.scores import ScoreReference
 from lit_offrl.report.runs import Run, differing_settings, told_apart
-from lit_offrl.report.statistics import Array, Summary
+from lit_offrl.report.statistics import Array, Interval, Summary, probability_of_improvement, wins_mostly
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,16 @@ class Comparison:
     scores: dict[str, list[Array]]
     tasks: Sequence[Task]
     left_out: Sequence[Task]
+
+    @cached_property
+    def improvements(self) -> list[tuple[str, str, float, Interval | None]]:
+        """(x, y, P(x > y), its interval) for each pair of algorithms, x the better one."""
+        found = []
+        for x, y in combinations(self.scores, 2):
+            if not wins_mostly(self.scores[x], self.scores[y]):
+                x, y = y, x
+            found.append((x, y, *probability_of_improvement(self.scores[x], self.scores[y])))
+        return found
 
 
 @dataclass(frozen=True)

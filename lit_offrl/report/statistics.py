@@ -103,10 +103,7 @@ def probability_of_improvement(x: Sequence[Array], y: Sequence[Array]) -> tuple[
         x: Scores of one algorithm, by task.
         y: Scores of the other, on the same tasks in the same order; the numbers of seeds may differ.
     """
-    wins = [
-        (a[:, None] > b).astype(np.float64) + 0.5 * (a[:, None] == b).astype(np.float64)
-        for a, b in zip(x, y, strict=True)
-    ]
+    wins = _wins(x, y)
     probability = float(np.mean([each.mean() for each in wins]))
     if not (_repeated(x) and _repeated(y)):
         return probability, None
@@ -120,6 +117,19 @@ def probability_of_improvement(x: Sequence[Array], y: Sequence[Array]) -> tuple[
     )
     low, high = _interval(drawn)
     return probability, (float(low), float(high))
+
+
+def wins_mostly(x: Sequence[Array], y: Sequence[Array]) -> bool:
+    """Return whether P(X > Y) is at least 1/2; arguments as in `probability_of_improvement`."""
+    return bool(np.mean([each.mean() for each in _wins(x, y)]) >= 0.5)
+
+
+def _wins(x: Sequence[Array], y: Sequence[Array]) -> list[Array]:
+    """Return for each task which seeds of x beat which of y, `[seeds of x, seeds of y]`, 1/2 for a tie."""
+    return [
+        (a[:, None] > b).astype(np.float64) + 0.5 * (a[:, None] == b).astype(np.float64)
+        for a, b in zip(x, y, strict=True)
+    ]
 
 
 def _repeated(tasks: Sequence[Array]) -> bool:

@@ -5,19 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from lit_offrl.report.rows import Comparison, PublishedFigure, Report, Row, Task
 from lit_offrl.report.runs import Run
-from lit_offrl.report.statistics import (
-    Interval,
-    bootstrap_interval,
-    interquartile_mean,
-    probability_of_improvement,
-)
+from lit_offrl.report.statistics import Interval, bootstrap_interval, interquartile_mean
 
 BANDIT_MEASURES = ("mean_label", "target_mean_label", "energy_distance", "off_mode_fraction")
 MOST_ALGORITHMS = 6  # as columns; more of them make rows
@@ -119,19 +113,9 @@ def aggregates(comparison: Comparison) -> Table:
     return Table(["", "IQM [95%]", "mean", "seeds"], lines, f"Over {shared} (reference {comparison.scale}).")
 
 
-def improvements(comparison: Comparison) -> list[tuple[str, str, float, Interval | None]]:
-    """Return (x, y, P(x > y), its interval) for each pair of algorithms, x the better one."""
-    found = []
-    for x, y in combinations(comparison.scores, 2):
-        if probability_of_improvement(comparison.scores[x], comparison.scores[y])[0] < 0.5:
-            x, y = y, x
-        found.append((x, y, *probability_of_improvement(comparison.scores[x], comparison.scores[y])))
-    return found
-
-
 def improvement_table(comparison: Comparison) -> Table:
     """P(x > y) for each pair of algorithms."""
-    lines = [[f"{x} > {y}", f"{p:.2f}{_bounds(interval, 2)}"] for x, y, p, interval in improvements(comparison)]
+    lines = [[f"{x} > {y}", f"{p:.2f}{_bounds(interval, 2)}"] for x, y, p, interval in comparison.improvements]
     return Table(["", "P [95%]"], lines, "Probability that a run of the first scores higher than one of the second.")
 
 
