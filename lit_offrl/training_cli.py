@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_offrl import algorithms
 from lit_offrl.algorithms.base import check_trainer
+from lit_offrl.callbacks.acceleration import Acceleration
 from lit_offrl.callbacks.bandit import BanditEvaluation
 from lit_offrl.callbacks.checkpoint import RunCheckpoint
 from lit_offrl.callbacks.ema import EMATargets
@@ -46,6 +47,11 @@ TRAINER_DEFAULTS = {
 }
 
 
+ACCELERATION = {
+    "compile": "Compile each kind of update, whole, with torch.compile: pays in long runs.",
+    "cuda_graph": "On a GPU, replay each kind of update as one CUDA graph.",
+    "tf32": "Let a GPU multiply matrices in TensorFloat-32.",
+}
 OPTION_GROUPS: dict[str, type] = {
     "data": D4RLDataModule,
     "evaluation": RolloutEvaluation,
@@ -120,6 +126,8 @@ class OfflineCLI(LightningCLI):
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="Start anew in a run folder that holds a run already."
         )
+        for name, text in ACCELERATION.items():
+            parser.add_argument(f"--{name}", type=bool, default=False, help=text)
         for name in ("observation_dim", "action_dim"):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
         for target in ("model.init_args.seed", "data.seed"):
@@ -172,7 +180,8 @@ class OfflineCLI(LightningCLI):
         callbacks = [*given] if isinstance(given, (list, tuple)) else [given]
         if not any(isinstance(callback, EMATargets) for callback in callbacks):
             callbacks.append(EMATargets())
-        callbacks += [Throughput(), PredictionsFile()]
+        accelerate = Acceleration(**{name: self._get(self.config_init, name) for name in ACCELERATION})
+        callbacks += [accelerate, Throughput(), PredictionsFile()]
         if trainer_config.get("enable_progress_bar") is not False:
             callbacks.append(GradientStepBar())
         try:
@@ -348,4 +357,4 @@ def _known_options() -> list[str]:
 
 def _flags() -> list[str]:
     grouped = [f"{group}.{name}" for group, cls in OPTION_GROUPS.items() for name in _parameters(cls)]
-    return ["config", "ckpt_path", "seed_everything", "overwrite", "model", *grouped]
+    return ["config", "ckpt_path", "seed_everything", "overwrite", *ACCELERATION, "model", *grouped]

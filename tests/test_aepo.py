@@ -311,21 +311,19 @@ def test_the_table_is_made_when_the_energy_begins_and_stays():
     (target,) = algorithm.targets()
     assert [target.due(step - 5) for step in range(1, 8)] == [False, False, True, True, True, False, False]
     algorithm.gradient_step = 5
-    algorithm.update(batch())
+    algorithm.advance(batch())
     first = algorithm.variances.clone()
     assert first.max() > 0
-    algorithm.gradient_step = 6
-    algorithm.update(batch(seed=1))
+    algorithm.advance(batch(seed=1))
     assert torch.equal(first, algorithm.variances)
 
 
 def test_joint_training_moves_everything_and_renews_its_table():
     algorithm = make(joint=True, refresh_every=3, posterior=3)
-    (phase,) = algorithm.phases()
+    assert len(algorithm.phases()) == 1
     tables = []
     for step in range(7):
-        algorithm.gradient_step = step
-        changed = moved(algorithm, lambda step=step: phase.update(batch(seed=step)))
+        changed = moved(algorithm, lambda step=step: algorithm.advance(batch(seed=step)))
         assert changed == {"behavior", "critic", "energy"}
         tables.append(algorithm.variances.clone())
     same = [torch.equal(one, two) for one, two in pairwise(tables)]

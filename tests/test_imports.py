@@ -23,7 +23,8 @@ ALLOWED = {  # room -> rooms of the package it may import, besides itself
     "progress": set(),
     "errors": set(),
 }
-SHARED_BY_ALGORITHMS = {"base", "implicit_q", "vp_diffusion", "energy_guided"}  # what several papers make use of
+# What several papers make use of.
+SHARED_BY_ALGORITHMS = {"base", "optimizers", "implicit_q", "vp_diffusion", "energy_guided"}
 EXCEPTIONS = {("data/datamodule.py", "collect")}  # a dataset that makes itself on first use must call its maker
 
 

@@ -274,11 +274,11 @@ class AEPO(EnergyGuided):
     def phases(self) -> tuple[Phase, ...]:
         """The behavior model, the critic and f, one after the other or at once."""
         if self.joint:
-            return (Phase("training", self.joint_update),)
+            return (Phase("training", self.joint_update, prepare=self.refresh),)
         return (
             Phase("behavior", self.pretrain_update, self.pretrain_steps),
             Phase("critic", self.critic_update, self.critic_steps),
-            Phase("energy", self.update, begin=self.begin_main),
+            Phase("energy", self.update, begin=self.begin_main, prepare=self.refresh),
         )
 
     def targets(self) -> tuple[Target, ...]:
@@ -362,11 +362,14 @@ class AEPO(EnergyGuided):
 
     # ---------------------------------------------------------------- the algorithm
 
-    def update(self, batch: Batch) -> Info:
-        """Train f; before its first update, and every so often where the behavior model changes, comes the table."""
+    def refresh(self, batch: Batch) -> None:
+        """Make the table of variances before f's first update, and again and again where the behavior model changes."""
         step = self.gradient_step - self.main_start
         if step == 0 or (self.joint and step % self.refresh_every == 0):
             self.variances.copy_(self.variance_table(batch))
+
+    def update(self, batch: Batch) -> Info:
+        """Train f."""
         return self.energy_update(batch)
 
     def joint_update(self, batch: Batch) -> Info:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,6 +15,8 @@ import lightning
 import torch
 from torch import Tensor, nn
 
+from lit_offrl.algorithms.optimizers import Adam, clip_
+from lit_offrl.algorithms.optimizers import OptimizerSpec as OptimizerSpec  # algorithms find all they need here
 from lit_offrl.batch import Batch
 from lit_offrl.errors import RunFailure, UserError, require
 from lit_offrl.progress import progress_bar
@@ -24,28 +27,8 @@ if TYPE_CHECKING:
 Info = dict[str, Tensor]
 M = TypeVar("M", bound=nn.Module)
 Actor = Callable[[Tensor, torch.Generator | None], Tensor]
-
-
-@dataclass(frozen=True)
-class OptimizerSpec:
-    """One Adam optimizer: which modules it owns and how fast it moves them.
-
-    Attributes:
-        modules: Modules whose parameters it steps.
-        learning_rate: Adam's step size.
-        cosine: Decay the learning rate by a half cosine in the optimizer's own steps, to 0 at as many of them as the
-            main phase has gradient steps (constant before the main phase).
-        clip_norm: Clip the gradient to this global norm; None leaves it alone.
-        every: Gradient steps of the main phase from one of its own steps to the next.
-        after: Gradient steps of the main phase before the first of its own.
-    """
-
-    modules: tuple[nn.Module, ...]
-    learning_rate: float
-    cosine: bool = False
-    clip_norm: float | None = None
-    every: int = 1
-    after: int = 0
+Draw = Callable[..., Tensor]  # torch.randn or torch.rand
+Noise = Callable[[Draw, tuple[int, ...]], Tensor]  # from one of these and a shape
 
 
 @dataclass(frozen=True)
@@ -86,12 +69,15 @@ class Phase:
         update: Performs one gradient step.
         steps: Its length in gradient steps; the last phase, the main one, has what is left of `max_steps`.
         begin: Called once before its first update, with all that the phases before it have learned.
+        prepare: Called before each update with its batch, for work that is done now and then: it may read scalars and
+            the gradient step, which `update`, that may be compiled or captured, must not.
     """
 
     name: str
     update: Callable[[Batch], Info]
     steps: int = 0
     begin: Callable[[], None] = lambda: None
+    prepare: Callable[[Batch], None] | None = None
 
 
 class OfflineAlgorithm(lightning.LightningModule):
@@ -145,8 +131,12 @@ class OfflineAlgorithm(lightning.LightningModule):
         self.dataset_next_observations: Tensor | None = None
         # Called after every update with the count of main updates done; before the main phase it is not positive.
         self.update_hooks: list[Callable[[int], None]] = []
-        self._optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.run_update: RunUpdate = run_eagerly
+        self._optimizers: dict[str, Adam] = {}
         self._specs: dict[str, OptimizerSpec] = {}
+        self._rates: dict[str, Tensor] = {}  # present learning rates, on the device
+        self._due: tuple[str, ...] | None = None
+        self._noise: Noise | None = None
         self._generator: torch.Generator | None = None
         self._noise_state: Tensor | None = None
         self.register_buffer("observation_mean", torch.zeros(observation_dim))
@@ -228,15 +218,26 @@ class OfflineAlgorithm(lightning.LightningModule):
     def minimize(self, name: str, loss: Tensor) -> None:
         """Step the optimizer `name` on `loss`, with gradients for that optimizer's own parameters and no others."""
         optimizer, spec = self._optimizers[name], self._specs[name]
-        group = optimizer.param_groups[0]
-        parameters: list[nn.Parameter] = group["params"]
-        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-            # An expanded gradient, a sum's, has less memory than elements: the fused Adam would read past its end.
-            parameter.grad = gradient.contiguous()
+        # An expanded gradient, a sum's, has less memory than elements: the fused Adam would read past its end.
+        gradients = [each.contiguous() for each in torch.autograd.grad(loss, optimizer.parameters)]
         if spec.clip_norm is not None:
-            nn.utils.clip_grad_norm_(parameters, spec.clip_norm)
-        group["lr"] = self.learning_rate(spec)
-        optimizer.step()
+            clip_(gradients, spec.clip_norm)
+        for parameter, gradient in zip(optimizer.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.apply(gradients, self._rates[name])
+
+    @property
+    def due(self) -> tuple[str, ...]:
+        """What is due at the present update, see `due_at`."""
+        return self.due_at(self.gradient_step - self.main_start + 1) if self._due is None else self._due
+
+    def due_at(self, main_step: int) -> tuple[str, ...]:
+        """Return names of what is due at a step of the main phase, counted from 1: of optimizers that step at it.
+
+        What an update does may depend on the gradient step in this way only: updates at which the same is due are
+        alike, and can be compiled or captured once.
+        """
+        return tuple(name for name, spec in self._specs.items() if spec.due(main_step))
 
     def learning_rate(self, spec: OptimizerSpec) -> float:
         """Return the step size at the present gradient step, a function of the step alone: nothing to restore."""
@@ -255,11 +256,27 @@ class OfflineAlgorithm(lightning.LightningModule):
 
     def normal(self, *shape: int) -> Tensor:
         """Draw standard normal noise from the module's own stream."""
-        return torch.randn(*shape, generator=self.generator, device=self.device)
+        return self._drawn(torch.randn, shape)
 
     def uniform(self, *shape: int) -> Tensor:
         """Draw noise uniform in [0, 1) from the module's own stream."""
-        return torch.rand(*shape, generator=self.generator, device=self.device)
+        return self._drawn(torch.rand, shape)
+
+    def _drawn(self, draw: Draw, shape: tuple[int, ...]) -> Tensor:
+        return self.fresh(draw, shape) if self._noise is None else self._noise(draw, shape)
+
+    def fresh(self, draw: Draw, shape: tuple[int, ...]) -> Tensor:
+        """Draw from the module's own stream, whatever `drawing` says."""
+        return draw(*shape, generator=self.generator, device=self.device)
+
+    @contextmanager
+    def drawing(self, noise: Noise, due: tuple[str, ...] | None = None) -> Iterator[None]:
+        """Let updates draw their noise from `noise`, and take `due` for what is due; for those who record or trace."""
+        self._noise, self._due = noise, due
+        try:
+            yield
+        finally:
+            self._noise = self._due = None
 
     @property
     def generator(self) -> torch.Generator:
@@ -325,9 +342,11 @@ class OfflineAlgorithm(lightning.LightningModule):
         """Make one fused Adam per spec."""
         self._specs = dict(self.optimizer_specs())
         self._optimizers = {
-            name: torch.optim.Adam(
-                [p for module in spec.modules for p in module.parameters()], lr=spec.learning_rate, fused=True
-            )
+            name: Adam([p for module in spec.modules for p in module.parameters()], spec.learning_rate)
+            for name, spec in self._specs.items()
+        }
+        self._rates = {
+            name: torch.tensor(spec.learning_rate, device=self._optimizers[name].parameters[0].device)
             for name, spec in self._specs.items()
         }
         return list(self._optimizers.values())
@@ -351,30 +370,50 @@ class OfflineAlgorithm(lightning.LightningModule):
 
     def training_step(self, block: Batch, batch_idx: int) -> None:
         """Perform the updates of one block, then log the means of what they returned, with one host sync."""
-        sums: dict[str, Tensor] = {}
-        counts: dict[str, int] = {}
-        main_start = self.main_start
+        sums: dict[tuple[str, ...], Tensor] = {}  # by the names of what is summed: updates may differ in what they tell
+        counts: dict[tuple[str, ...], int] = {}
         for batch in block.updates():
-            phase, begins = self.phase_at(self.gradient_step)
-            if self.gradient_step == begins:
-                phase.begin()
-            info = phase.update(batch)
-            self.gradient_step += 1
-            for hook in self.update_hooks:
-                hook(self.gradient_step - main_start)
-            for name, value in info.items():
-                sums[name] = sums[name] + value if name in sums else value
-                counts[name] = counts.get(name, 0) + 1
+            names, values = self.advance(batch)
+            sums[names] = sums.get(names, 0) + values
+            counts[names] = counts.get(names, 0) + 1
         self._count_updates(len(block.rewards))
-        means = torch.stack([sums[name] / counts[name] for name in sums]).tolist()
-        for name, value in zip(sums, means, strict=True):
+        means = self._block_means(sums, counts)
+        for name, value in means.items():
             if not math.isfinite(value):
                 raise RunFailure(
                     f"train/{name} became {value} by gradient step {self.gradient_step}; "
                     "lower the learning rates, or check the data with `data check`"
                 )
-        self.log_dict({f"train/{name}": value for name, value in zip(sums, means, strict=True)})
+        self.log_dict({f"train/{name}": value for name, value in means.items()})
         self.log("step", float(self.gradient_step))  # the loggers' x axis
+
+    def advance(self, batch: Batch) -> tuple[tuple[str, ...], Tensor]:
+        """Perform the next gradient step, of whatever phase it falls into, and let the targets follow.
+
+        Returns:
+            Names of what it tells, and the values, detached, `[names]`.
+        """
+        phase, begins = self.phase_at(self.gradient_step)
+        if self.gradient_step == begins:
+            phase.begin()
+        if phase.prepare is not None:
+            phase.prepare(batch)
+        for name, spec in self._specs.items():
+            if spec.cosine:
+                self._rates[name].fill_(self.learning_rate(spec))
+        told = self.run_update(self, phase, batch)
+        self.gradient_step += 1
+        return told
+
+    def _block_means(self, sums: dict[tuple[str, ...], Tensor], counts: dict[tuple[str, ...], int]) -> dict[str, float]:
+        totals: dict[str, float] = {}
+        updates: dict[str, int] = {}
+        values = torch.cat(list(sums.values())).tolist()
+        for name, value in zip((name for names in sums for name in names), values, strict=True):
+            totals[name] = totals.get(name, 0.0) + value
+        for names, count in counts.items():
+            updates |= {name: updates.get(name, 0) + count for name in names}
+        return {name: total / updates[name] for name, total in totals.items()}
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Do nothing: the `RolloutEvaluation` callback does the work, this lets `validate` run."""
@@ -417,6 +456,17 @@ class OfflineAlgorithm(lightning.LightningModule):
         if not common:
             raise UserError(f"model.init_args.pretrained: {path} has no network of the same name and shape")
         self.load_state_dict(common, strict=False)
+
+
+RunUpdate = Callable[[OfflineAlgorithm, Phase, Batch], tuple[tuple[str, ...], Tensor]]
+
+
+def run_eagerly(algorithm: OfflineAlgorithm, phase: Phase, batch: Batch) -> tuple[tuple[str, ...], Tensor]:
+    """Perform one update of a phase and what follows each; return names and values, `[names]`, of what it tells."""
+    info = phase.update(batch)
+    for hook in algorithm.update_hooks:
+        hook(algorithm.gradient_step + 1 - algorithm.main_start)
+    return tuple(info), torch.stack(list(info.values()))
 
 
 def check_trainer(trainer: lightning.Trainer) -> None:

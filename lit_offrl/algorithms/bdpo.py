@@ -334,17 +334,19 @@ class BDPO(OfflineAlgorithm):
         """Return the losses of the critics in their order, by the names of their optimizers."""
         return {"q": self.q_loss, "v": self.v_loss}
 
+    def due_at(self, main_step: int) -> tuple[str, ...]:
+        """The penalty too: until the actor moves it is the behavior model, and all penalties are exactly 0."""
+        return (*super().due_at(main_step), *(("penalty",) if main_step > self.warmup_steps else ()))
+
     def update(self, batch: Batch) -> Info:
         """Algorithm 1: critics at every step, the actor at some, after a warm-up; targets follow by their callback."""
-        main_step = self.gradient_step - self.main_start + 1
-        # Until the actor moves it is the behavior model: all penalties are exactly 0 and need not be computed.
-        warm = main_step > self.warmup_steps
+        due = self.due
         info: Info = {}
         for name, critic_loss in self.critic_losses().items():
-            loss, critic_info = critic_loss(batch, penalized=warm)
+            loss, critic_info = critic_loss(batch, penalized="penalty" in due)
             self.minimize(name, loss)
             info |= critic_info
-        if warm and main_step % self.actor_every == 0:
+        if "actor" in due:
             loss, policy_info = self.policy_loss(batch)
             self.minimize("actor", loss)
             info |= {"policy_loss": loss.detach(), **policy_info}

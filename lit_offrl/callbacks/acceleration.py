@@ -1,0 +1,253 @@
+"""Updates as one compiled function, or as one CUDA graph. Off or on, training is the same but for its speed."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from lit_offrl.algorithms.base import Draw, Noise, OfflineAlgorithm, Phase, run_eagerly
+from lit_offrl.batch import Batch
+from lit_offrl.errors import UserError
+
+Told = tuple[tuple[str, ...], Tensor]  # names of what an update tells, and the values
+Kind = tuple[str, tuple[str, ...], tuple[bool, ...]]  # phase, what is due, which targets follow
+
+
+def kind_of(algorithm: OfflineAlgorithm, phase: Phase) -> Kind:
+    """Return what the next update's course depends on: updates of one kind run the same operations."""
+    main_step = algorithm.gradient_step + 1 - algorithm.main_start
+    due = algorithm.due_at(main_step) if main_step > 0 else ()
+    return phase.name, due, tuple(target.due(main_step) for target in algorithm.targets())
+
+
+class Acceleration(lightning.Callback):
+    """Runs updates compiled, or replays them as CUDA graphs; where that fails, one line says why, and they run eagerly.
+
+    The first update of each kind (e.g. with and without the actor's step) runs eagerly and makes what later ones find:
+    labels, optimizer state, the list of noise to draw. Noise comes from the algorithm's own stream, in the same order,
+    so that a run can be resumed with or without acceleration.
+
+    Args:
+        compile: Compile each kind of update by `torch.compile`, whole: losses, gradients and optimizers in one
+            function. Takes half a minute to some minutes a kind at first, so it pays in long runs. Results agree with
+            eager ones up to the rounding of fused operations.
+        cuda_graph: On a GPU, capture each kind of update, targets included, as one CUDA graph and replay it: the same
+            kernels, so the same bits, without the cost of launching them. Elsewhere there is nothing to capture.
+        tf32: Let a GPU multiply matrices in TensorFloat-32, with 10 bits of mantissa. Off, products are float32's.
+            What divides by small numbers (1 / c_out of EDM, 1 / alpha_t) is elementwise, and float32's in any case.
+
+    Raises:
+        UserError: Both ways at once, or a torch that cannot compile gradients.
+    """
+
+    def __init__(self, compile: bool = False, cuda_graph: bool = False, tf32: bool = False) -> None:
+        if compile and cuda_graph:
+            raise UserError("compile and cuda_graph: choose one of them")
+        if compile and not hasattr(torch._dynamo.config, "trace_autograd_ops"):
+            raise UserError(f"compile: needs torch 2.13, this is {torch.__version__}; leave it off")
+        self.compile = compile
+        self.cuda_graph = cuda_graph
+        self.tf32 = tf32
+        self._precision = ""
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Take over the running of updates."""
+        assert isinstance(pl_module, OfflineAlgorithm)
+        self._precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
+        note = partial(_note, trainer)
+        if self.compile:
+            pl_module.run_update = CompiledUpdates(note)
+        elif self.cuda_graph and _can_capture(pl_module.device, note):
+            pl_module.run_update = CapturedUpdates(note)
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Give it back."""
+        assert isinstance(pl_module, OfflineAlgorithm)
+        pl_module.run_update = run_eagerly
+        torch.set_float32_matmul_precision(self._precision)
+
+
+def _note(trainer: lightning.Trainer, text: str) -> None:
+    if trainer.progress_bar_callback is not None:
+        trainer.progress_bar_callback.print(text)
+    elif trainer.is_global_zero:
+        print(text, file=sys.stderr)
+
+
+def _can_capture(device: torch.device, note: Callable[[str], None]) -> bool:
+    if device.type != "cuda":
+        note(f"note: cuda_graph has no effect on the device {device.type}")
+    elif torch.is_autocast_enabled("cuda"):
+        note("note: cuda_graph is off: it needs --trainer.precision 32-true")
+    else:
+        return True
+    return False
+
+
+# ---------------------------------------------------------------- compiled
+
+
+@dataclass
+class _Compiled:
+    """One kind of update.
+
+    Attributes:
+        names: Of what it tells.
+        noise: Shapes of the noise it draws, and which of torch's functions draws it.
+        function: From a batch and that noise to the values.
+    """
+
+    names: tuple[str, ...]
+    noise: list[tuple[Draw, tuple[int, ...]]]
+    function: Callable[[Batch, list[Tensor]], Tensor]
+
+
+class CompiledUpdates:
+    """Runs updates as compiled functions of batch and noise, one for each kind.
+
+    Args:
+        note: Called with one line if compiling fails.
+        backend: Of `torch.compile`.
+    """
+
+    def __init__(self, note: Callable[[str], None], backend: str = "inductor") -> None:
+        self.note = note
+        self.backend = backend
+        self._kinds: dict[Kind, _Compiled] = {}
+        self._failed = False
+
+    def __call__(self, algorithm: OfflineAlgorithm, phase: Phase, batch: Batch) -> Told:
+        """Run an update and what follows it."""
+        if self._failed:
+            return run_eagerly(algorithm, phase, batch)
+        kind = kind_of(algorithm, phase)
+        if kind not in self._kinds:
+            requests: list[tuple[Draw, tuple[int, ...]]] = []
+
+            def record(draw: Draw, shape: tuple[int, ...]) -> Tensor:
+                requests.append((draw, shape))
+                return algorithm.fresh(draw, shape)
+
+            with algorithm.drawing(record):
+                names, values = run_eagerly(algorithm, phase, batch)
+            self._kinds[kind] = _Compiled(names, requests, self._compile(algorithm, phase.update, kind))
+            return names, values
+        compiled = self._kinds[kind]
+        noise = [algorithm.fresh(*request) for request in compiled.noise]
+        try:
+            values = compiled.function(batch, noise)
+        except torch._dynamo.exc.TorchDynamoException as error:  # while compiling: nothing has been changed yet
+            self._failed = True
+            self.note(f"note: updates run eagerly: they could not be compiled ({_first_line(error)})")
+            with algorithm.drawing(_play_back(noise)):
+                return run_eagerly(algorithm, phase, batch)
+        for hook in algorithm.update_hooks:
+            hook(algorithm.gradient_step + 1 - algorithm.main_start)
+        return compiled.names, values
+
+    def _compile(
+        self, algorithm: OfflineAlgorithm, update: Callable[[Batch], Any], kind: Kind
+    ) -> Callable[[Batch, list[Tensor]], Tensor]:
+        _, due, _ = kind
+
+        def function(batch: Batch, noise: list[Tensor]) -> Tensor:
+            with algorithm.drawing(_play_back(noise), due):
+                return torch.stack(list(update(batch).values()))
+
+        compiled = torch.compile(function, fullgraph=True, dynamic=False, backend=self.backend)
+
+        def run(batch: Batch, noise: list[Tensor]) -> Tensor:
+            with torch._dynamo.config.patch(trace_autograd_ops=True, recompile_limit=64):
+                values: Tensor = compiled(batch, noise)
+            return values
+
+        return run
+
+
+def _play_back(noise: list[Tensor]) -> Noise:
+    return lambda draw, shape: noise.pop(0)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0][:200]
+
+
+# ---------------------------------------------------------------- captured
+
+
+@dataclass
+class _Captured:
+    """One kind of update as a CUDA graph, with the memory that it reads and writes."""
+
+    graph: torch.cuda.CUDAGraph
+    batch: Batch
+    names: tuple[str, ...]
+    values: Tensor
+
+
+class CapturedUpdates:
+    """Replays updates as CUDA graphs, one for each kind.
+
+    A graph reads its batch from memory that each update's batch is copied into, learning rates from tensors that the
+    algorithm fills, and noise from the algorithm's own generator, which is registered with it: a replay advances the
+    stream as the update itself would.
+
+    Args:
+        note: Called with one line if capturing fails.
+    """
+
+    WARM_UP = 3  # updates of a kind that run as they are, on the stream of capture, until libraries have settled
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self.note = note
+        self._graphs: dict[Kind, _Captured] = {}
+        self._seen: dict[Kind, int] = defaultdict(int)
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._failed = False
+
+    def __call__(self, algorithm: OfflineAlgorithm, phase: Phase, batch: Batch) -> Told:
+        """Run an update and what follows it."""
+        kind = kind_of(algorithm, phase)
+        if self._failed or self._seen[kind] < self.WARM_UP:
+            self._seen[kind] += 1
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                told = run_eagerly(algorithm, phase, batch)
+            torch.cuda.current_stream().wait_stream(self._stream)
+            return told
+        if kind not in self._graphs:
+            try:
+                self._graphs[kind] = self._capture(algorithm, phase, batch)
+            except RuntimeError as error:  # capturing performs nothing: the update is still to be done
+                self._failed = True
+                self.note(f"note: updates run eagerly: they could not be captured ({_first_line(error)})")
+                return run_eagerly(algorithm, phase, batch)
+        captured = self._graphs[kind]
+        _copy(captured.batch, batch)
+        captured.graph.replay()
+        return captured.names, captured.values
+
+    def _capture(self, algorithm: OfflineAlgorithm, phase: Phase, batch: Batch) -> _Captured:
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(algorithm.generator)
+        static = Batch._make(None if each is None else each.clone() for each in batch)
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, stream=self._stream):
+            names, values = run_eagerly(algorithm, phase, static)
+        return _Captured(graph, static, names, values)
+
+
+def _copy(to: Batch, batch: Batch) -> None:
+    pairs = [(a, b) for a, b in zip(to, batch, strict=True) if a is not None and b is not None]
+    for dtype in {a.dtype for a, _ in pairs}:
+        same = [(a, b) for a, b in pairs if a.dtype == dtype]
+        torch._foreach_copy_([a for a, _ in same], [b for _, b in same])

@@ -1,0 +1,156 @@
+"""Compiled and captured updates: the same training as eager ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import run_folder
+from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, batch
+
+from lit_offrl import algorithms
+from lit_offrl.algorithms import OfflineAlgorithm
+from lit_offrl.algorithms.base import OptimizerSpec
+from lit_offrl.batch import Batch
+from lit_offrl.callbacks.acceleration import Acceleration, CapturedUpdates, CompiledUpdates
+from lit_offrl.callbacks.ema import EMATargets
+from lit_offrl.cli import main
+from lit_offrl.errors import UserError
+
+EVERY = [name for name in algorithms.__all__ if name != "OfflineAlgorithm"]
+# Small, and every kind of update within a few steps.
+BDPO = {"members": 2, "samples": 2, "warmup_steps": 3, "actor_every": 2, "critic_hidden_dim": 8, "pretrain_steps": 3}
+STAGES = {"pretrain_steps": 3, "critic_steps": 3, "critic_hidden_dim": 8}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "DTQL": {"pretrain_steps": 3, "nll_weight": 1.0, "cosine_decay": True},
+    "DTQLKL": {"pretrain_steps": 3},
+    "BDPO": {**BDPO, "diffusion_steps": 2},
+    "BDPOGaussian": BDPO,
+    "BDPODeterministic": BDPO,
+    "EDA": {**STAGES, "candidates_per_state": 3, "label_fraction": 0.5},
+    "AEPO": {**STAGES, "table_size": 4, "table_samples": 8, "energy_hidden_dim": 8},
+    "QGPO": {**STAGES, "support_actions": 3, "energy_hidden_dim": 8, "critic": "conservative"},
+}
+STEPS = 13
+
+
+def make(cls: type[OfflineAlgorithm], device: str = "cpu", **options: Any) -> OfflineAlgorithm:
+    torch.manual_seed(0)
+    algorithm = cls(OBSERVATION_DIM, ACTION_DIM, seed=3, **{"hidden_dim": 8, **options}).to(device)
+    algorithm.configure_optimizers()
+    algorithm.main_steps = 10
+    EMATargets().on_fit_start(None, algorithm)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    every = torch.randn(2, STATES, OBSERVATION_DIM, generator=generator).to(device)
+    algorithm.dataset_observations, algorithm.dataset_next_observations = every
+    return algorithm
+
+
+def on(device: str, rows: Batch) -> Batch:
+    return Batch._make(None if each is None else each.to(device) for each in rows)
+
+
+def train(algorithm: OfflineAlgorithm) -> list[dict[str, float]]:
+    told = []
+    for step in range(STEPS):
+        names, values = algorithm.advance(on(str(algorithm.device), batch(seed=step)))
+        told.append(dict(zip(names, values.tolist(), strict=True)))
+    return told
+
+
+def failed(note: str) -> None:
+    raise AssertionError(note)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_update_can_be_traced_whole_and_is_the_same(name: str):
+    """`fullgraph`: no scalar is read, no shape and no branch depends on data. Eager kernels: the bits are the same."""
+    torch._dynamo.reset()
+    cls, options = getattr(algorithms, name), OPTIONS[name]
+    eager, traced = make(cls, **options), make(cls, **options)
+    traced.run_update = CompiledUpdates(failed, backend="eager")
+    assert train(eager) == train(traced)
+    for (key, a), b in zip(eager.state_dict().items(), traced.state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+    assert torch.equal(eager.normal(5), traced.normal(5))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("name", EVERY)
+def test_replayed_updates_are_the_same(name: str):
+    cls, options = getattr(algorithms, name), OPTIONS[name]
+    eager, captured = make(cls, "cuda", **options), make(cls, "cuda", **options)
+    captured.run_update = CapturedUpdates(failed)
+    captured.run_update.WARM_UP = 1
+    assert train(eager) == train(captured)
+    for (key, a), b in zip(eager.state_dict().items(), captured.state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+    assert torch.equal(eager.normal(5), captured.normal(5))
+
+
+class Regression(OfflineAlgorithm):
+    """One small network; its update can be told to do what cannot be traced."""
+
+    def __init__(self, *sizes: int, hidden_dim: int = 8, reads: bool = False, **options: Any) -> None:
+        super().__init__(*sizes, **options)
+        self.network = torch.nn.Linear(self.observation_dim, self.action_dim)
+        self.reads = reads
+
+    def optimizer_specs(self) -> dict[str, OptimizerSpec]:
+        return {"network": OptimizerSpec((self.network,), 1e-2, clip_norm=1.0)}
+
+    def update(self, batch: Batch) -> dict[str, torch.Tensor]:
+        noisy = batch.observations + 0.1 * self.normal(*batch.observations.shape)
+        loss = (self.network(noisy) - batch.actions).square().mean()
+        if self.reads and loss.item() < 0:
+            loss = loss * 2
+        self.minimize("network", loss)
+        return {"loss": loss.detach()}
+
+    def sample_actions(self, observations: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        actions: torch.Tensor = self.network(observations)
+        return actions
+
+
+def test_compiled_by_the_real_compiler():
+    eager, compiled = make(Regression), make(Regression)
+    compiled.run_update = CompiledUpdates(failed)
+    first, second = train(eager), train(compiled)
+    # Rounding: fused operations may round once where eager ones round twice.
+    assert [each["loss"] for each in first] == pytest.approx([each["loss"] for each in second], rel=1e-5)
+    torch.testing.assert_close(eager.network.weight, compiled.network.weight, rtol=1e-5, atol=1e-6)
+
+
+def test_what_cannot_be_traced_runs_eagerly_with_one_note():
+    notes: list[str] = []
+    eager, compiled = make(Regression), make(Regression, reads=True)
+    compiled.run_update = CompiledUpdates(notes.append, backend="eager")
+    assert train(eager) == train(compiled)
+    assert len(notes) == 1
+    assert notes[0].startswith("note: updates run eagerly: they could not be compiled")
+    assert "\n" not in notes[0]
+
+
+def test_a_run_on_the_command_line(tiny: Callable[..., list[str]], tmp_path: Path, capfd, monkeypatch):
+    monkeypatch.setattr(CompiledUpdates.__init__, "__defaults__", ("eager",))  # the compiler itself has its own test
+    states = []
+    for name in ("eager", "compile", "cuda_graph"):
+        root = tmp_path / name
+        flag = [] if name == "eager" else [f"--{name}=true"]
+        assert main(tiny(f"--trainer.default_root_dir={root}", "--evaluation.enabled=false", *flag)) == 0
+        note = "note: cuda_graph has no effect on the device cpu"
+        assert (note in capfd.readouterr().err) == (name == "cuda_graph")
+        states.append(torch.load(run_folder(root) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key]), key
+        assert torch.equal(value, states[2][key]), key
+
+
+def test_bad_choices(tiny: Callable[..., list[str]], capsys):
+    assert main(tiny("--compile=true", "--cuda_graph=true")) == 2
+    assert capsys.readouterr().err == "error: compile and cuda_graph: choose one of them\n"
+    with pytest.raises(UserError, match="choose one"):
+        Acceleration(compile=True, cuda_graph=True)
