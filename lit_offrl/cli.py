@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from lit_offrl import __version__
 from lit_offrl.errors import RunFailure, UserError, did_you_mean, one_line
+from lit_offrl.jobs import run_seeds, take_option
 
 HELP = """\
 usage: python -m lit_offrl <command> [options]
@@ -28,6 +29,7 @@ flags people type most:
   --trainer.max_steps 20000                --seed_everything 1
   --model.init_args.<hyper-parameter> X    --trainer.default_root_dir runs
   --ckpt_path last                         go on with a run that was stopped
+  --seeds 0,1,2,3,4 [--parallel 2]         several seeds at once, each in a process of its own
 """
 TRAINING = ("fit", "validate", "test", "predict")
 COMMANDS = (*TRAINING, "data", "report")
@@ -70,6 +72,8 @@ def _run(command: str, words: list[str]) -> int:
         from lit_offrl.report_cli import run_report
 
         return run_report(words)
+    if command == "fit" and (seeds := take_option(words, "--seeds")) is not None:
+        return run_seeds(words, seeds, take_option(words, "--parallel"))
     if command in TRAINING:
         from lit_offrl.training_cli import run_training
 

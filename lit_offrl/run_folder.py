@@ -77,6 +77,14 @@ class RunFolder:
         """Whether a run has left anything here."""
         return self.last_checkpoint.exists() or any((self.path / name).exists() for name in RUN_FILES)
 
+    def results(self) -> dict[str, Any]:
+        """Return what results.json says; nothing where there is none, or none that can be read."""
+        try:
+            content = json.loads((self.path / "results.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
     def clear(self) -> None:
         """Remove what a run writes here, and nothing else."""
         patterns = [*RUN_FILES, "events.out.tfevents.*", "hparams.yaml", "checkpoints/*.ckpt", "figures/*.png"]

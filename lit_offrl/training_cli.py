@@ -61,11 +61,18 @@ OPTION_GROUPS: dict[str, type] = {
 }
 
 
+class NothingToDo(Exception):  # noqa: N818
+    """The run that is asked for is finished."""
+
+
 def run_training(command: str, words: list[str]) -> int:
     """Run one of Lightning's subcommands; return the exit code."""
     _quieten()
     try:
         cli = OfflineCLI([command, *_with_config_of_checkpoint(words)])
+    except NothingToDo as reason:
+        print(reason, flush=True)
+        return 0
     except ArgumentError as error:
         raise UserError(explain(str(error))) from error
     except (MisconfigurationException, ValueError) as error:
@@ -152,6 +159,8 @@ class OfflineCLI(LightningCLI):
         self.folder = RunFolder.of(
             config.trainer.default_root_dir, algorithm, config.data.dataset, config.seed_everything
         )
+        if config.ckpt_path == "auto":
+            self._settle_checkpoint(config)
         if config.ckpt_path == "last":
             config.ckpt_path = str(self.folder.last_checkpoint)
             if not self.folder.last_checkpoint.is_file():
@@ -169,6 +178,16 @@ class OfflineCLI(LightningCLI):
         config.weights_only = True
         if self.subcommand in ("validate", "test"):
             config.verbose = False  # the line at the end says it all
+
+    def _settle_checkpoint(self, config: Any) -> None:
+        """Take up a run wherever it is: at its checkpoint, at its start, or not at all where it is finished."""
+        assert self.folder is not None
+        config.ckpt_path = "last" if self.folder.last_checkpoint.is_file() else None
+        results = self.folder.results()
+        if results.get("status") == "finished" and results.get("gradient_steps", 0) >= config.trainer.max_steps:
+            raise NothingToDo(f"finished already; everything is in {self.folder.path}")
+        if config.ckpt_path is None:
+            config.overwrite = True  # what a run left that had not come to its first checkpoint
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         """Make the trainer with our loggers and callbacks beside the user's; its root is the run folder."""

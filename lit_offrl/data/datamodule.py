@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -21,6 +24,8 @@ from lit_offrl.data.local import COLLECTED_NAMESPACE, is_present
 from lit_offrl.data.rewards import reward_rule
 from lit_offrl.data.transitions import BlockSampler, Transitions
 from lit_offrl.errors import UserError, require
+
+SHARED_TABLES = "LIT_OFFRL_SHARED_TABLES"  # environment variable: folder of tables that several processes map
 
 
 class D4RLDataModule(lightning.LightningDataModule):
@@ -51,6 +56,8 @@ class D4RLDataModule(lightning.LightningDataModule):
     PREDICTION_BATCH = 64
     # Dimensions that hardly vary (constant ones among them) are not blown up by the normalisation.
     SMALLEST_STD = 1e-3
+    # What the table is a function of.
+    TABLE_OPTIONS = ("dataset", "reward", "normalize_observations", "action_bounds", "action_limit", "d4rl_compat")
 
     def __init__(
         self,
@@ -182,10 +189,14 @@ class D4RLDataModule(lightning.LightningDataModule):
         std = np.maximum(np.sqrt(variance), self.SMALLEST_STD)
         return torch.as_tensor(mean).float(), torch.as_tensor(std).float()
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Width of each field of `Batch` in the table."""
+        return self.observation_dim, self.action_dim, 1, self.observation_dim, 1
+
     def table(self) -> tuple[Tensor, tuple[int, ...]]:
         """Return the fields of `Batch` side by side, `[n, width]`, and the width of each."""
-        transitions = self.transitions
-        widths = (transitions.observation_dim, transitions.action_dim, 1, transitions.observation_dim, 1)
+        transitions, widths = self.transitions, self.widths
         table = torch.empty(len(transitions), sum(widths))
         # Filled and changed in place: besides the recorded data there is one more copy of it in memory, not three.
         observations, actions, rewards, next_observations, terminals = torch.split(table, list(widths), dim=1)
@@ -202,9 +213,31 @@ class D4RLDataModule(lightning.LightningDataModule):
         terminals.copy_(torch.from_numpy(transitions.terminals)[:, None])
         return table, widths
 
+    def shared_table(self) -> tuple[Tensor, tuple[int, ...]]:
+        """Return what `table` does, in memory that all processes share to which the same folder of tables is named.
+
+        The first of them writes the table into a file there, which the others wait for; all map it. Where no folder is
+        named, in the environment variable that `lit_offrl.jobs` sets, the table is this process's own.
+        """
+        folder = os.environ.get(SHARED_TABLES)
+        if folder is None:
+            return self.table()
+        options = repr([getattr(self, name) for name in self.TABLE_OPTIONS])
+        path = Path(folder) / hashlib.sha256(options.encode()).hexdigest()
+        part = path.with_suffix(".part")
+        with part.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not path.is_file():  # else another process was faster
+                file.truncate(0)
+                self.table()[0].numpy().tofile(file)
+                part.replace(path)
+        widths, size = self.widths, path.stat().st_size // 4
+        table = torch.from_file(str(path), shared=True, size=size, dtype=torch.float32)
+        return table.view(-1, sum(widths)), widths
+
     def train_dataloader(self) -> BlockSampler:
         """Return the block sampler over the table, on the training device."""
-        table, widths = self.table()
+        table, widths = self.shared_table()
         assert self.trainer is not None
         return BlockSampler(
             table.to(self.trainer.strategy.root_device),
