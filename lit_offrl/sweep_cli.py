@@ -135,9 +135,8 @@ class Plan:
         from lit_offrl.search.space import look_up
 
         self.search = search
-        # With a value of the space for each key, so that a wrong key is noticed and not looked up in vain.
-        for key, parameter in search.space.items():
-            self._resolve({key: parameter.low if parameter.choices is None else parameter.choices[0]})
+        # With values of the space first, so that a wrong key is noticed and not looked up in vain.
+        self._resolve({key: (each.choices or [each.low])[0] for key, each in search.space.items()})
         self.config = self._resolve({})
         defaults = {key: look_up(self.config, key) for key in search.space}
         self.distributions: dict[str, BaseDistribution] = {
@@ -157,7 +156,7 @@ class Plan:
 
     def _check_points(self) -> None:
         extremes = {key: self.search.space[key].extremes(each) for key, each in self.distributions.items()}
-        for i in range(max(map(len, extremes.values()))):
+        for i in range(1, max(map(len, extremes.values()))):  # the first ones have been
             self._resolve({key: values[i % len(values)] for key, values in extremes.items()})
 
     def _check_objective(self) -> None:

@@ -58,7 +58,7 @@ SAMPLERS: dict[str, type[BaseSampler]] = {
     "random": RandomSampler,
     "cmaes": CmaEsSampler,
     "qmc": QMCSampler,
-    "grid": RandomSampler,  # whose points are queued; what failed is replaced by random ones
+    "grid": RandomSampler,  # it has nothing to say: all points are queued when the study is made
 }
 SAMPLER_DEFAULTS: dict[str, dict[str, Any]] = {
     # Parameters of one algorithm go together; and running trials of other workers are kept away from.
@@ -169,7 +169,9 @@ def _check_same(study: optuna.Study, common: Mapping[str, Any], search: Search) 
         study.set_user_attr("search", common)
         return
     for key in sorted({*known, *common}):
-        if known.get(key) != common.get(key):
+        # An option that one side does not know came with another version of the package, and has its default here.
+        comparable = key in known and key in common
+        if known.get(key) != common.get(key) and (comparable or key.startswith("space.")):
             raise UserError(
                 f"study '{search.name}' in {_shown(search)} was begun with {key} {known.get(key)}, not "
                 f"{common.get(key)}: trials could not be compared; choose another folder"
@@ -271,8 +273,6 @@ class Worker:
         self.say = say
         self.tell = tell
         self.limit = search.trials if search.trials is not None else float("inf")
-        if search.trials is None and search.sampler["name"] == "grid":
-            self.limit = len([*search.grid(distributions)])
         self.failures = 0
         self.name = f"{socket.gethostname()}-{uuid.uuid4().hex[:12]}"
         self._seen: dict[int, tuple[object, float]] = {}
@@ -303,7 +303,7 @@ class Worker:
                         waiting = False
                         continue
                     others = len(self._trials(TrialState.RUNNING))
-                    if self.finished >= self.limit or (self.time_is_up and not others):
+                    if self.finished >= self.limit or (not others and self.nothing_to_begin):
                         return
                     if others and not waiting:
                         self.tell(f"no more trials to begin; waiting for {others} of other workers (Ctrl-C leaves)")
@@ -324,6 +324,12 @@ class Worker:
         """Whether trials have been running for as long as they may."""
         return self.search.hours is not None and busy_hours(self._trials()) >= self.search.hours
 
+    @property
+    def nothing_to_begin(self) -> bool:
+        """Whether no trial will be begun again, unless one that is running fails."""
+        whole_grid = self.search.sampler["name"] == "grid" and not self._trials(TrialState.WAITING)
+        return self.time_is_up or whole_grid
+
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=states or None)
 
@@ -335,7 +341,8 @@ class Worker:
                 return None
             counted = [trial for trial in trials if trial.state != TrialState.FAIL]
             queued = any(trial.state == TrialState.WAITING for trial in trials)
-            if (len(counted) >= self.limit and not queued) or self.finished >= self.limit:
+            full = len(counted) >= self.limit or self.search.sampler["name"] == "grid"
+            if (full and not queued) or self.finished >= self.limit:
                 return None
             # Made anew: a search goes on after a restart as it would have without.
             self.study.sampler = make_sampler(self.search, trial=len(trials))
