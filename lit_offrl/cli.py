@@ -21,6 +21,7 @@ commands:
   test       the same, under the name of a final test
   predict    actions for the dataset's observations
   data       list, info ID, check PATH, convert SRC DST, collect ID
+  sweep      search hyper-parameters:  sweep --config conf/search/dtql_antmaze.yaml
   report     tables, learning curves and confidence intervals of runs:  report runs/
   <command> --help shows a command's options
 
@@ -32,7 +33,7 @@ flags people type most:
   --seeds 0,1,2,3,4 [--parallel 2]         several seeds at once, each in a process of its own
 """
 TRAINING = ("fit", "validate", "test", "predict")
-COMMANDS = (*TRAINING, "data", "report")
+COMMANDS = (*TRAINING, "data", "sweep", "report")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,6 +69,10 @@ def _run(command: str, words: list[str]) -> int:
         from lit_offrl.data_cli import run_data
 
         return run_data(words)
+    if command == "sweep":
+        from lit_offrl.sweep_cli import run_sweep
+
+        return run_sweep(words)
     if command == "report":
         from lit_offrl.report_cli import run_report
 

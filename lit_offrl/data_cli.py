@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from lit_offrl.arguments import CommandParser
 from lit_offrl.data import local
 from lit_offrl.errors import UserError, did_you_mean
 
@@ -14,17 +15,12 @@ if TYPE_CHECKING:
     from lit_offrl.data.transitions import Transitions
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} ({self.prog} --help)")
-
-
 def run_data(words: list[str]) -> int:
     """Run `data list | info | check | convert | collect`; return the exit code."""
-    parser = _Parser(
+    parser = CommandParser(
         prog="python -m lit_offrl data", description="Offline datasets: list, describe, check, convert, collect."
     )
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=CommandParser)
     commands.add_parser("list", help="what can be collected or downloaded, and what lies here")
     for name, text in (
         ("info", "what a dataset holds"),

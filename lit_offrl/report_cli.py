@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from lit_offrl.arguments import CommandParser
 from lit_offrl.errors import UserError, require
 
 if TYPE_CHECKING:
     from lit_offrl.report.rows import Report
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} ({self.prog} --help)")
-
-
 def run_report(words: list[str]) -> int:
     """Run `report FOLDER ...`; return the exit code."""
-    parser = _Parser(
+    parser = CommandParser(
         prog="python -m lit_offrl report",
         description="Tables, learning curves and confidence intervals of the runs below some folders.",
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 import logging
 import math
 import re
@@ -12,6 +14,7 @@ from typing import Any, TypeVar
 
 import lightning
 import torch
+import yaml
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -86,6 +89,19 @@ def run_training(command: str, words: list[str]) -> int:
             raise KeyboardInterrupt from None
         raise
     return cli.exit_code
+
+
+def resolved_config(words: list[str]) -> dict[str, Any]:
+    """Return the configuration that the words of a `fit` amount to, without running anything.
+
+    Raises:
+        UserError: A key or a value is wrong.
+    """
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        run_training("fit", [*words, "--print_config"])
+    config: dict[str, Any] = yaml.safe_load(printed.getvalue())
+    return config
 
 
 def _user_error_behind(error: BaseException | None) -> UserError | None:

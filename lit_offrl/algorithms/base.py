@@ -173,6 +173,10 @@ class OfflineAlgorithm(lightning.LightningModule):
         """Return the pairs of online and target networks that the `EMATargets` callback maintains."""
         return ()
 
+    def validation_losses(self, batch: Batch) -> Info:
+        """Return what is worth knowing of transitions that training does not see; nothing is updated."""
+        return {}
+
     @abstractmethod
     def sample_actions(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
         """Return actions `[batch, action_dim]` at normalised `observations` `[batch, observation_dim]`.
@@ -416,9 +420,22 @@ class OfflineAlgorithm(lightning.LightningModule):
         return {name: total / updates[name] for name, total in totals.items()}
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Do nothing: the `RolloutEvaluation` callback does the work, this lets `validate` run."""
+        """Log the losses of held-out transitions, where there are any; rollouts are `RolloutEvaluation`'s."""
+        if not isinstance(batch, Batch):
+            return
+        training_noise = self.generator
+        # The same noise in every validation: what differs are the networks. Training goes on as if there had been none.
+        self._generator = torch.Generator(device=self.device).manual_seed(batch_idx)
+        try:
+            losses = self.validation_losses(batch)
+        finally:
+            self._generator = training_noise
+        rows = len(batch.rewards)
+        self.log_dict({f"val/{name}": value for name, value in losses.items()}, batch_size=rows)
+        self.log("step", float(self.gradient_step), batch_size=rows)
 
-    test_step = validation_step
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Do nothing: the `RolloutEvaluation` callback does the work, this lets `test` run."""
 
     def _count_updates(self, updates: int) -> None:
         # Lightning's global_step counts calls of its own optimizer wrapper, once per optimizer. The raw optimizers

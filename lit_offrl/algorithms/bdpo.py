@@ -330,6 +330,10 @@ class BDPO(OfflineAlgorithm):
         self.minimize("behavior", loss)
         return {"behavior_loss": loss.detach()}
 
+    def validation_losses(self, batch: Batch) -> Info:
+        """The loss of the behavior model."""
+        return {"behavior_loss": self.behavior_loss(batch)}
+
     def critic_losses(self) -> dict[str, Callable[..., tuple[Tensor, Info]]]:
         """Return the losses of the critics in their order, by the names of their optimizers."""
         return {"q": self.q_loss, "v": self.v_loss}

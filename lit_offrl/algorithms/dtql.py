@@ -217,6 +217,11 @@ class DTQL(OfflineAlgorithm):
         self.minimize("behavior", behavior_loss)
         return {**critic_info, "behavior_loss": behavior_loss.detach()}
 
+    def validation_losses(self, batch: Batch) -> Info:
+        """The losses of critics and diffusion model."""
+        behavior_loss = self.diffusion_loss(self.behavior, batch.actions, batch.observations)
+        return {**self.critic_loss(batch)[1], "behavior_loss": behavior_loss}
+
     def update(self, batch: Batch) -> Info:
         """Algorithm 1: critics, diffusion model, policy; targets follow by their callback."""
         info = self.pretrain_update(batch)

@@ -233,7 +233,7 @@ class EDA(VPDiffusion):
         """Noise prediction by the gradient of f (Eq. 10), with the same dropout in f and its gradient."""
         time, noisy_actions, noise = self.noised(batch.actions)
         masks = None
-        if self.dropout:
+        if self.dropout and self.training:
             shape = (len(self.behavior.blocks), len(noise), self.behavior.mix.out_features)
             masks = (self.uniform(*shape) >= self.dropout) / (1 - self.dropout)
         _, sigma = self.scales(time, noise)
@@ -291,6 +291,12 @@ class EDA(VPDiffusion):
         loss = self.behavior_loss(batch)
         self.minimize("behavior", loss)
         return {"behavior_loss": loss.detach()}
+
+    def validation_losses(self, batch: Batch) -> Info:
+        """The losses of behavior model and critic."""
+        q, v = self.critic["q"], self.critic["v"]
+        _, info = critic_loss(q, v, self.target_q, batch, self.expectile, self.discount)
+        return {**info, "behavior_loss": self.behavior_loss(batch)}
 
     def critic_update(self, batch: Batch) -> Info:
         """Train the critic; its target follows by its callback."""

@@ -340,6 +340,10 @@ class EnergyGuided(VPDiffusion):
         self.minimize("behavior", loss)
         return {"behavior_loss": loss.detach()}
 
+    def validation_losses(self, batch: Batch) -> Info:
+        """The loss of the behavior model."""
+        return {"behavior_loss": self.behavior_loss(batch)}
+
     def critic_update(self, batch: Batch) -> Info:
         """Train the critic; its target follows by its callback."""
         loss, info = self.critic_loss(batch.head(self.critic_batch_size))

@@ -14,10 +14,11 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lit_offrl.batch import Batch
 from lit_offrl.data import sources
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo
 from lit_offrl.data.local import COLLECTED_NAMESPACE, is_present
@@ -49,15 +50,21 @@ class D4RLDataModule(lightning.LightningDataModule):
             episodes that ran into the time limit; false keeps what the file knows of the true episode ends.
         environment: Gymnasium id of the environment of evaluation, for datasets that name none, e.g. `Hopper-v5` for a
             file of one's own.
+        validation_fraction: Share of the episodes, whole ones, that training does not see; algorithms log their losses
+            on them as `val/...` whenever Lightning validates. The same ones whatever the seed, so that runs compare.
         seed: Seed of the minibatches (set from `seed_everything`).
     """
 
     # States per batch of `predict`: each may have a thousand candidate actions.
     PREDICTION_BATCH = 64
+    HELD_OUT_BATCH = 4096
     # Dimensions that hardly vary (constant ones among them) are not blown up by the normalisation.
     SMALLEST_STD = 1e-3
     # What the table is a function of.
-    TABLE_OPTIONS = ("dataset", "reward", "normalize_observations", "action_bounds", "action_limit", "d4rl_compat")
+    TABLE_OPTIONS = (
+        *("dataset", "d4rl_compat", "validation_fraction", "reward"),
+        *("normalize_observations", "action_bounds", "action_limit"),
+    )
 
     def __init__(
         self,
@@ -71,6 +78,7 @@ class D4RLDataModule(lightning.LightningDataModule):
         action_limit: float = 1.0,
         d4rl_compat: bool = True,
         environment: str | None = None,
+        validation_fraction: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -81,6 +89,7 @@ class D4RLDataModule(lightning.LightningDataModule):
         if action_bounds is not None:
             require(action_bounds[0] < action_bounds[1], "data.action_bounds", "[low, high]", list(action_bounds))
         require(action_limit > 0, "data.action_limit", "positive", action_limit)
+        require(0 <= validation_fraction < 1, "data.validation_fraction", "from 0 to below 1", validation_fraction)
         self.dataset = dataset
         self.batch_size = batch_size
         self.block_size = block_size
@@ -91,6 +100,7 @@ class D4RLDataModule(lightning.LightningDataModule):
         self.action_limit = action_limit
         self.d4rl_compat = d4rl_compat
         self.environment = environment
+        self.validation_fraction = validation_fraction
         self.seed = seed
         self._loaded: tuple[Transitions, DatasetInfo] | None = None
 
@@ -180,8 +190,10 @@ class D4RLDataModule(lightning.LightningDataModule):
 
     @cached_property
     def observation_statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the observations, each `[observation_dim]`."""
+        """Mean and standard deviation of the observations that are trained on, each `[observation_dim]`."""
         observations = self.transitions.observations
+        if self.held_out is not None:
+            observations = observations[~self.held_out]
         mean = observations.mean(axis=0, dtype=np.float64)
         # In pieces: the table in double precision would be the largest thing in memory.
         pieces = np.array_split(observations, -(-len(observations) // 65_536))
@@ -194,8 +206,31 @@ class D4RLDataModule(lightning.LightningDataModule):
         """Width of each field of `Batch` in the table."""
         return self.observation_dim, self.action_dim, 1, self.observation_dim, 1
 
-    def table(self) -> tuple[Tensor, tuple[int, ...]]:
-        """Return the fields of `Batch` side by side, `[n, width]`, and the width of each."""
+    @cached_property
+    def held_out(self) -> NDArray[np.bool_] | None:
+        """Which transitions training does not see, bool `[n]`; None where it sees all.
+
+        Raises:
+            UserError: Nothing would be left to train on.
+        """
+        if not self.validation_fraction:
+            return None
+        starts = self.transitions.episode_starts
+        count = max(round(self.validation_fraction * len(starts)), 1)
+        if count >= len(starts):
+            raise UserError(
+                f"data.validation_fraction: {self.validation_fraction} of {len(starts)} episodes leaves none"
+            )
+        episodes = np.zeros(len(starts), bool)
+        episodes[np.random.default_rng(0).permutation(len(starts))[:count]] = True
+        return np.repeat(episodes, np.diff([*starts, len(self.transitions)]))
+
+    def table(self, held_out: bool = False) -> tuple[Tensor, tuple[int, ...]]:
+        """Return the fields of `Batch` side by side, `[n, width]`, and the width of each.
+
+        Args:
+            held_out: The transitions that training does not see, instead of those that it does.
+        """
         transitions, widths = self.transitions, self.widths
         table = torch.empty(len(transitions), sum(widths))
         # Filled and changed in place: besides the recorded data there is one more copy of it in memory, not three.
@@ -211,6 +246,8 @@ class D4RLDataModule(lightning.LightningDataModule):
         actions.clamp_(-self.action_limit, self.action_limit)
         rewards.copy_(torch.from_numpy(reward_rule(self.reward)(transitions))[:, None])
         terminals.copy_(torch.from_numpy(transitions.terminals)[:, None])
+        if self.held_out is not None:
+            table = table[torch.from_numpy(self.held_out == held_out)]
         return table, widths
 
     def shared_table(self) -> tuple[Tensor, tuple[int, ...]]:
@@ -249,11 +286,23 @@ class D4RLDataModule(lightning.LightningDataModule):
             self.seed,
         )
 
-    def val_dataloader(self) -> DataLoader[int]:
-        """Return one empty batch: rollouts need an occasion, not data."""
-        return DataLoader(range(1), batch_size=None)  # type: ignore[arg-type]
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return the held-out transitions as batches; where there are none, one empty batch.
 
-    test_dataloader = val_dataloader
+        Rollouts need an occasion, not data.
+        """
+        if self.held_out is None:
+            return self.test_dataloader()
+        table, widths = self.table(held_out=True)
+        batches = []
+        for piece in torch.split(table, self.HELD_OUT_BATCH):
+            observations, actions, rewards, next_observations, terminals = torch.split(piece, list(widths), dim=1)
+            batches.append(Batch(observations, actions, rewards[:, 0], next_observations, terminals[:, 0]))
+        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Return one empty batch."""
+        return DataLoader(range(1), batch_size=None)  # type: ignore[arg-type]
 
     def predict_dataloader(self) -> DataLoader[Tensor]:
         """Return the dataset's raw observations in order, `[batch, observation_dim]` each."""

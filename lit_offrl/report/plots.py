@@ -39,7 +39,7 @@ def learning_curves(report: Report, task: Task, colors: Mapping[str, str]) -> Fi
     A line passes the steps at which all seeds were evaluated. Dashed: the dataset's own mean. Dotted: final scores of
     the actors that were evaluated beside an algorithm, e.g. its behavior policy.
     """
-    figure, axis = _figure(task.dataset)
+    figure, axis = titled_figure(task.dataset)
     drawn = False
     rows = report.of(task)
     for row in rows:
@@ -75,7 +75,7 @@ def learning_curves(report: Report, task: Task, colors: Mapping[str, str]) -> Fi
 
 def profiles(comparison: Comparison, colors: Mapping[str, str]) -> Figure:
     """Return the share of runs above each score, with 95% intervals."""
-    figure, axis = _figure("Performance profiles")
+    figure, axis = titled_figure("Performance profiles")
     everything = np.concatenate([task for tasks in comparison.scores.values() for task in tasks])
     margin = 0.03 * max(np.ptp(everything), 1.0)
     thresholds = np.linspace(everything.min() - margin, everything.max() + margin, THRESHOLDS)
@@ -94,7 +94,7 @@ def profiles(comparison: Comparison, colors: Mapping[str, str]) -> Figure:
 def improvement(comparison: Comparison) -> Figure:
     """Return P(x > y) for each pair of algorithms, with 95% intervals."""
     pairs = comparison.improvements
-    figure, axis = _figure("Probability of improvement", height=1.3 + 0.42 * len(pairs))
+    figure, axis = titled_figure("Probability of improvement", height=1.3 + 0.42 * len(pairs))
     for place, (_, _, probability, interval) in enumerate(pairs):
         axis.plot(probability, place, "o", color=COLORS[0], markersize=6)
         if interval is not None:
@@ -112,7 +112,8 @@ def png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def _figure(title: str, height: float = 3.7) -> tuple[Figure, Axes]:
+def titled_figure(title: str, height: float = 3.7) -> tuple[Figure, Axes]:
+    """Return an empty figure of `height` inches and its axes, in the style of all pictures."""
     figure = Figure(figsize=(6.4, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.add_subplot()

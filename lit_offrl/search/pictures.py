@@ -1,0 +1,134 @@
+"""The pictures of a search: how it went, and which parameters matter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import optuna
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from optuna.distributions import CategoricalDistribution
+from optuna.importance import PedAnovaImportanceEvaluator
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from lit_offrl.report.plots import COLORS, DATA_COLOR, DPI, titled_figure
+from lit_offrl.search.space import short_names
+
+# Below this many trials an importance says little but noise.
+FEWEST_FOR_IMPORTANCES = 4
+COLUMNS = 3
+PANEL_INCHES = (3.0, 2.6)
+
+
+def pictures(study: optuna.Study, metric: str) -> dict[str, Figure]:
+    """Return the figures that the study's trials are enough for, by file name."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    figures = {"history.png": history(study, metric)} if complete else {}
+    if importances := parameter_importances(study):
+        figures["importances.png"] = importances_figure(importances, metric, len(complete))
+    if complete:
+        figures["parameters.png"] = parameters_figure(complete, metric, list(importances))
+    return figures
+
+
+def history(study: optuna.Study, metric: str) -> Figure:
+    """Return the scores of the trials in their order, and the best so far."""
+    trials = study.get_trials(deepcopy=False)
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    pruned = [trial for trial in trials if trial.state == TrialState.PRUNED and trial.value is not None]
+    failed = [trial for trial in trials if trial.state == TrialState.FAIL]
+    better = max if study.direction == StudyDirection.MAXIMIZE else min
+    figure, axis = titled_figure(f"{study.study_name}: {len(complete)} complete trials")
+    best = [better(_values(complete[: i + 1])) for i in range(len(complete))]
+    axis.plot(_numbers(complete), best, color=COLORS[0], drawstyle="steps-post", label="best so far")
+    axis.plot(_numbers(complete), _values(complete), "o", color=COLORS[0], alpha=0.55, label="complete")
+    if pruned:
+        axis.plot(
+            _numbers(pruned), _values(pruned), "v", color=COLORS[1], mfc="none", label="pruned, where it was then"
+        )
+    if failed:
+        bottom = axis.get_xaxis_transform()
+        axis.plot(
+            _numbers(failed),
+            [0.02] * len(failed),
+            "x",
+            color=DATA_COLOR,
+            transform=bottom,
+            label="failed or broken off",
+        )
+    first = next((trial for trial in complete if trial.user_attrs.get("own_values")), None)
+    if first is not None and first.value is not None:
+        axis.axhline(first.value, color=DATA_COLOR, linestyle="--", linewidth=1.2, label="the config's own values")
+    axis.set(xlabel="trial", ylabel=metric)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize="small")
+    return figure
+
+
+def parameter_importances(study: optuna.Study) -> dict[str, float]:
+    """Return each parameter's share in what separates the best trials from the others, the largest first.
+
+    PED-ANOVA (Watanabe et al., 2023): the better half of the trials, by the spread of its densities. Empty where there
+    are too few trials, or all score the same.
+    """
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(complete) < FEWEST_FOR_IMPORTANCES or len({trial.value for trial in complete}) < 2:
+        return {}
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=0.5, region_quantile=1.0)
+    importances = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return dict(importances) if all(map(math.isfinite, importances.values())) else {}
+
+
+def importances_figure(importances: Mapping[str, float], metric: str, trials: int) -> Figure:
+    """Return the importances as bars."""
+    figure, axis = titled_figure(f"What matters for {metric} ({trials} trials)", height=1.4 + 0.42 * len(importances))
+    names = short_names(list(importances))
+    shares = list(importances.values())
+    bars = axis.barh(range(len(shares)), shares, color=COLORS[0], height=0.6, tick_label=list(names.values()))
+    axis.bar_label(bars, labels=[f"{share:.0%}" for share in shares], padding=3)
+    axis.set(xlim=(0, 1.12 * max(shares)), xlabel="importance (PED-ANOVA; all add up to 1)")
+    axis.invert_yaxis()
+    return figure
+
+
+def parameters_figure(trials: Sequence[FrozenTrial], metric: str, order: Sequence[str]) -> Figure:
+    """Return the scores over each parameter, the most important ones first."""
+    keys = [*order, *sorted({key for trial in trials for key in trial.params} - set(order))]
+    names = short_names(keys)
+    rows, columns = -(-len(keys) // COLUMNS), min(len(keys), COLUMNS)
+    figure = Figure(figsize=(columns * PANEL_INCHES[0] + 0.6, rows * PANEL_INCHES[1]), dpi=DPI, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for place, axis in enumerate(axes.flat):
+        if place >= len(keys):
+            axis.set_visible(False)
+            continue
+        key = keys[place]
+        some = [trial for trial in trials if key in trial.params]
+        distribution = some[0].distributions[key]
+        if isinstance(distribution, CategoricalDistribution):
+            choices = [str(choice) for choice in distribution.choices]
+            axis.set_xticks(range(len(choices)), choices, rotation=30 if max(map(len, choices)) > 4 else 0)
+            axis.set_xlim(-0.5, len(choices) - 0.5)
+            values = [choices.index(str(trial.params[key])) for trial in some]
+        else:
+            values = [trial.params[key] for trial in some]
+            if getattr(distribution, "log", False):
+                axis.set_xscale("log")
+        axis.scatter(values, _values(some), c=_numbers(some), cmap="viridis", s=18)
+        axis.set_xlabel(names[key])
+        axis.grid(color="0.92")
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.supylabel(metric, fontsize="medium")
+    figure.suptitle("Complete trials; darker is earlier", fontsize="medium")
+    return figure
+
+
+def _numbers(trials: Sequence[FrozenTrial]) -> list[int]:
+    return [trial.number for trial in trials]
+
+
+def _values(trials: Sequence[FrozenTrial]) -> list[float]:
+    return [trial.value for trial in trials if trial.value is not None]

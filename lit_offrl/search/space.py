@@ -1,0 +1,352 @@
+"""What is searched: a YAML file of dotted config keys and their ranges, checked before any work starts."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from lit_offrl.errors import UserError, did_you_mean, require
+
+RANGE_KEYS = ("low", "high", "log", "step", "choices")
+OBJECTIVE_KEYS = ("metric", "direction", "last")
+DIRECTIONS = ("maximize", "minimize")
+# What one logged block of updates says of a loss is noise: a score of such a metric is a mean over some.
+BLOCKS_PER_SCORE = 20
+LARGEST_GRID = 10_000
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a trial is worth.
+
+    Attributes:
+        metric: A column of metrics.csv, e.g. `eval/normalized_score` or `train/behavior_loss`.
+        direction: `maximize` or `minimize`.
+        last: The score of a run is the mean of so many of its last values.
+    """
+
+    metric: str
+    direction: Literal["maximize", "minimize"]
+    last: int
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether it comes from the evaluation of the policy, rather than from losses."""
+        return self.metric.startswith("eval")
+
+    @classmethod
+    def of(cls, content: object) -> Objective:
+        """Read the `objective` entry.
+
+        Raises:
+            UserError: A key is unknown or missing, or a value makes no sense.
+        """
+        entries = _mapping(content, "objective", OBJECTIVE_KEYS)
+        for name in ("metric", "direction"):
+            if name not in entries:
+                raise UserError(f"objective.{name} is missing, e.g. {{metric: eval/return_mean, direction: maximize}}")
+        metric, direction = str(entries["metric"]), entries["direction"]
+        if direction not in DIRECTIONS:
+            raise UserError(
+                f"objective.direction: no '{direction}'{did_you_mean(str(direction), DIRECTIONS)}; "
+                f"there are {' and '.join(DIRECTIONS)}"
+            )
+        last = entries.get("last", 1 if metric.startswith(("eval", "val/")) else BLOCKS_PER_SCORE)
+        require(_is_int(last) and last >= 1, "objective.last", "a whole number from 1", last)
+        return cls(metric, direction, last)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One dotted key of the config and what it may be: one of `choices`, or a number from `low` to `high`.
+
+    Attributes:
+        key: E.g. `model.init_args.alpha`.
+        choices: The values to choose from; None for a range.
+        low: Smallest value of a range.
+        high: Largest value of a range.
+        log: Whether a range is searched by its logarithm.
+        step: Distance of the values of a range, counted from `low`; None for all of them.
+    """
+
+    key: str
+    choices: tuple[Any, ...] | None = None
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    step: float | None = None
+
+    @classmethod
+    def of(cls, key: str, content: object) -> Parameter:
+        """Read an entry of `space`: a list of choices, or `{low, high}` with `log: true` or `step`.
+
+        Raises:
+            UserError: The entry makes no sense.
+        """
+        name = f"space.{key}"
+        if isinstance(content, Sequence) and not isinstance(content, str):
+            content = {"choices": content}
+        entries = _mapping(content, name, RANGE_KEYS, wanted="a list of choices or {low, high}")
+        if "choices" in entries:
+            if len(entries) > 1 or not isinstance(entries["choices"], list) or not entries["choices"]:
+                raise UserError(f"{name}: give a list of choices, or low and high")
+            return cls(key, choices=tuple(entries["choices"]))
+        if not {"low", "high"} <= set(entries):
+            raise UserError(f"{name}: low and high are needed, e.g. {{low: 0.1, high: 10, log: true}}")
+        low, high = _number(entries["low"], f"{name}.low"), _number(entries["high"], f"{name}.high")
+        log = entries.get("log", False)
+        require(isinstance(log, bool), f"{name}.log", "true or false", log)
+        step = None if entries.get("step") is None else _number(entries["step"], f"{name}.step")
+        require(low < high, f"{name}.low", f"below high ({high:g})", low)
+        require(not log or low > 0, f"{name}.low", "positive where log is true", low)
+        require(step is None or (step > 0 and not log), f"{name}.step", "positive, and without log", step)
+        return cls(key, None, low, high, log, step)
+
+    def distribution(self, default: object) -> BaseDistribution:
+        """Return Optuna's distribution; the config's own value, `default`, tells the type.
+
+        Raises:
+            UserError: A range of something that is no number, or of whole numbers with a fraction in it.
+        """
+        if self.choices is not None:
+            return CategoricalDistribution([self._typed(choice, default) for choice in self.choices])
+        if isinstance(default, (bool, str, list, dict)):
+            raise UserError(f"space.{self.key}: is {default!r} in the config: give a list of choices, not a range")
+        if not _is_int(default):
+            return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
+        for name, value in (("low", self.low), ("high", self.high), ("step", self.step or 1)):
+            require(float(value).is_integer(), f"space.{self.key}.{name}", "a whole number, as in the config", value)
+        return IntDistribution(int(self.low), int(self.high), log=self.log, step=int(self.step or 1))
+
+    def points(self, distribution: BaseDistribution) -> list[Any]:
+        """Return the values that a grid has of it.
+
+        Raises:
+            UserError: There is no end of them.
+        """
+        if isinstance(distribution, CategoricalDistribution):
+            return list(distribution.choices)
+        assert isinstance(distribution, (IntDistribution, FloatDistribution))
+        if distribution.step is None or distribution.log:
+            raise UserError(f"space.{self.key}: a grid needs a list of choices or a step")
+        count = math.floor((distribution.high - distribution.low) / distribution.step + 1e-8) + 1
+        return [distribution.low + i * distribution.step for i in range(count)]
+
+    def extremes(self, distribution: BaseDistribution) -> list[Any]:
+        """Return values that show whether the config takes them all."""
+        if isinstance(distribution, CategoricalDistribution):
+            return list(distribution.choices)
+        assert isinstance(distribution, (IntDistribution, FloatDistribution))
+        return [distribution.low, distribution.high]
+
+    def value(self, default: object, distribution: BaseDistribution) -> Any:
+        """Return the config's own value as the distribution knows it, or None where that lies outside of the space."""
+        value = self._typed(default, default)
+        if isinstance(distribution, CategoricalDistribution):
+            return next((choice for choice in distribution.choices if choice == value), None)
+        assert isinstance(distribution, (IntDistribution, FloatDistribution))
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return None
+        steps = 0.0 if distribution.step is None else (value - distribution.low) / distribution.step
+        inside = distribution.low <= value <= distribution.high and abs(steps - round(steps)) < 1e-8
+        return value if inside else None
+
+    @staticmethod
+    def _typed(value: Any, default: object) -> Any:
+        """Return a choice in the type of the config's value; lists and the like as the text that is passed on."""
+        if isinstance(value, (list, dict)):
+            return json.dumps(value)
+        if isinstance(default, float) and not isinstance(value, bool):
+            try:
+                return float(value)  # YAML takes 1e-4, without a point, for a word
+            except (TypeError, ValueError):
+                return value
+        return value
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search as its YAML file and the flags describe it.
+
+    Attributes:
+        configs: Config files of `fit`, later ones on top.
+        overrides: Dotted keys and their values for all trials, on top of the files.
+        space: What is searched.
+        objective: What a trial is worth.
+        trials: End with so many finished trials; None for no such limit.
+        hours: Begin no trial once trials have been running for so long, over all restarts; None for no such limit.
+        seeds: Every trial trains once with each and scores the mean.
+        sampler: `name` of the sampler, and options of Optuna's class.
+        pruner: `name` of the pruner, and options of Optuna's class.
+        storage: Where the study is kept; None for a SQLite file in the folder.
+        folder: Where everything lies; its last part names the study.
+        seed: Seed of the sampler.
+    """
+
+    configs: tuple[str, ...]
+    space: Mapping[str, Parameter]
+    objective: Objective
+    overrides: Mapping[str, Any]
+    trials: int | None
+    hours: float | None
+    seeds: tuple[int, ...]
+    sampler: Mapping[str, Any]
+    pruner: Mapping[str, Any]
+    storage: str | None
+    folder: Path
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of the study."""
+        return self.folder.name
+
+    def flags(self, *changes: Mapping[str, Any]) -> list[str]:
+        """Return the words of `fit` for the configs, the overrides and further `changes`, later ones on top."""
+        values = dict(self.overrides)
+        for change in changes:
+            values |= change
+        # A class comes before its arguments.
+        keys = sorted(values, key=lambda key: key.count("."))
+        return [*(f"--config={path}" for path in self.configs), *(f"--{key}={as_text(values[key])}" for key in keys)]
+
+    def grid(self, distributions: Mapping[str, BaseDistribution]) -> Iterator[dict[str, Any]]:
+        """Yield all points of the grid.
+
+        Raises:
+            UserError: A parameter has no end of values, or the grid is enormous.
+        """
+        points = [self.space[key].points(distribution) for key, distribution in distributions.items()]
+        size = math.prod(map(len, points))
+        require(size <= LARGEST_GRID, "sampler: grid", f"of at most {LARGEST_GRID:,} points", f"{size:,}")
+        return (dict(zip(distributions, values, strict=True)) for values in product(*points))
+
+
+def read_search(path: str | Path, changes: Mapping[str, Any]) -> Search:
+    """Read a search from its YAML file.
+
+    Args:
+        path: The file.
+        changes: Entries that take the place of the file's; `overrides` are added to its own.
+
+    Raises:
+        UserError: There is no such file, a key is unknown or missing, or a value makes no sense.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"config: no file {path}" if not Path(path).exists() else f"config: {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"config: {path} is not YAML: {error}") from error
+    names = [field.name for field in fields(Search)]
+    entries = _mapping(content, "", names)
+    overrides = _mapping(entries.get("overrides") or {}, "overrides") | dict(changes.get("overrides", {}))
+    entries = {**entries, **changes}
+    for name in ("configs", "space", "objective"):
+        if not entries.get(name):
+            raise UserError(f"{name} is missing in {path}")
+    configs = entries["configs"] if isinstance(entries["configs"], list) else [entries["configs"]]
+    space = {key: Parameter.of(key, value) for key, value in _mapping(entries["space"], "space").items()}
+    if both := sorted(set(space) & set(overrides)):
+        raise UserError(f"{both[0]} is both searched and set: leave it out of one of space and overrides")
+    fixed = [key for key in (*space, *overrides) if key in ("seed_everything", "trainer.default_root_dir", "ckpt_path")]
+    if fixed:
+        raise UserError(f"{fixed[0]} is the search's own: use seeds and folder")
+    seeds = entries.get("seeds", [0])
+    valid = isinstance(seeds, list) and bool(seeds) and all(map(_is_int, seeds)) and len({*seeds}) == len(seeds)
+    require(valid, "seeds", "a list of different whole numbers", seeds)
+    trials, hours = entries.get("trials"), entries.get("hours")
+    require(trials is None or (_is_int(trials) and trials >= 1), "trials", "a whole number from 1", trials)
+    hours = None if hours is None else _number(hours, "hours")
+    require(hours is None or hours > 0, "hours", "positive", hours)
+    sampler, pruner = _named(entries.get("sampler", "tpe"), "sampler"), _named(entries.get("pruner", "none"), "pruner")
+    if trials is None and hours is None and sampler["name"] != "grid":
+        raise UserError("trials or hours is missing: how long is the search to be?")
+    seed = entries.get("seed", 0)
+    require(_is_int(seed), "seed", "a whole number", seed)
+    storage = entries.get("storage")
+    return Search(
+        configs=tuple(map(str, configs)),
+        space=space,
+        objective=Objective.of(entries["objective"]),
+        overrides=overrides,
+        trials=trials,
+        hours=hours,
+        seeds=tuple(seeds),
+        sampler=sampler,
+        pruner=pruner,
+        storage=None if storage is None else str(storage),
+        folder=Path(entries.get("folder") or Path("runs") / "search" / Path(path).stem),
+        seed=seed,
+    )
+
+
+def as_text(value: Any) -> str:
+    """Return a value as a flag of the command line has it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def look_up(config: Mapping[str, Any], key: str) -> Any:
+    """Return what a nested config has at a dotted key; None where it has nothing."""
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Return the last part of each dotted key, or all of it where two have the same."""
+    last = {key: key.rpartition(".")[2] for key in keys}
+    return {key: name if list(last.values()).count(name) == 1 else key for key, name in last.items()}
+
+
+def _named(content: object, option: str) -> dict[str, Any]:
+    """Return `name` or `{name: ..., option: ...}` as the latter."""
+    if isinstance(content, str):
+        return {"name": content}
+    if content is None or content is False:
+        return {"name": "none"}
+    entries = _mapping(content, option)
+    if "name" not in entries:
+        raise UserError(f"{option}.name is missing, e.g. {option}: {{name: median, n_startup_trials: 5}}")
+    return entries
+
+
+def _mapping(
+    content: object, option: str, allowed: Sequence[str] | None = None, wanted: str = "keys and values"
+) -> dict[str, Any]:
+    where = f"{option}: " if option else ""
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UserError(f"{where or 'a search: '}must be {wanted}, not {content!r}")
+    for key in content:
+        if allowed is not None and key not in allowed:
+            raise UserError(f"{where}no key '{key}'{did_you_mean(key, allowed)}; there are {', '.join(allowed)}")
+    return content
+
+
+def _number(value: object, option: str) -> float:
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise UserError(f"{option}: must be a number, not {value!r}") from None
+    require(math.isfinite(number), option, "finite", value)
+    return number
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
