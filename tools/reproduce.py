@@ -4,10 +4,10 @@
                               [--seeds 0,1,2] [--parallel N] [--root DIR] [--list] [options of fit]
 
 `paper/...` are the tasks of `conf/tasks/...`, with five seeds: days to weeks of a GPU. `quick` is DTQL, BDPO, EDA and
-AEPO on two collected datasets, cut to minutes a run by the quick overlays, with three seeds. `--only` takes the runs whose
-name matches, e.g. `'*hopper*'`; `--list` prints the commands instead of running them. Runs that are finished are left
-alone and those that were interrupted go on, so that a grid can be stopped and started at any time, and shared out over
-machines by `--only` or `--seeds` where they share the folder of runs.
+AEPO on two collected datasets, cut to minutes a run by the quick overlays, with three seeds. `--only` takes the runs
+whose name matches, e.g. `'*hopper*'`; `--list` prints the commands instead of running them. Runs that are finished are
+left alone and those that were interrupted go on, so that a grid can be stopped and started at any time, and shared out
+over machines by `--only` or `--seeds` where they share the folder of runs.
 """
 
 from __future__ import annotations
