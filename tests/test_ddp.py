@@ -154,7 +154,7 @@ def ranks(precision: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict
 def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     """Return the largest distance between tensors of the same name, relative to the second's norm."""
     assert one.keys() == other.keys()
-    # Its gradient is zero, as it cancels in the contrastive loss: what rounding leaves of it, Adam turns into steps.
+    # Its gradient is zero, as it cancels in the contrastive loss: Adam makes steps of what rounding leaves of it.
     kept = [name for name in one if not (name == "energy.layers.8.bias" and one[name].dtype == torch.float32)]
     return max(float((one[name] - other[name]).norm() / other[name].norm().clamp(min=1e-12)) for name in kept)
 
@@ -170,7 +170,8 @@ def test_two_ranks_train_as_one_process_does(case: str, precision: str, ranks: l
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     relative = difference(first, train(case, 1, tmp_path, precision))
     print(f"{case} ({precision}): largest relative difference of weights {relative:.1e}")
-    assert relative < 1e-6
+    # In float32 the optimizer magnifies what rounding leaves of gradients near zero.
+    assert relative < (1e-6 if precision == "64-true" else 1e-5)
 
 
 def test_what_ranks_exchange(ranks: list[dict[str, Any]]):
@@ -403,10 +404,11 @@ LONG = ("--trainer.max_steps=100000", "--data.block_size=10", "--model.init_args
 
 
 @contextmanager
-def long_run(root: Path) -> Iterator[tuple[subprocess.Popen[str], int, Path]]:
+def long_run(root: Path, *extra: str) -> Iterator[tuple[subprocess.Popen[str], int, Path]]:
     """Start a run of two ranks that does not end by itself; yield it, the second rank's process and the run folder."""
     folder = root / "qgpo" / "data" / "seed_0"
-    with started([*made_up.words(root, "QGPO", *LONG, "--checkpoint.keep_every_n_epochs=0"), *TWO]) as process:
+    options = (*LONG, *TWO, "--checkpoint.keep_every_n_epochs=0", *extra)
+    with started(made_up.words(root, "QGPO", *options)) as process:
         deadline = time.monotonic() + 120
         while not (folder / "checkpoints" / "last.ckpt").exists():
             assert process.poll() is None, process.communicate()
@@ -434,18 +436,24 @@ def is_running(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("killed", [0, 1])
-def test_a_rank_that_dies_ends_the_job(tmp_path: Path, killed: int):
-    with long_run(tmp_path / "runs") as (process, second, folder):
-        died = time.monotonic()
-        os.kill(second if killed else process.pid, signal.SIGKILL)
-        _, err = process.communicate(timeout=60)  # until both have let go of the pipe
-        while is_running(second):
-            assert time.monotonic() < died + 60
-            time.sleep(0.1)
-    print(f"all had ended {time.monotonic() - died:.1f} s after rank {killed} was killed")
-    assert process.returncode != 0
+@pytest.mark.parametrize(("rank", "blow"), [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGSTOP)])
+def test_a_rank_that_dies_or_hangs_ends_the_job(tmp_path: Path, rank: int, blow: signal.Signals):
+    timeout = 600 if blow == signal.SIGKILL else 10  # of a rank that waits for another; death is noticed at once
+    with long_run(tmp_path / "runs", f"--distributed.timeout_s={timeout}") as (process, second, folder):
+        struck = time.monotonic()
+        os.kill(second if rank else process.pid, blow)
+        assert process.wait(timeout=60) != 0
+        while blow == signal.SIGKILL and is_running(second):
+            assert time.monotonic() < struck + 60
+            time.sleep(0.05)
+        print(f"the job had ended {time.monotonic() - struck:.1f} s after {blow.name} to rank {rank}")
+        if blow == signal.SIGSTOP:
+            os.kill(second, signal.SIGKILL)
+        _, err = process.communicate(timeout=60)
     assert "Traceback" not in err
+    if rank and process.returncode != -signal.SIGKILL:  # by Lightning's launcher, if it looked first
+        assert process.returncode == 1
+        assert "error: another rank has died or hangs; the last checkpoint is intact" in err
     assert load(folder)["global_step"] >= 10
 
 
