@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from lit_offrl import __version__
 from lit_offrl.errors import RunFailure, UserError, did_you_mean, one_line
 from lit_offrl.jobs import run_seeds, take_option
+from lit_offrl.ranks import launched_rank
 
 HELP = """\
 usage: python -m lit_offrl <command> [options]
@@ -51,10 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(words[0], words[1:])
     except UserError as error:
-        sys.stderr.write(f"error: {one_line(error)}\n")
+        sys.stderr.write(f"{_rank()}error: {one_line(error)}\n")
         return 2
     except RunFailure as error:
-        sys.stderr.write(f"error: {one_line(error)}\n")
+        sys.stderr.write(f"{_rank()}error: {one_line(error)}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
@@ -62,6 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _rank() -> str:
+    """Return which of several processes says something; nothing for the first one."""
+    return f"[rank {rank}] " if (rank := launched_rank()) else ""
 
 
 def _run(command: str, words: list[str]) -> int:

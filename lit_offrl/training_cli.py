@@ -8,6 +8,7 @@ import io
 import logging
 import math
 import re
+import sys
 import warnings
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,12 +20,14 @@ from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 
 from lit_offrl import algorithms
 from lit_offrl.algorithms.base import check_trainer
 from lit_offrl.callbacks.acceleration import Acceleration
 from lit_offrl.callbacks.bandit import BanditEvaluation
 from lit_offrl.callbacks.checkpoint import RunCheckpoint
+from lit_offrl.callbacks.distributed import DistributedTraining, check_batch_sizes
 from lit_offrl.callbacks.ema import EMATargets
 from lit_offrl.callbacks.metrics_csv import MetricsCSV
 from lit_offrl.callbacks.predictions import PredictionsFile
@@ -33,7 +36,8 @@ from lit_offrl.callbacks.results import ResultsFile
 from lit_offrl.callbacks.rollout import RolloutEvaluation
 from lit_offrl.callbacks.throughput import Throughput
 from lit_offrl.data.datamodule import D4RLDataModule
-from lit_offrl.errors import UserError, did_you_mean
+from lit_offrl.errors import RunFailure, UserError, did_you_mean
+from lit_offrl.ranks import launched_rank
 from lit_offrl.run_folder import RunFolder, write_atomically
 
 T = TypeVar("T")
@@ -60,6 +64,7 @@ OPTION_GROUPS: dict[str, type] = {
     "evaluation": RolloutEvaluation,
     "bandit": BanditEvaluation,
     "checkpoint": RunCheckpoint,
+    "distributed": DistributedTraining,
     "trainer": lightning.Trainer,
 }
 
@@ -72,7 +77,7 @@ def run_training(command: str, words: list[str]) -> int:
     """Run one of Lightning's subcommands; return the exit code."""
     _quieten()
     try:
-        cli = OfflineCLI([command, *_with_config_of_checkpoint(words)])
+        cli = OfflineCLI([command, *_with_config_of_checkpoint(words)], [command, *words])
     except NothingToDo as reason:
         print(reason, flush=True)
         return 0
@@ -81,6 +86,10 @@ def run_training(command: str, words: list[str]) -> int:
     except (MisconfigurationException, ValueError) as error:
         raise _user_error_behind(error) or error from None
     except RuntimeError as error:
+        if isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error):
+            raise RunFailure(
+                "another rank has died or hangs; the last checkpoint is intact: --ckpt_path last"
+            ) from error
         if "loading state_dict" not in str(error):
             raise
         raise UserError("ckpt_path: the checkpoint was made with other model options (sizes differ)") from error
@@ -116,9 +125,15 @@ def _user_error_behind(error: BaseException | None) -> UserError | None:
 
 
 class OfflineCLI(LightningCLI):
-    """The training command line. Adds the project's callbacks and loggers, and the run folder they write to."""
+    """The training command line. Adds the project's callbacks and loggers, and the run folder they write to.
 
-    def __init__(self, arguments: list[str]) -> None:
+    Args:
+        arguments: Words of the command line, with what is added to them.
+        words: Words as they were typed.
+    """
+
+    def __init__(self, arguments: list[str], words: list[str]) -> None:
+        self.words = words
         self.folder: RunFolder | None = None
         self.resumed_step: int | None = None
         self.exit_code = 0
@@ -146,6 +161,7 @@ class OfflineCLI(LightningCLI):
         parser.add_lightning_class_args(RolloutEvaluation, "evaluation")
         parser.add_lightning_class_args(BanditEvaluation, "bandit")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(DistributedTraining, "distributed")
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="Start anew in a run folder that holds a run already."
         )
@@ -186,7 +202,7 @@ class OfflineCLI(LightningCLI):
             self.folder = RunFolder.of_checkpoint(config.ckpt_path)
         elif self.subcommand != "fit":
             raise UserError(f"{self.subcommand} needs a checkpoint: --ckpt_path runs/.../checkpoints/last.ckpt")
-        elif self.folder.is_used() and not config.overwrite:
+        elif launched_rank() == 0 and self.folder.is_used() and not config.overwrite:  # others may see rank 0's files
             raise UserError(
                 f"{self.folder.path} holds a run already: go on with it (--ckpt_path last), start anew "
                 "(--overwrite true), or choose another --seed_everything or --trainer.default_root_dir"
@@ -229,11 +245,24 @@ class OfflineCLI(LightningCLI):
         assert self.folder is not None
         if self.subcommand == "fit":
             check_trainer(self.trainer)
+            check_batch_sizes(self.model, self.datamodule.batch_size, self.trainer.world_size)
+        self._check_launcher()
+        self._callback(DistributedTraining).prepare(self.trainer)
         if self.subcommand != "predict":
             self._callback(RolloutEvaluation).prepare(self.datamodule)
+        if not self.trainer.is_global_zero:
+            return
         self.folder.prepare()
         if self.subcommand == "fit" and self.resumed_step is None:
             self.folder.clear()
+
+    def _check_launcher(self) -> None:
+        """Refuse to start further ranks, by the command line of this process, from a process that has another."""
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, DDPStrategy) or strategy.num_processes == 1 or strategy.cluster_environment is None:
+            return
+        if not strategy.cluster_environment.creates_processes_externally and sys.argv[1:] != self.words:
+            raise UserError("trainer.devices: several need a command line of their own: python -m lit_offrl ...")
 
     def _callback(self, cls: type[T]) -> T:
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
@@ -254,15 +283,19 @@ class OfflineCLI(LightningCLI):
     def before_fit(self) -> None:
         """Say what is about to happen."""
         assert self.folder is not None
+        if not self.trainer.is_global_zero:
+            return
         data, config = self.datamodule, self._get(self.config, "trainer")
         transitions, info = data.load()
         print(
             f"{type(self.model).__name__} on {info.id}: {len(transitions):,} transitions in "
             f"{len(transitions.episode_starts):,} episodes of mean return {transitions.episode_returns().mean():.3g}"
         )
+        ranks = self.trainer.world_size
         print(
             f"{config['max_steps']:,} gradient steps of batch {data.batch_size} on "
             f"{self.trainer.strategy.root_device}, {torch.get_num_threads()} threads"
+            + (f", shared by {ranks} ranks" if ranks > 1 else "")
         )
         print(f"run folder {self.folder.path}  (curves: tensorboard --logdir {self.folder.path})", flush=True)
         if 0 < config["max_steps"] <= self.model.main_start:
@@ -282,10 +315,14 @@ class OfflineCLI(LightningCLI):
     def after_predict(self) -> None:
         """Say where the actions are."""
         assert self.folder is not None
+        if not self.trainer.is_global_zero:
+            return
         print(f"actions are in {self.folder.path / PredictionsFile.NAME}", flush=True)
 
     def _say_scores(self, what: str, resume: str) -> None:
         assert self.folder is not None
+        if not self.trainer.is_global_zero:  # a code other than 0 would have Lightning's launcher kill rank 0
+            return
         checkpoint = self._callback(RunCheckpoint)
         if checkpoint.stop_signal is not None:
             command = f"python -m lit_offrl {resume} --ckpt_path {self.folder.last_checkpoint}"
@@ -314,6 +351,8 @@ class SaveConfig(SaveConfigCallback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Write."""
+        if not trainer.is_global_zero:
+            return
         self.save_config(trainer, pl_module, "fit")
 
     def save_config(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:

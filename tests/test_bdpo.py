@@ -266,7 +266,7 @@ def test_routed_continuation_equals_the_plain_form():
     mean = schedule.posterior_clean[step][:, None] * x0 + schedule.posterior_noisy[step][:, None] * noisy_actions
     algorithm.generator.set_state(state)
     noise = torch.zeros(13, samples, 2)
-    noise[first:] = algorithm.normal(13 - first, samples, 2)
+    noise[first:] = algorithm.normal(13, samples, 2)[first:]
     spread = torch.where(step > 1, schedule.betas[step].sqrt(), 0.0)
     below = (mean[:, None] + spread[:, None, None] * noise).flatten(0, 1)
     observations, steps = rows.observations.repeat_interleave(samples, 0), step.repeat_interleave(samples, 0)

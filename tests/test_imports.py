@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lit_offrl"
-COMMON = {"errors", "batch", "progress"}
+COMMON = {"errors", "batch", "progress", "ranks"}
 ALLOWED = {  # room -> rooms of the package it may import, besides itself
     "networks": set(),
     "diffusion": set(),
@@ -21,6 +21,7 @@ ALLOWED = {  # room -> rooms of the package it may import, besides itself
     "report": {"envs", "errors"},
     "batch": set(),
     "progress": set(),
+    "ranks": set(),
     "errors": set(),
 }
 # What several papers make use of.

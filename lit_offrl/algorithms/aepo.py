@@ -311,15 +311,17 @@ class AEPO(EnergyGuided):
 
         Each is an average over at least `table_samples` noisy actions of `batch`, with noise of its own.
         """
-        start, end, n = self.levels[-1].time, self.levels[0].time, len(batch.actions)
-        rows = torch.arange(max(self.table_samples, n), device=batch.actions.device) % n
-        actions = batch.actions[rows]
+        start, end = self.levels[-1].time, self.levels[0].time
+        actions, observations = self.whole(batch.actions), self.whole(batch.observations)
+        n = len(actions)
+        rows = torch.arange(max(self.table_samples, n), device=actions.device) % n
+        actions = actions[rows]
         entries = []
         with full_precision(actions):
-            predict = self.behavior.at(batch.observations[rows])
+            predict = self.behavior.at(observations[rows])
             for time in torch.linspace(start, end, len(self.variances), device=actions.device).to(actions):
                 alpha, sigma = self.schedule.alpha(time), self.schedule.sigma(time)
-                noise = self.normal(*actions.shape)
+                noise = self.normal(*actions.shape, shared=True)
                 epsilon = predict(diffuse(actions, noise, alpha, sigma), time.expand(len(actions)))
                 limit = self.action_limit
                 entries.append(posterior_variance(self.posterior, actions, noise, epsilon, alpha, sigma, limit=limit))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import lightning
 import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 
 from lit_offrl.algorithms.optimizers import Adam, clip_
@@ -28,7 +29,7 @@ Info = dict[str, Tensor]
 M = TypeVar("M", bound=nn.Module)
 Actor = Callable[[Tensor, torch.Generator | None], Tensor]
 Draw = Callable[..., Tensor]  # torch.randn or torch.rand
-Noise = Callable[[Draw, tuple[int, ...]], Tensor]  # from one of these and a shape
+Noise = Callable[[Draw, tuple[int, ...], bool], Tensor]  # from one of these, a shape, and whether ranks share it
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,10 @@ class OfflineAlgorithm(lightning.LightningModule):
     Attributes:
         dataset_observations: All observations of the training data as the networks see them, `[n, observation_dim]`,
             in the order that `Batch.rows` counts; set when training starts.
+        ranks: Processes that share each batch: the one number `rank` has its rows `rank`, `rank + ranks`, ..., so that
+            the rows of each are in their order and spread evenly over the whole.
+        reduce_gradients: Averages each of some tensors over the ranks; None where there is one.
+        gather_rows: Returns the rows of all ranks in the order of the batch that they share; None where there is one.
 
     Args:
         observation_dim: Width of an observation.
@@ -132,6 +137,10 @@ class OfflineAlgorithm(lightning.LightningModule):
         # Called after every update with the count of main updates done; before the main phase it is not positive.
         self.update_hooks: list[Callable[[int], None]] = []
         self.run_update: RunUpdate = run_eagerly
+        # `DistributedTraining` sets these four; what follows from them is in `normal`, `own`, `whole` and `head`.
+        self.rank, self.ranks = 0, 1
+        self.reduce_gradients: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None
+        self.gather_rows: Callable[[Tensor], Tensor] | None = None
         self._optimizers: dict[str, Adam] = {}
         self._specs: dict[str, OptimizerSpec] = {}
         self._rates: dict[str, Tensor] = {}  # present learning rates, on the device
@@ -222,8 +231,11 @@ class OfflineAlgorithm(lightning.LightningModule):
     def minimize(self, name: str, loss: Tensor) -> None:
         """Step the optimizer `name` on `loss`, with gradients for that optimizer's own parameters and no others."""
         optimizer, spec = self._optimizers[name], self._specs[name]
+        gradients: Sequence[Tensor] = torch.autograd.grad(loss, optimizer.parameters)
+        if self.reduce_gradients is not None:
+            gradients = self.reduce_gradients(gradients)
         # An expanded gradient, a sum's, has less memory than elements: the fused Adam would read past its end.
-        gradients = [each.contiguous() for each in torch.autograd.grad(loss, optimizer.parameters)]
+        gradients = [each.contiguous() for each in gradients]
         if spec.clip_norm is not None:
             clip_(gradients, spec.clip_norm)
         for parameter, gradient in zip(optimizer.parameters, gradients, strict=True):
@@ -256,22 +268,44 @@ class OfflineAlgorithm(lightning.LightningModule):
 
         Each of a batch's rows, which are exchangeable, gets a uniform number; spread evenly, they vary a loss less.
         """
-        return (torch.arange(count, device=self.device) + self.uniform(1).double()) / count
+        parts = count * self.ranks
+        return (self.own(torch.arange(parts, device=self.device)) + self.uniform(1, shared=True).double()) / parts
 
-    def normal(self, *shape: int) -> Tensor:
-        """Draw standard normal noise from the module's own stream."""
-        return self._drawn(torch.randn, shape)
+    def normal(self, *shape: int, shared: bool = False) -> Tensor:
+        """Draw standard normal noise from the module's own stream.
 
-    def uniform(self, *shape: int) -> Tensor:
-        """Draw noise uniform in [0, 1) from the module's own stream."""
-        return self._drawn(torch.rand, shape)
+        Args:
+            *shape: The first dimension counts rows of the batch at hand.
+            shared: The noise belongs to no rows: it is the same on all ranks.
+        """
+        return self._draw(torch.randn, shape, shared)
 
-    def _drawn(self, draw: Draw, shape: tuple[int, ...]) -> Tensor:
-        return self.fresh(draw, shape) if self._noise is None else self._noise(draw, shape)
+    def uniform(self, *shape: int, shared: bool = False) -> Tensor:
+        """Draw noise uniform in [0, 1) from the module's own stream, see `normal`."""
+        return self._draw(torch.rand, shape, shared)
 
-    def fresh(self, draw: Draw, shape: tuple[int, ...]) -> Tensor:
+    def _draw(self, draw: Draw, shape: tuple[int, ...], shared: bool) -> Tensor:
+        return self.fresh(draw, shape, shared) if self._noise is None else self._noise(draw, shape, shared)
+
+    def fresh(self, draw: Draw, shape: tuple[int, ...], shared: bool) -> Tensor:
         """Draw from the module's own stream, whatever `drawing` says."""
-        return draw(*shape, generator=self.generator, device=self.device)
+        rows, *rest = shape
+        if shared or self.ranks == 1:
+            return draw(rows, *rest, generator=self.generator, device=self.device)
+        # All ranks draw the noise of all rows: their streams stay the same, and are those of one process.
+        return self.own(draw(rows * self.ranks, *rest, generator=self.generator, device=self.device))
+
+    def own(self, rows: Tensor) -> Tensor:
+        """Return this rank's of the rows `[batch, ...]` of the batch that all ranks share."""
+        return rows[self.rank :: self.ranks]
+
+    def whole(self, rows: Tensor) -> Tensor:
+        """Return the rows of all ranks, `[batch, ...]`, in the order of the batch that they share; the same on each."""
+        return rows if self.gather_rows is None else self.gather_rows(rows)
+
+    def head(self, batch: Batch, count: int) -> Batch:
+        """Return this rank's of the first `count` transitions of the batch that all ranks share, or of all of them."""
+        return batch.head(count // self.ranks)
 
     @contextmanager
     def drawing(self, noise: Noise, due: tuple[str, ...] | None = None) -> Iterator[None]:
@@ -308,7 +342,7 @@ class OfflineAlgorithm(lightning.LightningModule):
 
     def progress(self, description: str, total: int, unit: str) -> tqdm[Any]:
         """Return a bar for work within an update that may take minutes; hidden where the run shows none."""
-        hidden = self._trainer is None or self.trainer.progress_bar_callback is None
+        hidden = self._trainer is None or self.trainer.progress_bar_callback is None or self.rank > 0
         return progress_bar(description, total, unit=unit, disable=hidden)
 
     # ---------------------------------------------------------------- acting
@@ -358,6 +392,8 @@ class OfflineAlgorithm(lightning.LightningModule):
     def on_fit_start(self) -> None:
         """Check what must hold before the first update."""
         check_trainer(self.trainer)
+        if self.trainer.world_size != self.ranks:
+            raise UserError("training on several devices needs the DistributedTraining callback")
         self.main_steps = max(self.trainer.max_steps - self.main_start, 1)
         if self.targets() and not self.update_hooks:
             raise UserError(
@@ -412,7 +448,10 @@ class OfflineAlgorithm(lightning.LightningModule):
     def _block_means(self, sums: dict[tuple[str, ...], Tensor], counts: dict[tuple[str, ...], int]) -> dict[str, float]:
         totals: dict[str, float] = {}
         updates: dict[str, int] = {}
-        values = torch.cat(list(sums.values())).tolist()
+        every = torch.cat(list(sums.values()))
+        if self.reduce_gradients is not None:
+            (every,) = self.reduce_gradients([every])
+        values = every.tolist()
         for name, value in zip((name for names in sums for name in names), values, strict=True):
             totals[name] = totals.get(name, 0.0) + value
         for names, count in counts.items():
@@ -489,13 +528,16 @@ def run_eagerly(algorithm: OfflineAlgorithm, phase: Phase, batch: Batch) -> tupl
 def check_trainer(trainer: lightning.Trainer) -> None:
     """Refuse what would go wrong or have no effect.
 
-    A run needs an end; the ranks of several devices would drift apart; float16 gradients would underflow; and Lightning
-    neither clips nor accumulates gradients of optimizers that it does not step.
+    A run needs an end; parameters that are sharded over devices cannot be stepped here; float16 gradients would
+    underflow; and Lightning neither clips nor accumulates gradients of optimizers that it does not step.
     """
     if trainer.max_steps < 1:
         raise UserError("trainer.max_steps must say how many gradient steps to train, e.g. --trainer.max_steps 20000")
-    if trainer.world_size > 1:
-        raise UserError("training on several devices is not supported yet: use --trainer.devices 1")
+    # Exact types: what derives from these shards, or starts its processes in ways that the run folder knows nothing of.
+    strategy = trainer.strategy
+    started = getattr(strategy, "_start_method", "popen")
+    if type(strategy) not in (SingleDeviceStrategy, DDPStrategy) or started != "popen":
+        raise UserError(f"trainer.strategy: {type(strategy).__name__} ({started}) cannot train here; use auto or ddp")
     if str(trainer.precision).startswith("16"):
         raise UserError(f"trainer.precision: {trainer.precision} needs loss scaling; use 32-true or bf16-mixed")
     if trainer.gradient_clip_val or trainer.accumulate_grad_batches != 1:

@@ -264,7 +264,8 @@ class BDPO(OfflineAlgorithm):
         q = self.lower_bound(self.target_critic["q"](observations[:at_most], mean[:at_most]))
         rest = slice(at_least, None)
         std = self.schedule.betas[step[rest]].sqrt()[:, None, None]
-        below = mean[rest, None] + std * self.normal(len(std), self.samples, self.action_dim)
+        # Noise for every row, as the rows that need it are not the same on all ranks.
+        below = mean[rest, None] + std * self.normal(len(step), self.samples, self.action_dim)[rest]
         v = self.target_critic["v"](observations[rest, None], below, step[rest, None] - 1).mean(-1)
         v = self.lower_bound(v)
         either = slice(at_least, at_most)

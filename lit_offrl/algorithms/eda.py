@@ -234,8 +234,8 @@ class EDA(VPDiffusion):
         time, noisy_actions, noise = self.noised(batch.actions)
         masks = None
         if self.dropout and self.training:
-            shape = (len(self.behavior.blocks), len(noise), self.behavior.mix.out_features)
-            masks = (self.uniform(*shape) >= self.dropout) / (1 - self.dropout)
+            shape = (len(noise), len(self.behavior.blocks), self.behavior.mix.out_features)
+            masks = ((self.uniform(*shape) >= self.dropout) / (1 - self.dropout)).movedim(1, 0)
         _, sigma = self.scales(time, noise)
         gradient = self.behavior.gradient(batch.observations, masks)(noisy_actions, time)
         loss: Tensor = (sigma * gradient + noise).square().sum(-1).mean()
@@ -300,7 +300,7 @@ class EDA(VPDiffusion):
 
     def critic_update(self, batch: Batch) -> Info:
         """Train the critic; its target follows by its callback."""
-        few = batch.head(self.critic_batch_size)
+        few = self.head(batch, self.critic_batch_size)
         loss, info = critic_loss(self.critic["q"], self.critic["v"], self.target_q, few, self.expectile, self.discount)
         self.minimize("critic", loss)
         return info
@@ -309,7 +309,7 @@ class EDA(VPDiffusion):
         """Align the policy."""
         if self.labels is None:  # too large for a checkpoint: a resumed run has none yet either
             self.labels = self.make_labels()
-        loss, info = self.alignment_loss(*self.labelled(batch.head(self.alignment_batch_size)))
+        loss, info = self.alignment_loss(*self.labelled(self.head(batch, self.alignment_batch_size)))
         self.minimize("policy", loss)
         return {"alignment_loss": loss.detach(), **info}
 

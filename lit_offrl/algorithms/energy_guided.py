@@ -287,9 +287,9 @@ class EnergyGuided(VPDiffusion):
         and those of the transitions after it in the batch.
         """
         if not self.conditional:
-            n = len(batch.actions)
-            order = torch.arange(n, device=batch.actions.device)
-            nearby = batch.actions[(order[:, None] + order[: self.support_actions]) % n]
+            actions = self.whole(batch.actions)
+            order = torch.arange(len(actions), device=actions.device)
+            nearby = actions[(self.own(order)[:, None] + order[: self.support_actions]) % len(actions)]
             return Support(*(nearby if needed else None for needed in self.supports))
         assert batch.rows is not None
         if self.support is None:
@@ -346,7 +346,7 @@ class EnergyGuided(VPDiffusion):
 
     def critic_update(self, batch: Batch) -> Info:
         """Train the critic; its target follows by its callback."""
-        loss, info = self.critic_loss(batch.head(self.critic_batch_size))
+        loss, info = self.critic_loss(self.head(batch, self.critic_batch_size))
         self.minimize("critic", loss)
         return info
 
@@ -356,7 +356,7 @@ class EnergyGuided(VPDiffusion):
 
     def energy_update(self, batch: Batch) -> Info:
         """Train f."""
-        loss, info = self.energy_loss(batch.head(self.energy_batch_size))
+        loss, info = self.energy_loss(self.head(batch, self.energy_batch_size))
         self.minimize("energy", loss)
         return {"energy_loss": loss.detach(), **info}
 

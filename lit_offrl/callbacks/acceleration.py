@@ -33,7 +33,7 @@ class Acceleration(lightning.Callback):
 
     The first update of each kind (e.g. with and without the actor's step) runs eagerly and makes what later ones find:
     labels, optimizer state, the list of noise to draw. Noise comes from the algorithm's own stream, in the same order,
-    so that a run can be resumed with or without acceleration.
+    so that a run can be resumed with or without acceleration. On several devices updates run eagerly.
 
     Args:
         compile: Compile each kind of update by `torch.compile`, whole: losses, gradients and optimizers in one
@@ -64,7 +64,9 @@ class Acceleration(lightning.Callback):
         self._precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
         note = partial(_note, trainer)
-        if self.compile:
+        if trainer.world_size > 1 and (self.compile or self.cuda_graph):
+            note("note: updates run eagerly on several devices")
+        elif self.compile:
             pl_module.run_update = CompiledUpdates(note)
         elif self.cuda_graph and _can_capture(pl_module.device, note):
             pl_module.run_update = CapturedUpdates(note)
@@ -102,12 +104,12 @@ class _Compiled:
 
     Attributes:
         names: Of what it tells.
-        noise: Shapes of the noise it draws, and which of torch's functions draws it.
+        noise: What noise it draws: by which of torch's functions, of what shapes, whether ranks share it.
         function: From a batch and that noise to the values.
     """
 
     names: tuple[str, ...]
-    noise: list[tuple[Draw, tuple[int, ...]]]
+    noise: list[tuple[Draw, tuple[int, ...], bool]]
     function: Callable[[Batch, list[Tensor]], Tensor]
 
 
@@ -131,11 +133,11 @@ class CompiledUpdates:
             return run_eagerly(algorithm, phase, batch)
         kind = kind_of(algorithm, phase)
         if kind not in self._kinds:
-            requests: list[tuple[Draw, tuple[int, ...]]] = []
+            requests: list[tuple[Draw, tuple[int, ...], bool]] = []
 
-            def record(draw: Draw, shape: tuple[int, ...]) -> Tensor:
-                requests.append((draw, shape))
-                return algorithm.fresh(draw, shape)
+            def record(draw: Draw, shape: tuple[int, ...], shared: bool) -> Tensor:
+                requests.append((draw, shape, shared))
+                return algorithm.fresh(draw, shape, shared)
 
             with algorithm.drawing(record):
                 names, values = run_eagerly(algorithm, phase, batch)
@@ -174,7 +176,7 @@ class CompiledUpdates:
 
 
 def _play_back(noise: list[Tensor]) -> Noise:
-    return lambda draw, shape: noise.pop(0)
+    return lambda draw, shape, shared: noise.pop(0)
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from lit_offrl.algorithms.base import OfflineAlgorithm
@@ -26,7 +27,8 @@ class RunCheckpoint(Checkpoint):
 
     Ctrl-C or SIGTERM stops the run at the end of the present block, with a checkpoint, and an evaluation between two
     environment steps; a second one stops at once, with the checkpoint before. Files are replaced in one step: a kill
-    at any moment leaves the last one whole.
+    at any moment leaves the last one whole. Several ranks agree to stop after a block, or an evaluation, in which one
+    of them was asked to; rank 0 writes.
 
     Args:
         keep_every_n_epochs: Keep a numbered checkpoint, e.g. `step_0020000.ckpt`, every so many epochs; 0 for none
@@ -36,18 +38,29 @@ class RunCheckpoint(Checkpoint):
     def __init__(self, keep_every_n_epochs: int = 50) -> None:
         self.keep_every_n_epochs = keep_every_n_epochs
         self.folder: Path | None = None
+        self.received: signal.Signals | None = None
         self.stop_signal: signal.Signals | None = None
+        self._ranks = 1
         self._saved_step = -1
         self._previous_handlers: dict[signal.Signals, Any] = {}
 
     @property
     def stop_requested(self) -> bool:
-        """Whether the run has been asked to stop."""
+        """Whether the run has been asked to stop, and all ranks know it."""
         return self.stop_signal is not None
+
+    def agree(self, trainer: lightning.Trainer) -> bool:
+        """Return whether any rank has been asked to stop; from here on all know it. All ranks must call this."""
+        if self._ranks > 1:
+            number = torch.tensor(self.received or 0, device=trainer.strategy.root_device)
+            number = trainer.strategy.reduce(number, reduce_op="max")
+            self.stop_signal = signal.Signals(int(number)) if number else None
+        return self.stop_requested
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Find the run folder."""
         self.folder = Path(trainer.default_root_dir) / "checkpoints"
+        self._ranks = trainer.world_size
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Listen to signals; Lightning has installed its own handlers just before."""
@@ -62,12 +75,14 @@ class RunCheckpoint(Checkpoint):
         self._listen()
 
     def _listen(self) -> None:
-        if self._previous_handlers or self.stop_requested or threading.current_thread() is not threading.main_thread():
+        if self._previous_handlers or self.received or threading.current_thread() is not threading.main_thread():
             return
         self._previous_handlers = {number: signal.signal(number, self._request_stop) for number in STOP_SIGNALS}
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
-        self.stop_signal = signal.Signals(number)
+        self.received = signal.Signals(number)
+        if self._ranks == 1:
+            self.stop_signal = self.received
         for each in STOP_SIGNALS:  # the next one is not asked for but obeyed
             signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
 
@@ -85,7 +100,7 @@ class RunCheckpoint(Checkpoint):
         batch_idx: int,
     ) -> None:
         """Stop here if asked to; save where training stops within an epoch."""
-        if self.stop_requested:
+        if self.agree(trainer):
             trainer.should_stop = True
         assert isinstance(pl_module, OfflineAlgorithm)
         stops = self.stop_requested or pl_module.gradient_step == trainer.max_steps
@@ -96,14 +111,14 @@ class RunCheckpoint(Checkpoint):
         """Write `last.ckpt`, and a numbered one where it is due."""
         self._save(trainer, pl_module)
         if self.keep_every_n_epochs and (trainer.current_epoch + 1) % self.keep_every_n_epochs == 0:
-            self._keep(pl_module)
+            self._keep(trainer, pl_module)
         if self.stop_requested:
             trainer.should_stop = True
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Keep the final one under its number."""
         if not self.stop_requested:
-            self._keep(pl_module)
+            self._keep(trainer, pl_module)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Give the signals back."""
@@ -114,6 +129,10 @@ class RunCheckpoint(Checkpoint):
         assert isinstance(pl_module, OfflineAlgorithm)
         if self._saved_step == pl_module.gradient_step:
             return
+        self._saved_step = pl_module.gradient_step
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(self.folder / "last.ckpt")  # takes part, and writes nothing
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.folder / "last.ckpt", trainer.save_checkpoint)
@@ -122,9 +141,10 @@ class RunCheckpoint(Checkpoint):
                 f"the checkpoint {self.folder / 'last.ckpt'} could not be written ({error.strerror or error}); "
                 "the one before is intact"
             ) from error
-        self._saved_step = pl_module.gradient_step
 
-    def _keep(self, pl_module: lightning.LightningModule) -> None:
+    def _keep(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
         assert self.folder is not None
         assert isinstance(pl_module, OfflineAlgorithm)
         numbered = self.folder / f"step_{pl_module.gradient_step:07d}.ckpt"
@@ -137,8 +157,23 @@ class RunCheckpoint(Checkpoint):
 
 
 def stop_requested(trainer: lightning.Trainer) -> bool:
-    """Whether the trainer's run has been asked to stop."""
-    return any(isinstance(c, RunCheckpoint) and c.stop_requested for c in trainer.checkpoint_callbacks)
+    """Whether the trainer's run has been asked to stop; the same on all ranks."""
+    return any(each.stop_requested for each in _run_checkpoints(trainer))
+
+
+def stop_received(trainer: lightning.Trainer) -> bool:
+    """Whether this rank has been asked to stop, though the others may not know it yet."""
+    return any(each.received is not None for each in _run_checkpoints(trainer))
+
+
+def agree_to_stop(trainer: lightning.Trainer) -> bool:
+    """Return whether any rank has been asked to stop; all ranks must call this."""
+    agreed = [each.agree(trainer) for each in _run_checkpoints(trainer)]
+    return any(agreed)
+
+
+def _run_checkpoints(trainer: lightning.Trainer) -> list[RunCheckpoint]:
+    return [each for each in trainer.checkpoint_callbacks if isinstance(each, RunCheckpoint)]
 
 
 def _epoch_ends(trainer: lightning.Trainer) -> bool:

@@ -33,7 +33,9 @@ class PredictionsFile(lightning.Callback):
         self._actions.append(outputs.float().cpu().numpy())
 
     def on_predict_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Write them all."""
+        """Write them all, once: every rank has the same."""
+        if not trainer.is_global_zero:
+            return
         actions = np.concatenate(self._actions)
 
         def write(path: Path) -> None:

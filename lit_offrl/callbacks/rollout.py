@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,11 @@ import lightning
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, SumMetric
 
 from lit_offrl.algorithms.base import OfflineAlgorithm
-from lit_offrl.callbacks.checkpoint import stop_requested
+from lit_offrl.callbacks.checkpoint import agree_to_stop, stop_received, stop_requested
+from lit_offrl.callbacks.distributed import gather_objects
 from lit_offrl.callbacks.throughput import Throughput
 from lit_offrl.data.datamodule import D4RLDataModule
 from lit_offrl.envs.make import environment_for, make_env
@@ -26,6 +27,8 @@ from lit_offrl.envs.rollout import Episode, Rollouts, StoppedEarly
 from lit_offrl.envs.scores import ScoreReference, reference_for
 from lit_offrl.errors import UserError, require
 from lit_offrl.run_folder import GrowingCSV
+
+RANK_STREAM = 1_000_000_007  # times the rank: beyond the seeds of any other evaluation of a run
 
 
 @dataclass(frozen=True)
@@ -49,23 +52,33 @@ class Scores:
     episode_length_mean: float
 
     @classmethod
-    def of(cls, episodes: Sequence[Episode], reference: ScoreReference | None) -> Scores:
-        """Reduce episodes to scores."""
-        metrics = MetricCollection({name: MeanMetric() for name in ("return", "square", "length", "success")})
-        metrics.set_dtype(torch.float64)
+    def of(
+        cls, episodes: Sequence[Episode], reference: ScoreReference | None, device: torch.device | str = "cpu"
+    ) -> Scores:
+        """Reduce episodes to scores; where several ranks have some each, to those of all of them, on each rank.
+
+        Args:
+            episodes: This rank's.
+            reference: What returns are normalized by.
+            device: Where ranks exchange tensors.
+        """
+        means = {name: MeanMetric().set_dtype(torch.float64).to(device) for name in ("return", "square", "length")}
+        success, count = MeanMetric().set_dtype(torch.float64).to(device), SumMetric().to(device)
         for episode in episodes:
-            metrics["return"].update(episode.episode_return)
-            metrics["square"].update(episode.episode_return**2)
-            metrics["length"].update(episode.length)
-            if episode.success is not None:
-                metrics["success"].update(float(episode.success))
-        mean, square, length = (float(metrics[name].compute()) for name in ("return", "square", "length"))
+            means["return"].update(episode.episode_return)
+            means["square"].update(episode.episode_return**2)
+            means["length"].update(episode.length)
+            success.update(float(bool(episode.success)), weight=float(episode.success is not None))
+            count.update(1)
+        # Every rank computes every metric, whatever its own episodes know: each is an exchange with the others.
+        mean, square, length = (float(metric.compute()) for metric in means.values())
+        success_rate = float(success.compute())
         return cls(
             normalized=None if reference is None else reference.normalize(mean),
             return_mean=mean,
             return_std=max(square - mean**2, 0.0) ** 0.5,
-            success_rate=float(metrics["success"].compute()) if metrics["success"].update_called else None,
-            episodes=len(episodes),
+            success_rate=None if math.isnan(success_rate) else success_rate,
+            episodes=int(count.compute()),
             episode_length_mean=length,
         )
 
@@ -94,10 +107,14 @@ class RolloutEvaluation(lightning.Callback):
     Every environment step is one batched call of the policy. Each evaluation draws its noise from a stream of its
     own, a function of the seed and the gradient step, so evaluating changes nothing about training.
 
+    Of W ranks, rank r plays the episodes r, r + W, ... with a stream of its own, as an action's noise depends on which
+    episodes share the call of the policy. So the seeds of the environments do not depend on W, but the scores of a
+    policy that needs noise do, as they do on the seed.
+
     Args:
         episodes: Episodes per evaluation during training.
         final_episodes: Episodes at the end of training and behind `validate` and `test`.
-        num_envs: Environments that step together.
+        num_envs: Environments that step together, on each rank.
         processes: Let the environments step in processes of their own; pays for heavy simulators.
         seed: Seed of the first episode; episode i of every evaluation has seed + i.
         compare: Also evaluate the algorithm's other actors (e.g. the behavior policy) in the final evaluation.
@@ -229,16 +246,19 @@ class RolloutEvaluation(lightning.Callback):
         """Play, keep the scores and write the episodes down; False, and nothing is kept, if asked to stop."""
         episodes = self.final_episodes if final else self.episodes
         actors = list(module.actors()) if final and self.compare else list(module.actors())[:1]
-        try:
-            with evaluating(trainer, module):
-                played = self.play(module, actors, episodes, trainer)
-        except StoppedEarly:
+        played: dict[str, list[Episode]] = {}
+        with evaluating(trainer, module), suppress(StoppedEarly):
+            played = self.play(module, actors, episodes, trainer)
+        if agree_to_stop(trainer):
             self._due = not final
             return False
-        self.scores = {name: Scores.of(each, self.reference) for name, each in played.items()}
+        device = module.device if trainer.world_size > 1 else "cpu"
+        self.scores = {name: Scores.of(each, self.reference, device) for name, each in played.items()}
         self.scored_step, self._due = module.gradient_step, False
         for name, each in played.items():
-            self._write(trainer, module.gradient_step, name, each)
+            shares = gather_objects(trainer, each)
+            ranks = len(shares)
+            self._write(trainer, module.gradient_step, name, [shares[i % ranks][i // ranks] for i in range(episodes)])
             if not final:
                 say(trainer, f"step {module.gradient_step}: {self.scores[name].line()}")
         return True
@@ -246,22 +266,25 @@ class RolloutEvaluation(lightning.Callback):
     def play(
         self, module: OfflineAlgorithm, actors: Sequence[str], episodes: int, trainer: lightning.Trainer
     ) -> dict[str, list[Episode]]:
-        """Return `episodes` episodes of each of the algorithm's `actors`, with the same seeds, played together.
+        """Return this rank's of `episodes` episodes of each of the algorithm's `actors`, with the same seeds.
 
-        Each actor has a stream of noise of its own: what else is played does not change its episodes.
+        They are played together. Each actor has a stream of noise of its own: what else is played does not change its
+        episodes.
         """
         assert self._rollouts is not None
-        seed = self.seed + module.gradient_step
+        rank, ranks = trainer.global_rank, trainer.world_size
+        seed = self.seed + module.gradient_step + RANK_STREAM * rank
+        own_seeds = range(self.seed, self.seed + episodes)[rank::ranks]
         generators = {name: torch.Generator(device=module.device).manual_seed(seed) for name in actors}
 
         def policy(observations: NDArray[np.float32], places: Sequence[int]) -> NDArray[np.float32]:
-            names = [actors[place // episodes] for place in places]
+            names = [actors[place // len(own_seeds)] for place in places]
             actions = module.act_each(torch.from_numpy(observations).to(module.device), names, generators)
             return np.asarray(actions.float().cpu())
 
-        seeds = [*range(self.seed, self.seed + episodes)] * len(actors)
-        played = self._rollouts.run(policy, seeds, should_stop=lambda: stop_requested(trainer))
-        return {name: played[i * episodes : (i + 1) * episodes] for i, name in enumerate(actors)}
+        played = self._rollouts.run(policy, [*own_seeds] * len(actors), should_stop=lambda: stop_received(trainer))
+        count = len(own_seeds)
+        return {name: played[i * count : (i + 1) * count] for i, name in enumerate(actors)}
 
     def _open_file(self, trainer: lightning.Trainer, keep_until: float | None) -> None:
         if self.enabled and trainer.is_global_zero:

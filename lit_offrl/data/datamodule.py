@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -25,6 +26,7 @@ from lit_offrl.data.local import COLLECTED_NAMESPACE, is_present
 from lit_offrl.data.rewards import reward_rule
 from lit_offrl.data.transitions import BlockSampler, Transitions
 from lit_offrl.errors import UserError, require
+from lit_offrl.ranks import launched_rank
 
 SHARED_TABLES = "LIT_OFFRL_SHARED_TABLES"  # environment variable: folder of tables that several processes map
 
@@ -35,7 +37,7 @@ class D4RLDataModule(lightning.LightningDataModule):
     Args:
         dataset: Dataset id, e.g. `offrl/antmaze/umaze-v0` (collected here if it is not there yet), `D4RL/pen/human-v2`
             (Minari), `hopper-medium-v2` (original D4RL file), or the path of a file or folder of one's own.
-        batch_size: Transitions per gradient step.
+        batch_size: Transitions per gradient step, of all devices together.
         block_size: Gradient steps per training block; affects speed only.
         steps_per_epoch: Gradient steps per epoch.
         reward: Reward rule: `raw`, `minus_one` (sparse mazes), `cql_antmaze` (4 (r - 0.5)), `times_100`, `return_range`
@@ -58,6 +60,7 @@ class D4RLDataModule(lightning.LightningDataModule):
     # States per batch of `predict`: each may have a thousand candidate actions.
     PREDICTION_BATCH = 64
     HELD_OUT_BATCH = 4096
+    SECONDS_BETWEEN_LOOKS = 1.0
     # Dimensions that hardly vary (constant ones among them) are not blown up by the normalisation.
     SMALLEST_STD = 1e-3
     # What the table is a function of.
@@ -160,7 +163,9 @@ class D4RLDataModule(lightning.LightningDataModule):
         return self.transitions.action_dim
 
     def prepare_data(self) -> None:
-        """Collect a dataset of this package that is not there yet."""
+        """Collect a dataset of this package that is not there yet; ranks other than the first wait until it is."""
+        while launched_rank() > 0 and not sources.is_here(self.dataset):
+            time.sleep(self.SECONDS_BETWEEN_LOOKS)
         if self.dataset.startswith(COLLECTED_NAMESPACE) and not is_present(self.dataset):
             # The one step upwards in the import order: a dataset that makes itself on first use must call its maker.
             from lit_offrl.collect.recorder import collect_dataset
@@ -284,6 +289,8 @@ class D4RLDataModule(lightning.LightningDataModule):
             self.steps_per_epoch,
             self.trainer.max_steps,
             self.seed,
+            self.trainer.global_rank,
+            self.trainer.world_size,
         )
 
     def val_dataloader(self) -> DataLoader[Any]:

@@ -126,11 +126,13 @@ class BlockSampler:
     Args:
         table: `[n, width]`, the fields of `Batch` side by side, on the device that samples.
         widths: Width of each field of `Batch` in the table.
-        batch_size: Transitions per update.
+        batch_size: Transitions per update, of all ranks together.
         block_size: Largest number of updates per block.
         steps_per_epoch: Updates per epoch.
         max_steps: Updates in all, or -1 for no limit.
         seed: Seed of the index stream.
+        rank: Which of the processes that share each minibatch this is.
+        ranks: Their number. Each draws the whole minibatch and keeps its rows `rank`, `rank + ranks`, ...
     """
 
     def __init__(
@@ -142,6 +144,8 @@ class BlockSampler:
         steps_per_epoch: int,
         max_steps: int = -1,
         seed: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self.table = table
         self.widths = widths
@@ -149,6 +153,8 @@ class BlockSampler:
         self.block_size = block_size
         self.steps_per_epoch = steps_per_epoch
         self.max_steps = max_steps
+        self.rank = rank
+        self.ranks = ranks
         self.generator = torch.Generator(device=table.device).manual_seed(seed)
         self.step = 0  # updates handed out, over all epochs
         self.blocks_in_epoch = 0
@@ -185,7 +191,7 @@ class BlockSampler:
             epoch_ends = self.step % self.steps_per_epoch == 0
             last = epoch_ends or self.step == self.max_steps
             self.blocks_in_epoch = 0 if epoch_ends else self.blocks_in_epoch + 1
-            yield self._block(rows)
+            yield self._block(rows[:, self.rank :: self.ranks])
 
     def _draw_rows(self) -> Tensor:
         # One draw per update, never one per block: see the class docstring.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_offrl.data.info import BANDIT_NAMESPACE
-from lit_offrl.data.local import FILE_SUFFIXES, is_own_path, is_present, local_datasets
+from lit_offrl.data.local import FILE_SUFFIXES, d4rl_folder, is_own_path, is_present, local_datasets
 from lit_offrl.data.sources.d4rl_catalog import D4RL_FILES
 from lit_offrl.errors import UserError, did_you_mean
 
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from lit_offrl.data.transitions import Transitions
 
 _MINARI_ID = re.compile(r"^(?:[\w-]+/)+[\w-]+-v\d+$")
+
+
+def is_here(dataset: str) -> bool:
+    """Whether `load` needs neither a download nor a collection first; also true of what it does not know."""
+    if dataset in D4RL_FILES:
+        return (d4rl_folder() / Path(D4RL_FILES[dataset]).name).is_file()
+    return is_present(dataset) or is_own_path(dataset) or not _MINARI_ID.match(dataset)
 
 
 def load(dataset: str, d4rl_compat: bool = True) -> tuple[Transitions, DatasetInfo]:
