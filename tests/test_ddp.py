@@ -171,7 +171,7 @@ def test_two_ranks_train_as_one_process_does(case: str, precision: str, ranks: l
     relative = difference(first, train(case, 1, tmp_path, precision))
     print(f"{case} ({precision}): largest relative difference of weights {relative:.1e}")
     # In float32 the optimizer magnifies what rounding leaves of gradients near zero.
-    assert relative < (1e-6 if precision == "64-true" else 1e-5)
+    assert relative < (1e-6 if precision == "64-true" else 1e-4)
 
 
 def test_what_ranks_exchange(ranks: list[dict[str, Any]]):
