@@ -462,13 +462,15 @@ class OfflineAlgorithm(lightning.LightningModule):
         """Log the losses of held-out transitions, where there are any; rollouts are `RolloutEvaluation`'s."""
         if not isinstance(batch, Batch):
             return
-        training_noise = self.generator
         # The same noise in every validation: what differs are the networks. Training goes on as if there had been none.
-        self._generator = torch.Generator(device=self.device).manual_seed(batch_idx)
+        noise = torch.Generator(device=self.device).manual_seed(batch_idx)
+        ranks = self.rank, self.ranks, self.gather_rows
+        self.rank, self.ranks, self.gather_rows = 0, 1, None  # each looks at all the rows, as one process does
         try:
-            losses = self.validation_losses(batch)
+            with self.drawing(lambda draw, shape, shared: draw(*shape, generator=noise, device=self.device)):
+                losses = self.validation_losses(batch)
         finally:
-            self._generator = training_noise
+            self.rank, self.ranks, self.gather_rows = ranks
         rows = len(batch.rewards)
         self.log_dict({f"val/{name}": value for name, value in losses.items()}, batch_size=rows)
         self.log("step", float(self.gradient_step), batch_size=rows)
