@@ -27,7 +27,9 @@ from lit_offrl.callbacks.predictions import PredictionsFile
 from lit_offrl.callbacks.progress import GradientStepBar
 from lit_offrl.callbacks.results import ResultsFile
 from lit_offrl.callbacks.rollout import RolloutEvaluation
+from lit_offrl.callbacks.tensorboard import TensorBoardDetails
 from lit_offrl.callbacks.throughput import Throughput
+from lit_offrl.callbacks.video import RolloutVideo
 from lit_offrl.data.datamodule import D4RLDataModule
 from lit_offrl.errors import UserError, did_you_mean
 from lit_offrl.run_folder import RunFolder, write_atomically
@@ -51,6 +53,8 @@ OPTION_GROUPS: dict[str, type] = {
     "evaluation": RolloutEvaluation,
     "bandit": BanditEvaluation,
     "checkpoint": RunCheckpoint,
+    "tensorboard": TensorBoardDetails,
+    "video": RolloutVideo,
     "trainer": lightning.Trainer,
 }
 
@@ -117,6 +121,8 @@ class OfflineCLI(LightningCLI):
         parser.add_lightning_class_args(RolloutEvaluation, "evaluation")
         parser.add_lightning_class_args(BanditEvaluation, "bandit")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(TensorBoardDetails, "tensorboard")
+        parser.add_lightning_class_args(RolloutVideo, "video")
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="Start anew in a run folder that holds a run already."
         )
@@ -201,7 +207,7 @@ class OfflineCLI(LightningCLI):
             return [MetricsCSV(self.folder.path, keep_until=math.inf)]
         purge = None if self.resumed_step is None else self.resumed_step + 1
         return [
-            TensorBoardLogger(self.folder.path, name="", version="", purge_step=purge),
+            TensorBoardLogger(self.folder.path, name="", version="", purge_step=purge, default_hp_metric=False),
             MetricsCSV(self.folder.path, keep_until=self.resumed_step),
         ]
 

@@ -209,6 +209,13 @@ class OfflineAlgorithm(lightning.LightningModule):
             actions[index] = part
         return actions
 
+    def value_of(self, observations: Tensor, actions: Tensor) -> Tensor | None:
+        """Return the critic's value of each action, `[batch]`; None where there is no critic.
+
+        Arguments are normalised as in `sample_actions`. TensorBoard shows how the values are distributed.
+        """
+        return None
+
     def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
         """Return functions of the action worth looking at on a 2-D bandit, by title, each `[batch]`.
 
