@@ -356,6 +356,15 @@ class OfflineAlgorithm(lightning.LightningModule):
         self.dataset_observations = getattr(table, "observations", None)
         self.dataset_next_observations = getattr(table, "next_observations", None)
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Forget what was logged of the block before: until its epoch ends Lightning would log it with this one, too.
+
+        Losses of a phase that is over would go on, and be missing where a run was resumed.
+        """
+        results = self.trainer._results
+        if results is not None:
+            results.reset()
+
     def training_step(self, block: Batch, batch_idx: int) -> None:
         """Perform the updates of one block, then log the means of what they returned, with one host sync."""
         sums: dict[str, Tensor] = {}

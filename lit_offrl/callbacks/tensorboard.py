@@ -127,11 +127,11 @@ class TensorBoardDetails(lightning.Callback):
         digits = len(str(module.action_dim - 1))  # TensorBoard sorts by letters
         for whose, each in actions.items():
             columns = (module.action_center + module.action_scale * each).unbind(-1)
-            shown |= {f"actions/dim{i:0{digits}d}_{whose}": column for i, column in enumerate(columns)}
+            shown |= {f"histograms/action_{i:0{digits}d}_{whose}": column for i, column in enumerate(columns)}
         for whose, each in (("data", data), ("policy", policy)):
             values = module.value_of(observations, each)
             if values is not None:
-                shown[f"q/of_{whose}_actions"] = values
+                shown[f"histograms/q_of_{whose}_actions"] = values
         for tag, values in shown.items():
             numbers = values.float().cpu().numpy()
             for writer in writers:
@@ -157,15 +157,21 @@ def _write_hyperparameters(
 
 def hyperparameters(
     trainer: lightning.Trainer, module: lightning.LightningModule
-) -> dict[str, bool | int | float | str]:
+) -> dict[str, int | float | str]:
     """Return what tells one run from another, in values that TensorBoard's table can sort and filter by."""
     values: dict[str, Any] = {"algorithm": type(module).__name__, "max_steps": trainer.max_steps}
     datamodule = trainer.datamodule  # type: ignore[attr-defined]
     if isinstance(datamodule, D4RLDataModule):
         options = ("dataset", "batch_size", "reward", "normalize_observations")
         values |= {name: getattr(datamodule, name) for name in options}
-    values |= module.hparams
-    return {name: each if isinstance(each, (bool, int, float, str)) else str(each) for name, each in values.items()}
+    # Lightning adds names of its own that begin with an underscore; the widths are the dataset's.
+    left_out = ("_", "observation_dim", "action_dim")
+    values |= {name: each for name, each in module.hparams.items() if not name.startswith(left_out)}
+    return {
+        # a bool would be shown as 1.0000
+        name: each if isinstance(each, (int, float, str)) and not isinstance(each, bool) else str(each).lower()
+        for name, each in values.items()
+    }
 
 
 def _final_scores(trainer: lightning.Trainer) -> dict[str, float]:
