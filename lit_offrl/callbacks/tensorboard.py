@@ -155,9 +155,7 @@ def _write_hyperparameters(
         file.add_summary(summary)
 
 
-def hyperparameters(
-    trainer: lightning.Trainer, module: lightning.LightningModule
-) -> dict[str, int | float | str]:
+def hyperparameters(trainer: lightning.Trainer, module: lightning.LightningModule) -> dict[str, int | float | str]:
     """Return what tells one run from another, in values that TensorBoard's table can sort and filter by."""
     values: dict[str, Any] = {"algorithm": type(module).__name__, "max_steps": trainer.max_steps}
     datamodule = trainer.datamodule  # type: ignore[attr-defined]
