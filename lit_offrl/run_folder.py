@@ -87,7 +87,14 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what a run writes here, and nothing else."""
-        patterns = [*RUN_FILES, "events.out.tfevents.*", "hparams.yaml", "checkpoints/*.ckpt", "figures/*.png"]
+        patterns = [
+            *RUN_FILES,
+            "events.out.tfevents.*",
+            "hparams.yaml",
+            "checkpoints/*.ckpt",
+            "figures/*.png",
+            "rollout.gif",
+        ]
         for pattern in patterns:
             for file in self.path.glob(pattern):
                 file.unlink()

@@ -34,7 +34,9 @@ from lit_offrl.callbacks.predictions import PredictionsFile
 from lit_offrl.callbacks.progress import GradientStepBar
 from lit_offrl.callbacks.results import ResultsFile
 from lit_offrl.callbacks.rollout import RolloutEvaluation
+from lit_offrl.callbacks.tensorboard import TensorBoardDetails
 from lit_offrl.callbacks.throughput import Throughput
+from lit_offrl.callbacks.video import RolloutVideo
 from lit_offrl.data.datamodule import D4RLDataModule
 from lit_offrl.errors import RunFailure, UserError, did_you_mean
 from lit_offrl.ranks import launched_rank
@@ -65,6 +67,8 @@ OPTION_GROUPS: dict[str, type] = {
     "bandit": BanditEvaluation,
     "checkpoint": RunCheckpoint,
     "distributed": DistributedTraining,
+    "tensorboard": TensorBoardDetails,
+    "video": RolloutVideo,
     "trainer": lightning.Trainer,
 }
 
@@ -158,10 +162,9 @@ class OfflineCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add our callbacks' options, and what follows from others instead of being typed."""
-        parser.add_lightning_class_args(RolloutEvaluation, "evaluation")
-        parser.add_lightning_class_args(BanditEvaluation, "bandit")
-        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(DistributedTraining, "distributed")
+        for group, cls in OPTION_GROUPS.items():
+            if issubclass(cls, lightning.Callback):
+                parser.add_lightning_class_args(cls, group)
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="Start anew in a run folder that holds a run already."
         )
@@ -274,7 +277,7 @@ class OfflineCLI(LightningCLI):
             return [MetricsCSV(self.folder.path, keep_until=math.inf)]
         purge = None if self.resumed_step is None else self.resumed_step + 1
         return [
-            TensorBoardLogger(self.folder.path, name="", version="", purge_step=purge),
+            TensorBoardLogger(self.folder.path, name="", version="", purge_step=purge, default_hp_metric=False),
             MetricsCSV(self.folder.path, keep_until=self.resumed_step),
         ]
 

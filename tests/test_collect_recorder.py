@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import closing
 from hashlib import sha256
+from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
 
@@ -25,6 +26,7 @@ from lit_offrl.collect.journal import Journal
 from lit_offrl.collect.maze_episodes import MazeRecorder
 from lit_offrl.collect.recorder import collect_dataset
 from lit_offrl.collect.workers import ordered_records
+from lit_offrl.data.local import is_present
 from lit_offrl.errors import RunFailure, UserError
 
 POINT, ANT = "offrl/pointmaze/umaze-v0", "offrl/antmaze/umaze-v0"
@@ -310,3 +312,11 @@ def test_bad_arguments_are_user_errors(arguments, message, tmp_path):
     with pytest.raises(UserError, match=message):
         collect_dataset(**arguments, root=tmp_path, progress=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_relative_minari_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", "here")
+    collect_dataset("offrl/pointmaze/umaze-v0", steps=300, processes=1, progress=False)
+    assert is_present("offrl/pointmaze/umaze-v0")
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]

@@ -13,7 +13,7 @@ ALLOWED = {  # room -> rooms of the package it may import, besides itself
     "networks": set(),
     "diffusion": set(),
     "data": COMMON,
-    "envs": {"data", *COMMON},
+    "envs": {"data", "run_folder", *COMMON},
     "collect": {"envs", "data", "__init__", *COMMON},
     "algorithms": {"networks", "diffusion", *COMMON},
     "callbacks": {"algorithms", "envs", "data", "run_folder", "__init__", *COMMON},

@@ -204,7 +204,12 @@ def test_the_page_needs_nothing_else(runs: Path):
     main(["report", str(runs)])
     page = (runs / "report" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 5
-    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)
+    links, places = re.findall(r'href="#([^"]+)"', page), re.findall(r'id="([^"]+)"', page)
+    assert len(links) > 3  # a page this long has a list of contents
+    assert len(set(places)) == len(places)
+    assert set(links) < set(places)
+    assert page.count("<table>") == page.count("</table></div><figcaption>")
 
     class Balance(HTMLParser):
         open: list[str] = []  # noqa: RUF012

@@ -212,6 +212,13 @@ class OfflineAlgorithm(lightning.LightningModule):
             actions[index] = part
         return actions
 
+    def value_of(self, observations: Tensor, actions: Tensor) -> Tensor | None:
+        """Return the critic's value of each action, `[batch]`; None where there is no critic.
+
+        Arguments are normalised as in `sample_actions`. TensorBoard shows how the values are distributed.
+        """
+        return None
+
     def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
         """Return functions of the action worth looking at on a 2-D bandit, by title, each `[batch]`.
 
@@ -407,6 +414,15 @@ class OfflineAlgorithm(lightning.LightningModule):
         table = self.trainer.train_dataloader
         self.dataset_observations = getattr(table, "observations", None)
         self.dataset_next_observations = getattr(table, "next_observations", None)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Forget what was logged of the block before: until its epoch ends Lightning would log it with this one, too.
+
+        Losses of a phase that is over would go on, and be missing where a run was resumed.
+        """
+        results = self.trainer._results
+        if results is not None:
+            results.reset()
 
     def training_step(self, block: Batch, batch_idx: int) -> None:
         """Perform the updates of one block, then log the means of what they returned, with one host sync."""

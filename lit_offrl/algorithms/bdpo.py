@@ -398,6 +398,11 @@ class BDPO(OfflineAlgorithm):
         steps = [max(round(time * self.schedule.steps), 1) for time in FIGURE_TIMES]
         return {**{f"V, n = {step}": step for step in steps}, "Q": 0}
 
+    def value_of(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """The mean of the target critics' Q."""
+        q: Tensor = self.target_critic["q"](observations, actions).mean(0)
+        return q
+
     def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
         """V at steps on the way of denoising, and Q."""
         maps = {}

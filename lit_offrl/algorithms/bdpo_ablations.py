@@ -69,7 +69,7 @@ class OneStepBDPO(BDPO):
 
     def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
         """Q."""
-        return {"Q": self.target_critic["q"](observations, actions).mean(0)}
+        return {"Q": self.value_of(observations, actions)}
 
     def figure_paths(self, observations: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """There are no paths."""

@@ -259,11 +259,16 @@ class DTQL(OfflineAlgorithm):
         """The policy and, to compare with, the diffusion model."""
         return {"policy": self.sample_actions, "behavior": self.sample_behavior}
 
+    def value_of(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """The smaller Q."""
+        q: Tensor = self.critic["q"](observations, actions).amin(0)
+        return q
+
     def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
         """Q, and the trust-region loss of each action by itself at fixed noise levels (Figure 1)."""
         generator = torch.Generator(actions.device).manual_seed(0)
         noise = torch.randn(FIGURE_NOISES, self.action_dim, generator=generator, device=actions.device)
-        maps = {"min Q": self.critic["q"](observations, actions).amin(0)}
+        maps = {"min Q": self.value_of(observations, actions)}
         # The loss is a mean over its batch: mapped over actions, with a batch of noises for each.
         losses = torch.vmap(self.behavior.loss, in_dims=(0, None, None, 0))
         x, s = (each[:, None].expand(-1, FIGURE_NOISES, -1) for each in (actions, observations))

@@ -335,6 +335,10 @@ class EDA(VPDiffusion):
         """The policy and, to compare with, the behavior model."""
         return {"policy": self.sample_actions, "behavior": self.sample_behavior}
 
+    def value_of(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """The smaller Q."""
+        return self.best_q(observations, actions)
+
     def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
         """Densities of both models and predicted Q at times of the diffusion, a row for each (Figures 3 and 8).
 

@@ -392,6 +392,10 @@ class EnergyGuided(VPDiffusion):
         names = ("policy", "behavior", *(f"omega_{scale:g}" for scale in self.sweep))
         return {name: partial(self.sample_as, name) for name in names}
 
+    def value_of(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """The smaller Q."""
+        return self.best_q(observations, actions)
+
     def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
         """Return beta Q, and f at times of the diffusion where noisy samples of the behavior model fall."""
         maps = {r"$\beta \min Q$": self.beta * self.best_q(observations, actions)}

@@ -273,7 +273,7 @@ def _locked(path: Path, notice: str | None) -> Iterator[bool]:
 def _minari_root(root: Path) -> Iterator[None]:
     """Let Minari take `root` for its local root; it reads nothing but this variable."""
     before = os.environ.get("MINARI_DATASETS_PATH")
-    os.environ["MINARI_DATASETS_PATH"] = str(root)
+    os.environ["MINARI_DATASETS_PATH"] = str(root.absolute())  # Minari writes to a relative one from another folder
     try:
         yield
     finally:

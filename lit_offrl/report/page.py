@@ -67,7 +67,11 @@ Block = Heading | Picture | Table | Remarks | str
 
 def curve_name(task: Task) -> str:
     """Return the file name of a dataset's learning curves."""
-    return f"curve_{re.sub(r'[^A-Za-z0-9.]+', '-', f'{task.dataset} {task.scale}').strip('-')}.png"
+    return f"curve_{_anchor(f'{task.dataset} {task.scale}')}.png"
+
+
+def _anchor(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")
 
 
 def document(report: Report, pictures: Sequence[str]) -> Iterator[Block]:
@@ -144,25 +148,41 @@ def _markdown_table(table: Table) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
 
 
+MOST_WITHOUT_CONTENTS = 3  # headings
 STYLE = """
+:root { color-scheme: light dark; --ink: #222; --paper: #fff; --quiet: #666; --line: #ddd; --faint: #eee; --link: #05c }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #ddd; --paper: #181a1b; --quiet: #999; --line: #444; --faint: #2a2c2e; --link: #8bf }
+}
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em }
-body { color: #222; background: #fff }
-h1, h2 { line-height: 1.2 } h2 { margin-top: 2em; border-bottom: 1px solid #ddd }
-.table { overflow-x: auto; margin: 1em 0 } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-caption { caption-side: bottom; text-align: left; color: #666; padding-top: .4em }
+body { color: var(--ink); background: var(--paper) } a { color: var(--link) }
+h1, h2 { line-height: 1.2 } h2 { margin-top: 2em; border-bottom: 1px solid var(--line); overflow-wrap: anywhere }
+nav ul { columns: 22em; padding-left: 1.2em }
+figure { margin: 1em 0 } figcaption { color: var(--quiet); padding-top: .4em }
+.table { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .25em .8em; text-align: right; white-space: nowrap } th.word, td.word { text-align: left }
-thead { border-bottom: 2px solid #444 } tbody tr + tr { border-top: 1px solid #eee }
-figure { margin: 1em 0 } img { max-width: 100%; display: block } figcaption { color: #666 }
-footer { color: #666; font-size: 90%; margin-top: 3em; border-top: 1px solid #ddd }
+thead { border-bottom: 2px solid var(--quiet) } tbody tr + tr { border-top: 1px solid var(--faint) }
+tbody tr:hover { background: var(--faint) }
+img { max-width: 100%; display: block; background: #fff; border-radius: 4px }
+footer { color: var(--quiet); font-size: 90%; margin-top: 3em; border-top: 1px solid var(--line) }
+@media print {
+  :root { color-scheme: light; --ink: #000; --paper: #fff; --quiet: #444; --line: #aaa; --faint: #ddd; --link: #000 }
+  body { font-size: 10pt; max-width: none; margin: 0; padding: 0 } nav { display: none }
+  h2 { break-after: avoid } figure, tr { break-inside: avoid } .table { overflow: visible }
+  th, td { padding: .15em .4em; white-space: normal }
+}
 """
 
 
 def to_html(blocks: Iterable[Block], pictures: Mapping[str, bytes]) -> str:
     """Return one page that needs nothing else: style inside, pictures as data."""
-    parts = []
+    parts, contents = [], []
     for block in blocks:
         if isinstance(block, Heading):
-            parts.append(f"<h{block.level}>{html.escape(block.text)}</h{block.level}>")
+            text, name = html.escape(block.text), html.escape(_anchor(block.text))
+            parts.append(f'<h{block.level} id="{name}">{text}</h{block.level}>')
+            if block.level > 1:
+                contents.append(f'<li><a href="#{name}">{text}</a></li>')
         elif isinstance(block, Picture):
             data = base64.b64encode(pictures[block.name]).decode()
             text = html.escape(block.text)
@@ -175,6 +195,8 @@ def to_html(blocks: Iterable[Block], pictures: Mapping[str, bytes]) -> str:
         else:
             parts.append(f"<p>{html.escape(block)}</p>")
     method = "\n".join(f"<p>{html.escape(text)}</p>" for text in METHOD)
+    if len(contents) > MOST_WITHOUT_CONTENTS:
+        parts.insert(1, f"<nav><ul>{''.join(contents)}</ul></nav>")  # after the title
     body = "\n".join(parts)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -192,8 +214,8 @@ def _html_table(table: Table) -> str:
 
     rows = "\n".join(row(cells, "td") for cells in table.rows)
     return (
-        f'<div class="table"><table>\n<caption>{html.escape(table.caption)}</caption>\n'
-        f"<thead>{row(table.columns, 'th')}</thead>\n<tbody>\n{rows}\n</tbody>\n</table></div>"
+        f'<figure><div class="table"><table>\n<thead>{row(table.columns, "th")}</thead>\n'
+        f"<tbody>\n{rows}\n</tbody>\n</table></div><figcaption>{html.escape(table.caption)}</figcaption></figure>"
     )
 
 

@@ -1,0 +1,179 @@
+"""What TensorBoard shows beside losses and scores: hyper-parameters, learning rates, gradients, actions and values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from lit_offrl.algorithms.base import OfflineAlgorithm, OptimizerSpec
+from lit_offrl.callbacks.bandit import BanditEvaluation
+from lit_offrl.callbacks.checkpoint import stop_requested
+from lit_offrl.callbacks.rollout import RolloutEvaluation, evaluating
+from lit_offrl.data.datamodule import D4RLDataModule
+from lit_offrl.data.transitions import BlockSampler
+
+STATES = 256  # of the dataset, evenly spaced; some policies weigh a thousand candidates in each
+
+
+class TensorBoardDetails(lightning.Callback):
+    """Logs what explains a curve, at a cost that does not show.
+
+    * `train/learning_rate_<optimizer>`: at the gradient step on the x axis; to every logger.
+    * `train/gradient_norm_<optimizer>`: Euclidean norm over all of the optimizer's parameters, after clipping, in the
+      last update of a block; to every logger. An optimizer that did not step in the block has none.
+    * Histograms at every evaluation: actions of the policy at fixed states of the dataset, one per dimension and in the
+      dataset's units, beside the dataset's own there; values of both where the algorithm has a critic. They draw noise
+      from a stream of their own, so that they change nothing about training.
+    * The table of hyper-parameters (HPARAMS), with the scores of the policy.
+
+    Args:
+        histograms: Whether to log histograms.
+    """
+
+    def __init__(self, histograms: bool = True) -> None:
+        self.histograms = histograms
+        self._optimizers: dict[str, tuple[OptimizerSpec, list[nn.Parameter]]] = {}
+        self._seen: dict[str, Tensor | None] = {}
+        self._data_shown = False
+        self._described = False
+        self._shown_step: int | None = None
+
+    # ---------------------------------------------------------------- Lightning's hooks
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Find the parameters of each optimizer."""
+        assert isinstance(pl_module, OfflineAlgorithm)
+        self._optimizers = {
+            name: (spec, [p for module in spec.modules for p in module.parameters()])
+            for name, spec in pl_module.optimizer_specs().items()
+        }
+        self._seen = dict.fromkeys(self._optimizers)
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Log learning rates and gradient norms, with one host sync per block."""
+        assert isinstance(pl_module, OfflineAlgorithm)
+        if not trainer.loggers:
+            return
+        values = {
+            f"train/learning_rate_{name}": pl_module.learning_rate(spec) for name, (spec, _) in self._optimizers.items()
+        }
+        norms = self._gradient_norms()
+        if norms:
+            numbers = torch.stack([*norms.values()]).tolist()
+            values |= {f"train/gradient_norm_{name}": x for name, x in zip(norms, numbers, strict=True)}
+        pl_module.log_dict(values)
+
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Log histograms at each evaluation while training."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._show(trainer, pl_module)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Log those of the final policy, and that the run is finished."""
+        self._show(trainer, pl_module)
+        if not stop_requested(trainer):
+            for writer in _writers(trainer):
+                _write_hyperparameters(writer, trainer, pl_module, finished=True)
+                writer.flush()
+
+    # ---------------------------------------------------------------- the work
+
+    def _gradient_norms(self) -> dict[str, Tensor]:
+        """Return the norms of the gradients that have been taken since the last call, as tensors on the device."""
+        norms: dict[str, Tensor] = {}
+        for name, (_, parameters) in self._optimizers.items():
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            # `minimize` makes new gradients and leaves them in place: the same object again is of an earlier block.
+            if gradients and gradients[0] is not self._seen[name]:
+                self._seen[name] = gradients[0]
+                norms[name] = nn.utils.get_total_norm(gradients)
+        return norms
+
+    def _show(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        assert isinstance(module, OfflineAlgorithm)
+        writers = _writers(trainer)
+        if not writers or stop_requested(trainer) or self._shown_step == module.gradient_step:
+            return
+        self._shown_step = module.gradient_step
+        if not self._described:
+            self._described = True
+            for writer in writers:
+                _write_hyperparameters(writer, trainer, module, finished=False)
+        if self.histograms and isinstance(trainer.train_dataloader, BlockSampler):
+            with evaluating(trainer, module):
+                self._show_histograms(writers, module, trainer.train_dataloader)
+
+    @torch.no_grad()
+    def _show_histograms(self, writers: list[SummaryWriter], module: OfflineAlgorithm, table: BlockSampler) -> None:
+        rows = torch.linspace(0, len(table.table) - 1, STATES, device=table.table.device).long()
+        observations, data, *_ = torch.split(table.table[rows], list(table.widths), dim=-1)
+        generator = torch.Generator(device=module.device).manual_seed(module.gradient_step)
+        policy = module.sample_actions(observations, generator).clamp(-module.action_limit, module.action_limit)
+        actions = {"policy": policy} if self._data_shown else {"data": data, "policy": policy}
+        self._data_shown = True
+        shown: dict[str, Tensor] = {}
+        digits = len(str(module.action_dim - 1))  # TensorBoard sorts by letters
+        for whose, each in actions.items():
+            columns = (module.action_center + module.action_scale * each).unbind(-1)
+            shown |= {f"histograms/action_{i:0{digits}d}_{whose}": column for i, column in enumerate(columns)}
+        for whose, each in (("data", data), ("policy", policy)):
+            values = module.value_of(observations, each)
+            if values is not None:
+                shown[f"histograms/q_of_{whose}_actions"] = values
+        for tag, values in shown.items():
+            numbers = values.float().cpu().numpy()
+            for writer in writers:
+                writer.add_histogram(tag, numbers, module.gradient_step)
+
+
+def _writers(trainer: lightning.Trainer) -> list[SummaryWriter]:
+    loggers = [each for each in trainer.loggers if isinstance(each, TensorBoardLogger)]
+    return [each.experiment for each in loggers] if trainer.is_global_zero else []
+
+
+def _write_hyperparameters(
+    writer: SummaryWriter, trainer: lightning.Trainer, module: lightning.LightningModule, *, finished: bool
+) -> None:
+    # Not `log_hyperparams(params, metrics)`: that logs the metrics a second time. The table reads the curves' ends.
+    from torch.utils.tensorboard.summary import hparams
+
+    experiment, start, end = hparams(hyperparameters(trainer, module), _final_scores(trainer))  # type: ignore[no-untyped-call]
+    file: Any = writer.file_writer
+    for summary in (end,) if finished else (experiment, start):
+        file.add_summary(summary)
+
+
+def hyperparameters(trainer: lightning.Trainer, module: lightning.LightningModule) -> dict[str, int | float | str]:
+    """Return what tells one run from another, in values that TensorBoard's table can sort and filter by."""
+    values: dict[str, Any] = {"algorithm": type(module).__name__, "max_steps": trainer.max_steps}
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    if isinstance(datamodule, D4RLDataModule):
+        options = ("dataset", "batch_size", "reward", "normalize_observations")
+        values |= {name: getattr(datamodule, name) for name in options}
+    # Lightning adds names of its own that begin with an underscore; the widths are the dataset's.
+    left_out = ("_", "observation_dim", "action_dim")
+    values |= {name: each for name, each in module.hparams.items() if not name.startswith(left_out)}
+    return {
+        # a bool would be shown as 1.0000
+        name: each if isinstance(each, (int, float, str)) and not isinstance(each, bool) else str(each).lower()
+        for name, each in values.items()
+    }
+
+
+def _final_scores(trainer: lightning.Trainer) -> dict[str, float]:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, (RolloutEvaluation, BanditEvaluation)) and "policy" in callback.scores:
+            return callback.scores["policy"].logged("eval")
+    return {}

@@ -1,0 +1,107 @@
+"""rollout.gif: episodes of the policy to look at."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from numpy.typing import NDArray
+
+from lit_offrl.algorithms.base import OfflineAlgorithm
+from lit_offrl.callbacks.checkpoint import stop_requested
+from lit_offrl.callbacks.rollout import RolloutEvaluation, evaluating
+from lit_offrl.data.datamodule import D4RLDataModule
+from lit_offrl.envs.film import NoVideo, film
+from lit_offrl.envs.make import environment_for, make_env
+from lit_offrl.envs.rollout import Rollouts, StoppedEarly
+from lit_offrl.errors import UserError, require
+
+
+class RolloutVideo(lightning.Callback):
+    """Films the policy after the final evaluation of `fit`, and in `validate` and `test`.
+
+    The episodes start as the first of the evaluation do and stand side by side in `rollout.gif` of the run folder, and
+    in TensorBoard as `video/rollout`. A machine that cannot render gets one line instead.
+
+    Args:
+        episodes: Number of episodes to film; 0 for no video.
+    """
+
+    NAME = "rollout.gif"
+
+    def __init__(self, episodes: int = 0) -> None:
+        require(episodes >= 0, "video.episodes", "at least 0", episodes)
+        self.episodes = episodes
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Film the final policy."""
+        assert isinstance(pl_module, OfflineAlgorithm)
+        if pl_module.gradient_step >= trainer.max_steps:
+            self._film(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Film the policy of the checkpoint."""
+        assert isinstance(pl_module, OfflineAlgorithm)
+        if trainer.state.fn != "fit":
+            self._film(trainer, pl_module)
+
+    on_test_epoch_end = on_validation_epoch_end
+
+    def _film(self, trainer: lightning.Trainer, module: OfflineAlgorithm) -> None:
+        if not self.episodes or not trainer.is_global_zero or stop_requested(trainer):
+            return
+        path = Path(trainer.default_root_dir) / self.NAME
+        try:
+            with evaluating(trainer, module):
+                self._play(trainer, module, path)
+        except StoppedEarly:
+            return
+        except (NoVideo, UserError) as error:
+            print(f"no video: {error}", file=sys.stderr, flush=True)
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                log_gif(logger, "video/rollout", path, module.gradient_step)
+
+    def _play(self, trainer: lightning.Trainer, module: OfflineAlgorithm, path: Path) -> None:
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        evaluation = next((each for each in callbacks if isinstance(each, RolloutEvaluation)), None)
+        if evaluation is None or not evaluation.enabled or not isinstance(datamodule, D4RLDataModule):
+            raise NoVideo("policies are not evaluated in an environment here")
+        environment, keys = environment_for(datamodule.info), datamodule.info.observation_keys
+        seeds = range(evaluation.seed, evaluation.seed + self.episodes)
+        played: list[list[NDArray[np.float32]]] = [[] for _ in seeds]
+        generator = torch.Generator(device=module.device).manual_seed(evaluation.seed + module.gradient_step)
+
+        def policy(observations: NDArray[np.float32], places: Sequence[int]) -> NDArray[np.float32]:
+            actions = module.act(torch.from_numpy(observations).to(module.device), generator)
+            chosen: NDArray[np.float32] = actions.float().cpu().numpy()
+            for place, action in zip(places, chosen, strict=True):
+                played[place].append(action)
+            return chosen
+
+        with Rollouts(partial(make_env, environment, keys), self.episodes) as rollouts:
+            rollouts.run(policy, seeds, should_stop=lambda: stop_requested(trainer))
+        film(environment, seeds, [np.stack(actions) for actions in played], path)
+
+
+def log_gif(logger: TensorBoardLogger, tag: str, path: Path, step: int) -> None:
+    """Log an animated GIF as a picture, which TensorBoard hands to the browser as it is.
+
+    `SummaryWriter.add_video` would need moviepy.
+    """
+    from PIL import Image
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    with Image.open(path) as image:
+        width, height = image.size
+    picture = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes())
+    logger.experiment.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=picture)]), step)
+    logger.save()
