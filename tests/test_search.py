@@ -76,7 +76,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
         ({"space": {"data.batchsize": [1, 2]}}, ["data.batchsize", "did you mean 'data.batch_size'?"]),
         ({"space": {"data.batch_size": {"low": 1.5, "high": 9}}}, ["data.batch_size.low: must be a whole number"]),
         ({"space": {"model.init_args.cosine_decay": {"low": 0, "high": 1}}}, ["give a list of choices"]),
-        ({"space": {ALPHA: [1.0, "much"]}}, ["alpha", "much"]),
+        ({"space": {ALPHA: [1.0, "much"]}}, ["model.init_args.alpha: must be float, not much"]),
         ({"overrides": {ALPHA: 1}}, ["both searched and set"]),
         ({"overrides": {"trainer.maxsteps": 1}}, ["trainer.maxsteps", "did you mean 'trainer.max_steps'?"]),
         ({"space": {"seed_everything": [0, 1]}}, ["use seeds and folder"]),
