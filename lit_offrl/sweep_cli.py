@@ -135,10 +135,11 @@ class Plan:
         from lit_offrl.search.space import look_up
 
         self.search = search
-        # With values of the space first, so that a wrong key is noticed and not looked up in vain.
-        self._resolve({key: (each.choices or [each.low])[0] for key, each in search.space.items()})
         self.config = self._resolve({})
         defaults = {key: look_up(self.config, key) for key in search.space}
+        for key, parameter in search.space.items():
+            if defaults[key] is None:  # a wrong key, about which the parser knows best; or one that has no value yet
+                self._resolve({key: (parameter.choices or [parameter.low])[0]})
         self.distributions: dict[str, BaseDistribution] = {
             key: parameter.distribution(defaults[key]) for key, parameter in search.space.items()
         }
@@ -156,7 +157,7 @@ class Plan:
 
     def _check_points(self) -> None:
         extremes = {key: self.search.space[key].extremes(each) for key, each in self.distributions.items()}
-        for i in range(1, max(map(len, extremes.values()))):  # the first ones have been
+        for i in range(max(map(len, extremes.values()))):
             self._resolve({key: values[i % len(values)] for key, values in extremes.items()})
 
     def _check_objective(self) -> None:

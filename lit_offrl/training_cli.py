@@ -413,6 +413,8 @@ def explain(message: str) -> str:
     if name := _first(r"Expected a dot import path string: (\S+)", text):
         names = [c for c in algorithms.__all__ if c != "OfflineAlgorithm"]
         return f"{key}: no class '{name}'{did_you_mean(name, names)}; there are {', '.join(names)}"
+    if wrong := re.search(r"class_path \S+ Parser key \"(\S+)\": Expected an? <class '(\w+)'>. Got value: (\S+)", text):
+        return f"{key}.init_args.{wrong[1]}: must be {wrong[2]}, not {wrong[3]}"
     if path := _first(r'[Pp]ath "?([^"]+?)"? (?:not accessible|does not exist)', text):
         return f"config: no file {path}"
     return f"{key}: {text}" if key and key not in text else text

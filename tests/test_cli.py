@@ -187,6 +187,7 @@ def test_pretrained_networks_come_from_another_run(tiny: Words, tmp_path: Path, 
     [
         (["--data.batchsize=3"], ["data.batchsize", "did you mean 'data.batch_size'?"]),
         (["--model.init_args.alfa=3"], ["model.init_args.alfa", "did you mean 'alpha'?"]),
+        (["--model.init_args.alpha=much"], ["error: model.init_args.alpha: must be float, not much"]),
         (["--model=DTQ"], ["no class 'DTQ'", "did you mean 'DTQL'?"]),
         (["--data.batch_size=many"], ["data.batch_size", "many"]),
         (["--data.batch_size=0"], ["data.batch_size", "at least 1"]),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import optuna
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -20,6 +22,8 @@ from lit_offrl.search.space import short_names
 FEWEST_FOR_IMPORTANCES = 4
 COLUMNS = 3
 PANEL_INCHES = (3.0, 2.6)
+MARGIN = 0.06  # of a range, on both sides of it
+PRUNED_COLOR = COLORS[1]
 
 
 def pictures(study: optuna.Study, metric: str) -> dict[str, Figure]:
@@ -29,7 +33,8 @@ def pictures(study: optuna.Study, metric: str) -> dict[str, Figure]:
     if importances := parameter_importances(study):
         figures["importances.png"] = importances_figure(importances, metric, len(complete))
     if complete:
-        figures["parameters.png"] = parameters_figure(complete, metric, list(importances))
+        pruned = study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
+        figures["parameters.png"] = parameters_figure(complete, pruned, metric, list(importances))
     return figures
 
 
@@ -40,13 +45,19 @@ def history(study: optuna.Study, metric: str) -> Figure:
     pruned = [trial for trial in trials if trial.state == TrialState.PRUNED and trial.value is not None]
     failed = [trial for trial in trials if trial.state == TrialState.FAIL]
     better = max if study.direction == StudyDirection.MAXIMIZE else min
-    figure, axis = titled_figure(f"{study.study_name}: {len(complete)} complete trials")
+    figure, axis = titled_figure(f"Search {study.study_name}: {len(complete)} complete trials, {len(pruned)} pruned")
     best = [better(_values(complete[: i + 1])) for i in range(len(complete))]
-    axis.plot(_numbers(complete), best, color=COLORS[0], drawstyle="steps-post", label="best so far")
+    axis.plot(
+        [*_numbers(complete), trials[-1].number],
+        [*best, best[-1]],
+        color=COLORS[0],
+        drawstyle="steps-post",
+        label="best so far",
+    )
     axis.plot(_numbers(complete), _values(complete), "o", color=COLORS[0], alpha=0.55, label="complete")
     if pruned:
         axis.plot(
-            _numbers(pruned), _values(pruned), "v", color=COLORS[1], mfc="none", label="pruned, where it was then"
+            _numbers(pruned), _values(pruned), "v", color=PRUNED_COLOR, mfc="none", label="pruned, where it was then"
         )
     if failed:
         bottom = axis.get_xaxis_transform()
@@ -83,7 +94,9 @@ def parameter_importances(study: optuna.Study) -> dict[str, float]:
 
 def importances_figure(importances: Mapping[str, float], metric: str, trials: int) -> Figure:
     """Return the importances as bars."""
-    figure, axis = titled_figure(f"What matters for {metric} ({trials} trials)", height=1.4 + 0.42 * len(importances))
+    figure, axis = titled_figure(
+        f"What matters for {metric} ({trials} complete trials)", height=1.4 + 0.42 * len(importances)
+    )
     names = short_names(list(importances))
     shares = list(importances.values())
     bars = axis.barh(range(len(shares)), shares, color=COLORS[0], height=0.6, tick_label=list(names.values()))
@@ -93,9 +106,12 @@ def importances_figure(importances: Mapping[str, float], metric: str, trials: in
     return figure
 
 
-def parameters_figure(trials: Sequence[FrozenTrial], metric: str, order: Sequence[str]) -> Figure:
+def parameters_figure(
+    complete: Sequence[FrozenTrial], pruned: Sequence[FrozenTrial], metric: str, order: Sequence[str]
+) -> Figure:
     """Return the scores over each parameter, the most important ones first."""
-    keys = [*order, *sorted({key for trial in trials for key in trial.params} - set(order))]
+    keys = [*order, *sorted({key for trial in complete for key in trial.params} - set(order))]
+    pruned = [trial for trial in pruned if trial.value is not None]
     names = short_names(keys)
     rows, columns = -(-len(keys) // COLUMNS), min(len(keys), COLUMNS)
     figure = Figure(figsize=(columns * PANEL_INCHES[0] + 0.6, rows * PANEL_INCHES[1]), dpi=DPI, layout="constrained")
@@ -105,25 +121,43 @@ def parameters_figure(trials: Sequence[FrozenTrial], metric: str, order: Sequenc
             axis.set_visible(False)
             continue
         key = keys[place]
-        some = [trial for trial in trials if key in trial.params]
-        distribution = some[0].distributions[key]
+        distribution = complete[0].distributions[key]
         if isinstance(distribution, CategoricalDistribution):
             choices = [str(choice) for choice in distribution.choices]
             axis.set_xticks(range(len(choices)), choices, rotation=30 if max(map(len, choices)) > 4 else 0)
             axis.set_xlim(-0.5, len(choices) - 0.5)
-            values = [choices.index(str(trial.params[key])) for trial in some]
         else:
-            values = [trial.params[key] for trial in some]
-            if getattr(distribution, "log", False):
-                axis.set_xscale("log")
-        axis.scatter(values, _values(some), c=_numbers(some), cmap="viridis", s=18)
+            _show_range(axis, distribution)
+        places, early = [[_place(trial.params[key], distribution) for trial in each] for each in (complete, pruned)]
+        axis.scatter(early, _values(pruned), s=22, marker="v", edgecolors=PRUNED_COLOR, facecolors="none")
+        axis.scatter(places, _values(complete), s=22, c=_numbers(complete), cmap="viridis")
         axis.set_xlabel(names[key])
         axis.grid(color="0.92")
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
     figure.supylabel(metric, fontsize="medium")
-    figure.suptitle("Complete trials; darker is earlier", fontsize="medium")
+    triangles = "; triangles: pruned, where they were then" if pruned else ""
+    figure.suptitle(f"Dots: complete trials, darker is earlier{triangles}", fontsize="medium")
     return figure
+
+
+def _show_range(axis: Axes, distribution: BaseDistribution) -> None:
+    """Let an axis show the whole range of a parameter, with a tick at both ends."""
+    assert isinstance(distribution, (FloatDistribution, IntDistribution))
+    low, high = distribution.low, distribution.high
+    middle = math.sqrt(low * high) if distribution.log else (low + high) / 2
+    if distribution.log:
+        axis.set_xscale("log")
+        axis.set_xlim(low / (high / low) ** MARGIN, high * (high / low) ** MARGIN)
+    else:
+        axis.set_xlim(low - MARGIN * (high - low), high + MARGIN * (high - low))
+    axis.set_xticks([low, middle, high], [f"{value:.3g}" for value in (low, middle, high)])
+    axis.minorticks_off()
+
+
+def _place(value: Any, distribution: BaseDistribution) -> float:
+    """Return where a value is on the axis: a choice at its number."""
+    return float(distribution.to_internal_repr(value))
 
 
 def _numbers(trials: Sequence[FrozenTrial]) -> list[int]:

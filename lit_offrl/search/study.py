@@ -153,7 +153,8 @@ def _storage(search: Search) -> BaseStorage:
 
 def _is_void(study: optuna.Study) -> bool:
     """Whether no trial has come or will come to anything, as after a config that was refused: then it may change."""
-    return all(trial.state == TrialState.FAIL for trial in study.get_trials(deepcopy=False))
+    trials = study.get_trials(deepcopy=False)  # none at all: another worker is making the study just now
+    return bool(trials) and all(trial.state == TrialState.FAIL for trial in trials)
 
 
 def _shown(search: Search) -> str:
