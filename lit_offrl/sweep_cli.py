@@ -53,7 +53,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--trials", type=int, metavar="N", help="end with N finished trials, over all workers")
     parser.add_argument("--hours", type=float, metavar="H", help="begin no trial after H hours of trials")
     parser.add_argument("--seeds", metavar="0,1", help="train each trial with these seeds; its score is the mean")
-    parser.add_argument("--sampler", help="tpe, random, cmaes, qmc or grid")
+    parser.add_argument("--sampler", help="tpe, random, qmc or grid")
     parser.add_argument("--pruner", help="none, median, percentile or hyperband")
     parser.add_argument(
         "--storage", help="x.db (SQLite), x.log (journal file) or a database URL; by default study.db in the folder"

@@ -38,7 +38,7 @@ class TensorBoardDetails(lightning.Callback):
     def __init__(self, histograms: bool = True) -> None:
         self.histograms = histograms
         self._optimizers: dict[str, tuple[OptimizerSpec, list[nn.Parameter]]] = {}
-        self._seen: dict[str, Tensor | None] = {}
+        self._seen: dict[str, float] = {}  # the latest norms
         self._data_shown = False
         self._described = False
         self._shown_step: int | None = None
@@ -52,7 +52,7 @@ class TensorBoardDetails(lightning.Callback):
             name: (spec, [p for module in spec.modules for p in module.parameters()])
             for name, spec in pl_module.optimizer_specs().items()
         }
-        self._seen = dict.fromkeys(self._optimizers)
+        self._seen = {}
 
     def on_train_batch_end(
         self,
@@ -69,10 +69,10 @@ class TensorBoardDetails(lightning.Callback):
         values = {
             f"train/learning_rate_{name}": pl_module.learning_rate(spec) for name, (spec, _) in self._optimizers.items()
         }
-        norms = self._gradient_norms()
-        if norms:
-            numbers = torch.stack([*norms.values()]).tolist()
-            values |= {f"train/gradient_norm_{name}": x for name, x in zip(norms, numbers, strict=True)}
+        for name, norm in self._gradient_norms().items():
+            # `minimize` leaves gradients in place: what has the same norm to the last bit is of an earlier block.
+            if norm != self._seen.get(name):
+                self._seen[name] = values[f"train/gradient_norm_{name}"] = norm
         pl_module.log_dict(values)
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -90,16 +90,15 @@ class TensorBoardDetails(lightning.Callback):
 
     # ---------------------------------------------------------------- the work
 
-    def _gradient_norms(self) -> dict[str, Tensor]:
-        """Return the norms of the gradients that have been taken since the last call, as tensors on the device."""
+    def _gradient_norms(self) -> dict[str, float]:
+        """Return the norms of the latest gradients of each optimizer that has stepped, with one host sync."""
         norms: dict[str, Tensor] = {}
         for name, (_, parameters) in self._optimizers.items():
             gradients = [p.grad for p in parameters if p.grad is not None]
-            # `minimize` makes new gradients and leaves them in place: the same object again is of an earlier block.
-            if gradients and gradients[0] is not self._seen[name]:
-                self._seen[name] = gradients[0]
+            if gradients:
                 norms[name] = nn.utils.get_total_norm(gradients)
-        return norms
+        numbers = torch.stack([*norms.values()]).tolist() if norms else []
+        return dict(zip(norms, numbers, strict=True))
 
     def _show(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         assert isinstance(module, OfflineAlgorithm)

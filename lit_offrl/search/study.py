@@ -33,7 +33,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, UpdateFinishedTrialError
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, PercentilePruner
-from optuna.samplers import BaseSampler, CmaEsSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
@@ -53,10 +53,10 @@ DATABASE_TIMEOUT_S = 60.0
 MOST_RETRIES = 3
 # So many failures one after another are no accident of the parameters.
 FAILURES_IN_A_ROW = 5
+# Not CMA-ES: Optuna keeps its state in the study as a pickle, and loads that.
 SAMPLERS: dict[str, type[BaseSampler]] = {
     "tpe": TPESampler,
     "random": RandomSampler,
-    "cmaes": CmaEsSampler,
     "qmc": QMCSampler,
     "grid": RandomSampler,  # it has nothing to say: all points are queued when the study is made
 }
@@ -65,7 +65,7 @@ SAMPLER_DEFAULTS: dict[str, dict[str, Any]] = {
     "tpe": {"multivariate": True, "constant_liar": True},
     "qmc": {"scramble": True},
 }
-SAMPLER_NEEDS = {"cmaes": "cmaes", "qmc": "scipy"}
+SAMPLER_NEEDS = {"qmc": "scipy"}
 PRUNERS: dict[str, type[BasePruner]] = {
     "none": NopPruner,
     "median": MedianPruner,
