@@ -27,10 +27,10 @@ from lit_offrl.jobs import Job, report_failures, run_jobs
 CONF = Path(__file__).parent.parent / "conf"
 QUICK_DATASETS = ("offrl/pointmaze/medium-v0", "offrl/halfcheetah/medium-replay-v0")
 QUICK_OVERLAYS = {
-    "dtql": {"pointmaze": "quick_pointmaze", "mujoco": "quick"},
-    "bdpo": {"pointmaze": "quick_bdpo", "mujoco": "quick_bdpo"},
-    "eda": {"pointmaze": "quick_eda", "mujoco": "quick_eda"},
-    "aepo": {"pointmaze": "quick_energy", "mujoco": "quick_energy"},
+    "dtql": {"pointmaze": ["quick_pointmaze"], "mujoco": ["quick", "quick_mujoco"]},
+    "bdpo": {"pointmaze": ["quick_bdpo"], "mujoco": ["quick_bdpo"]},
+    "eda": {"pointmaze": ["quick_eda"], "mujoco": ["quick_eda"]},
+    "aepo": {"pointmaze": ["quick_energy"], "mujoco": ["quick_energy"]},
 }
 
 
@@ -78,8 +78,8 @@ def quick() -> list[Task]:
     for algorithm, overlays in QUICK_OVERLAYS.items():
         for dataset in QUICK_DATASETS:
             domain = "pointmaze" if "pointmaze" in dataset else "mujoco"
-            configs = (CONF / f"{algorithm}_{domain}.yaml", CONF / f"{overlays[domain]}.yaml")
-            tasks.append(Task(algorithm, dataset, configs))
+            names = (f"{algorithm}_{domain}", *overlays[domain])
+            tasks.append(Task(algorithm, dataset, tuple(CONF / f"{name}.yaml" for name in names)))
     return tasks
 
 
