@@ -349,9 +349,9 @@ def test_actors_learning_rate_decays_in_its_own_steps():
     algorithm = make(actor_every=5, warmup_steps=100, actor_learning_rate=1.0, critic_learning_rate=1.0)
     specs = algorithm.optimizer_specs()
     algorithm.gradient_step = 600  # of 1000; the actor has made 100 steps
-    assert algorithm.learning_rate(specs["q"]) == pytest.approx(0.5 * (1 + math.cos(0.6 * math.pi)))
-    assert algorithm.learning_rate(specs["actor"]) == pytest.approx(0.5 * (1 + math.cos(0.1 * math.pi)))
-    assert algorithm.learning_rate(specs["behavior"]) == 3e-4
+    assert algorithm.scheduled_rate(specs["q"]) == pytest.approx(0.5 * (1 + math.cos(0.6 * math.pi)))
+    assert algorithm.scheduled_rate(specs["actor"]) == pytest.approx(0.5 * (1 + math.cos(0.1 * math.pi)))
+    assert algorithm.scheduled_rate(specs["behavior"]) == 3e-4
 
 
 def test_the_highest_mean_q_is_selected():

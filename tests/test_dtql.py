@@ -153,9 +153,9 @@ def test_cosine_decay_covers_the_main_phase_only():
     spec = algorithm.optimizer_specs()["policy"]
     for step, expected in ((0, 1.0), (9, 1.0), (10, 1.0), (60, 0.5), (110, 0.0)):
         algorithm.gradient_step = step
-        assert algorithm.learning_rate(spec) == pytest.approx(expected, abs=1e-9)
+        assert algorithm.scheduled_rate(spec) == pytest.approx(expected, abs=1e-9)
     algorithm.gradient_step = 35
-    assert algorithm.learning_rate(spec) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+    assert algorithm.scheduled_rate(spec) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
 
 
 def test_critic_learning_rate_is_its_own():

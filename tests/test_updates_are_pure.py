@@ -77,7 +77,7 @@ def offences(function: ast.AST) -> list[str]:
 
 # Reached by name alone: acting shares names with training, and attributes with functions.
 ACTING = {"sample_each", "guided_sample", "scale_of", "sample_actions", "figure_maps", "figure_paths", "sample_as"}
-NAMESAKES = {"levels", "learning_rate"}
+NAMESAKES = {"levels"}
 TIMEKEEPERS = {"due"}  # reads the step where nothing has fixed what is due
 
 

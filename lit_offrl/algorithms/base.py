@@ -262,7 +262,7 @@ class OfflineAlgorithm(lightning.LightningModule):
         """
         return tuple(name for name, spec in self._specs.items() if spec.due(main_step))
 
-    def learning_rate(self, spec: OptimizerSpec) -> float:
+    def scheduled_rate(self, spec: OptimizerSpec) -> float:
         """Return the step size at the present gradient step, a function of the step alone: nothing to restore."""
         if not spec.cosine or not self.main_steps:
             return spec.learning_rate
@@ -456,7 +456,7 @@ class OfflineAlgorithm(lightning.LightningModule):
             phase.prepare(batch)
         for name, spec in self._specs.items():
             if spec.cosine:
-                self._rates[name].fill_(self.learning_rate(spec))
+                self._rates[name].fill_(self.scheduled_rate(spec))
         told = self.run_update(self, phase, batch)
         self.gradient_step += 1
         return told

@@ -37,8 +37,8 @@ class TensorBoardDetails(lightning.Callback):
 
     def __init__(self, histograms: bool = True) -> None:
         self.histograms = histograms
-        self._optimizers: dict[str, tuple[OptimizerSpec, list[nn.Parameter]]] = {}
-        self._seen: dict[str, float] = {}  # the latest norms
+        self._optimizers: dict[str, tuple[OptimizerSpec, torch.optim.Optimizer]] = {}
+        self._steps: dict[str, float] = {}  # of each optimizer, when its norm was last asked for
         self._data_shown = False
         self._described = False
         self._shown_step: int | None = None
@@ -49,10 +49,10 @@ class TensorBoardDetails(lightning.Callback):
         """Find the parameters of each optimizer."""
         assert isinstance(pl_module, OfflineAlgorithm)
         self._optimizers = {
-            name: (spec, [p for module in spec.modules for p in module.parameters()])
-            for name, spec in pl_module.optimizer_specs().items()
+            name: (spec, optimizer)
+            for (name, spec), optimizer in zip(pl_module.optimizer_specs().items(), trainer.optimizers, strict=True)
         }
-        self._seen = {}
+        self._new_gradient_norms()  # of a resumed run: they were logged before
 
     def on_train_batch_end(
         self,
@@ -67,12 +67,10 @@ class TensorBoardDetails(lightning.Callback):
         if not trainer.loggers:
             return
         values = {
-            f"train/learning_rate_{name}": pl_module.learning_rate(spec) for name, (spec, _) in self._optimizers.items()
+            f"train/learning_rate_{name}": pl_module.scheduled_rate(spec)
+            for name, (spec, _) in self._optimizers.items()
         }
-        for name, norm in self._gradient_norms().items():
-            # `minimize` leaves gradients in place: what has the same norm to the last bit is of an earlier block.
-            if norm != self._seen.get(name):
-                self._seen[name] = values[f"train/gradient_norm_{name}"] = norm
+        values |= {f"train/gradient_norm_{name}": norm for name, norm in self._new_gradient_norms().items()}
         pl_module.log_dict(values)
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -90,15 +88,24 @@ class TensorBoardDetails(lightning.Callback):
 
     # ---------------------------------------------------------------- the work
 
-    def _gradient_norms(self) -> dict[str, float]:
-        """Return the norms of the latest gradients of each optimizer that has stepped, with one host sync."""
-        norms: dict[str, Tensor] = {}
-        for name, (_, parameters) in self._optimizers.items():
+    def _new_gradient_norms(self) -> dict[str, float]:
+        """Return the norms of the gradients of each optimizer that has stepped since the last call, with one host sync.
+
+        Steps are counted on the device, by the optimizer: an update that is replayed runs no Python that could.
+        """
+        found: dict[str, Tensor] = {}
+        for name, (_, optimizer) in self._optimizers.items():
+            parameters: list[nn.Parameter] = optimizer.param_groups[0]["params"]
+            steps = optimizer.state[parameters[0]]["step"]
             gradients = [p.grad for p in parameters if p.grad is not None]
-            if gradients:
-                norms[name] = nn.utils.get_total_norm(gradients)
-        numbers = torch.stack([*norms.values()]).tolist() if norms else []
-        return dict(zip(norms, numbers, strict=True))
+            norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros_like(steps)
+            found[name] = torch.stack([steps.to(norm), norm])
+        numbers: list[list[float]] = torch.stack([*found.values()]).tolist() if found else []
+        new = {
+            name: norm for name, (step, norm) in zip(found, numbers, strict=True) if step != self._steps.get(name, 0)
+        }
+        self._steps = {name: step for name, (step, _) in zip(found, numbers, strict=True)}
+        return new
 
     def _show(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         assert isinstance(module, OfflineAlgorithm)
