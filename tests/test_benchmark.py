@@ -1,0 +1,174 @@
+"""The reference loops of the benchmark compute what our algorithms compute: else their ratios would mean nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, load_tool, shake
+from torch import Tensor
+
+from lit_offrl import algorithms
+from lit_offrl.batch import Batch
+from lit_offrl.callbacks.ema import EMATargets
+
+SIZES: dict[str, dict[str, Any]] = {
+    "AEPO": {"hidden_dim": 16, "critic_hidden_dim": 16, "energy_hidden_dim": 16, "table_size": 9, "table_samples": 64},
+    "BDPO": {"hidden_dim": 16, "critic_hidden_dim": 16, "members": 3, "samples": 4, "warmup_steps": 0},
+    "DTQL": {"hidden_dim": 16, "nll_weight": 0.7},
+    "EDA": {"hidden_dim": 16, "critic_hidden_dim": 16, "critic_steps": 0, "candidates_per_state": 3},
+    "QGPO": {"hidden_dim": 16, "critic_hidden_dim": 16, "energy_hidden_dim": 16, "support_actions": 3},
+}
+# Both run in float64, where what remains is our Mish, whose exponential is cut off at 20, and the float32 tables of
+# schedules: losses agree far closer than any mistake in them would leave them.
+TOLERANCE = {"rtol": 2e-5, "atol": 2e-6}
+
+
+@pytest.fixture(scope="module")
+def loops() -> ModuleType:
+    return load_tool("reference_loops")
+
+
+def dataset() -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    observations, next_observations = torch.randn(2, STATES, OBSERVATION_DIM, generator=generator)
+    return Batch(
+        observations,
+        torch.rand(STATES, ACTION_DIM, generator=generator) * 2 - 1,
+        torch.randn(STATES, generator=generator),
+        next_observations,
+        (torch.rand(STATES, generator=generator) < 0.4).float(),
+        torch.arange(STATES),
+    )
+
+
+def make(name: str) -> Any:
+    """Return an algorithm whose targets, policies and energies differ from what they started as."""
+    torch.manual_seed(2)
+    algorithm = getattr(algorithms, name)(OBSERVATION_DIM, ACTION_DIM, pretrain_steps=0, **SIZES[name])
+    for phase in algorithm.phases():
+        phase.begin()
+    for i, module in enumerate(algorithm.children()):
+        shake(module, seed=i, scale=0.05)
+    if name in ("AEPO", "EDA"):
+        algorithm.critic_steps = 10**6
+    algorithm.configure_optimizers()
+    algorithm.main_steps = 10**9  # the learning rate of a cosine stays
+    EMATargets().on_fit_start(None, algorithm)  # type: ignore[arg-type]
+    algorithm.dataset_observations = dataset().observations
+    algorithm.dataset_next_observations = dataset().next_observations
+    return algorithm
+
+
+def record(algorithm: Any) -> list[tuple[str, Tensor]]:
+    """Note all noise that an algorithm draws."""
+    drawn: list[tuple[str, Tensor]] = []
+
+    def noting(kind: str, draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def noted(*shape: int) -> Tensor:
+            drawn.append((kind, draw(*shape)))
+            return drawn[-1][1]
+
+        return noted
+
+    stratified = algorithm.stratified
+    uniform = algorithm.uniform
+    algorithm.normal = noting("normal", algorithm.normal)
+    algorithm.uniform = noting("uniform", uniform)
+
+    def spread(count: int) -> Tensor:
+        algorithm.uniform = uniform
+        values = stratified(count)
+        algorithm.uniform = noting("uniform", uniform)
+        drawn.append(("stratified", values))
+        return values
+
+    algorithm.stratified = spread
+    return drawn
+
+
+def script(algorithm: Any, drawn: list[tuple[str, Tensor]], rows: int) -> list[Tensor]:
+    """Return the noise in the order and the shapes in which the reference loop draws it."""
+    draws: list[Tensor] = []
+    for kind, values in drawn:
+        if isinstance(algorithm, algorithms.EDA) and kind == "uniform" and values.ndim == 3:
+            continue  # dropout, which has a test of its own
+        if not isinstance(algorithm, algorithms.BDPO) or kind == "uniform":
+            draws.append(values)
+        elif kind == "stratified":
+            draws.append((1 + algorithm.schedule.steps * values).long())
+        elif values.ndim == 4:  # the paths: rows, steps, samples, dimensions
+            draws += [each.flatten(0, 1) for each in values.unbind(1)]
+        elif values.ndim == 3:  # the rows of the smallest step get no noise
+            draws.append(torch.cat([values.new_zeros(rows - len(values), *values.shape[1:]), values]))
+        else:
+            draws.append(values)
+    return draws
+
+
+def play(loop: Any, draws: list[Tensor]) -> None:
+    """Let a reference loop draw these."""
+
+    def draw(*shape: int) -> Tensor:
+        values = draws.pop(0)
+        assert values.shape == shape
+        return values
+
+    loop.normal = loop.uniform = draw
+    loop.steps = lambda count, _: draw(count)
+
+
+def prepare(loops: ModuleType, name: str) -> tuple[Any, Any]:
+    algorithm = make(name)
+    loop = loops.LOOPS[name](algorithm, dataset(), len(dataset().rewards))
+    if name == "EDA":
+        algorithm.dropout = 0.0
+        loop.dropped = lambda x, _: x
+        q = algorithm.best_q(dataset().observations[:, None], loop.candidates)
+        rows = torch.arange(STATES)
+        algorithm.labels = algorithms.eda.Labels(rows, loop.candidates, (algorithm.alpha * q).softmax(-1))
+    if name == "QGPO":
+        algorithm.support = algorithms.energy_guided.Support(loop.support, loop.next_support)
+    if name == "AEPO":
+        algorithm.variances.copy_(algorithm.variance_table(dataset()))
+        algorithm.pretrain_steps = -1  # not at the beginning of the last phase: the table is made
+    return algorithm, loop
+
+
+PHASES = {
+    "AEPO": ("behavior", "critic", "energy"),
+    "BDPO": ("pretraining", "training"),
+    "DTQL": ("pretraining", "training"),
+    "EDA": ("behavior", "critic", "alignment"),
+    "QGPO": ("behavior", "critic and energy", "energy"),
+}
+
+
+@pytest.mark.parametrize(("name", "phase"), [(name, phase) for name, phases in PHASES.items() for phase in phases])
+def test_reference_loop_computes_our_losses(loops: ModuleType, name: str, phase: str):
+    """Over several updates, so that optimizers and targets are compared too; with the actor's of BDPO among them."""
+    algorithm, loop = prepare(loops, name)
+    (ours,) = (each for each in algorithm.phases() if each.name == phase)
+    theirs = loop.phases()[phase]
+    drawn = record(algorithm)
+    rows = len(dataset().rewards)
+    compared: set[str] = set()
+    for step in range(1, 6):
+        drawn.clear()
+        if name == "AEPO" and phase == "energy":
+            algorithm.gradient_step = 1
+        info = ours.update(dataset())
+        for hook in algorithm.update_hooks:
+            hook(step if phase in ("training", "energy", "alignment") else step - 100)
+        algorithm.gradient_step = step
+        draws = script(algorithm, drawn, rows)
+        play(loop, draws)
+        losses = theirs(dataset())
+        assert not draws
+        for key in losses.keys() & info.keys():
+            compared.add(key)
+            torch.testing.assert_close(losses[key], info[key].item(), **TOLERANCE, msg=lambda m, k=key: f"{k}: {m}")
+    assert compared == losses.keys()
