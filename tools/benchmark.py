@@ -418,7 +418,7 @@ def our_evaluation(episodes: int = 10) -> Work:
     from lit_offrl.envs.make import make_env
     from lit_offrl.envs.rollout import Rollouts
 
-    rollouts = Rollouts(partial(make_env, EnvironmentInfo(EVALUATED)), episodes)
+    rollouts = Rollouts(partial(make_env, EnvironmentInfo(EVALUATED, {}, None)), episodes)
     rng = np.random.default_rng(0)
 
     def work() -> Lap:
