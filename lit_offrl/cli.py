@@ -71,7 +71,9 @@ def _run(command: str, words: list[str]) -> int:
 
         return run_report(words)
     if command in TRAINING:
+        from lit_offrl.memory import keep_freed_memory
         from lit_offrl.training_cli import run_training
 
+        keep_freed_memory()
         return run_training(command, words)
     raise UserError(f"no command '{command}'{did_you_mean(command, COMMANDS)}; there are {', '.join(COMMANDS)}")

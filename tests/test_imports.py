@@ -21,6 +21,7 @@ ALLOWED = {  # room -> rooms of the package it may import, besides itself
     "report": {"envs", "errors"},
     "batch": set(),
     "progress": set(),
+    "memory": set(),
     "errors": set(),
 }
 SHARED_BY_ALGORITHMS = {"base", "implicit_q", "vp_diffusion", "energy_guided"}  # what several papers make use of

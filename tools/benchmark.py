@@ -8,6 +8,8 @@ so that whatever else a machine does meets all of them alike; medians are shown,
 Ratios are to the loops of `reference_loops.py`, which test_benchmark.py holds to compute the same losses. Times are CPU
 seconds of this process; on a GPU they are wall seconds, synchronised.
 
+The allocator keeps freed memory, as in training (`lit_offrl/memory.py`), for the reference loops too.
+
 A gradient step includes drawing its minibatch, its target networks, and reading its losses back: ours once per block,
 as in training. Lightning's loop, loggers and callbacks are left out; they act once per block (`profile_block.py`).
 Data are random numbers of the shape of a task.
@@ -34,6 +36,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +53,7 @@ from lit_offrl.algorithms.energy_guided import Support
 from lit_offrl.batch import Batch
 from lit_offrl.callbacks.ema import EMATargets
 from lit_offrl.data.transitions import BlockSampler
+from lit_offrl.memory import keep_freed_memory
 
 SHAPES = {"hopper": (11, 3), "walker2d": (17, 6), "antmaze": (29, 8)}  # widths of observations and actions
 TRANSITIONS = 100_000
@@ -57,7 +61,9 @@ FAR = 1_000_000  # a phase's length: no measurement comes to its end
 # The authors' batch sizes, and what they set for AntMaze and nowhere else.
 PAPER_BATCH = {"AEPO": 4096, "DTQL": 256, "EDA": 2048, "QGPO": 4096}
 PAPER_BATCH_ANTMAZE = {"DTQL": 2048, "DTQLKL": 2048}
-OPTIONS: dict[str, dict[str, Any]] = {name: {"warmup_steps": 0} for name in ("BDPO", "BDPOGaussian", "BDPODeterministic")}
+OPTIONS: dict[str, dict[str, Any]] = {
+    name: {"warmup_steps": 0} for name in ("BDPO", "BDPOGaussian", "BDPODeterministic")
+}
 OPTIONS_ANTMAZE: dict[str, dict[str, Any]] = {
     "BDPO": {"hidden_dim": 512, "q_layer_norm": True, "max_backup": True},
     "DTQL": {"nll_weight": 1.0},
@@ -73,6 +79,8 @@ TARGETS = {
     ("EDA", "one sample, 1 state"): 3.0,
     ("AEPO", "act, 1 state"): 2.0,
 }
+
+UNITS = {"step": "steps", "call": "calls", "batch": "batches", "environment step": "environment steps"}
 
 # Ways to run an algorithm, each of which prepares it before its first update; the first is what others are compared to.
 VARIANTS: dict[str, Callable[[OfflineAlgorithm], None]] = {"eager": lambda algorithm: None}
@@ -182,7 +190,6 @@ class Parts:
 @cache
 def dataset(shape: str, transitions: int, device: str) -> tuple[Tensor, Batch]:
     """Return transitions of random numbers, as the table that our sampler takes and field by field."""
-    observation_dim, action_dim = SHAPES[shape]
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(transitions, sum(widths(shape)), generator=generator)
     _, actions, rewards, _, terminals = table.split(widths(shape), dim=1)
@@ -240,7 +247,9 @@ def enter(algorithm: OfflineAlgorithm, phase: str) -> None:
     if isinstance(algorithm, EDA) and phase == "alignment":
         k = algorithm.candidates_per_state
         candidates = torch.rand(n, k, algorithm.action_dim, device=device) * 2 - 1
-        algorithm.labels = Labels(torch.arange(n, device=device), candidates, torch.rand(n, k, device=device).softmax(-1))
+        algorithm.labels = Labels(
+            torch.arange(n, device=device), candidates, torch.rand(n, k, device=device).softmax(-1)
+        )
     if isinstance(algorithm, QGPO):
         shape = (2, n, algorithm.support_actions, algorithm.action_dim)
         algorithm.support = Support(*(torch.rand(shape, device=device) * 2 - 1))
@@ -269,7 +278,9 @@ class Setting:
 
     def row(self, what: str, variant: str, make: Callable[[], Work], unit: str = "step", **more: Any) -> Row:
         """Return a row of it."""
-        return Row(self.name, what, variant, make, unit, self.shape, self.batch_size if unit == "step" else None, **more)
+        return Row(
+            self.name, what, variant, make, unit, self.shape, self.batch_size if unit == "step" else None, **more
+        )
 
 
 def our_steps(setting: Setting, phase: str, variant: str, steps: int) -> Work:
@@ -291,9 +302,9 @@ def our_steps(setting: Setting, phase: str, variant: str, steps: int) -> Work:
     return work
 
 
-def reference_steps(setting: Setting, phase: str, steps: int) -> Work:
-    """Return as many gradient steps of the reference loop."""
-    loop = setting.reference(LOOPS[setting.name])
+def reference_steps(setting: Setting, phase: str, steps: int, kind: Callable[..., ReferenceLoop]) -> Work:
+    """Return as many gradient steps of a reference loop."""
+    loop = setting.reference(kind)
     update = loop.phases()[phase]
 
     def work() -> Lap:
@@ -343,14 +354,20 @@ def training_rows(setting: Setting) -> Iterator[Row]:
         for variant in setting.variants:
             yield setting.row(phase.name, variant, partial(our_steps, setting, phase.name, variant, steps))
         if setting.name in LOOPS:
-            yield setting.row(phase.name, "reference", partial(reference_steps, setting, phase.name, steps))
+            loop = LOOPS[setting.name]
+            yield setting.row(phase.name, "reference", partial(reference_steps, setting, phase.name, steps, loop))
+        if (setting.name, phase.name) == ("EDA", "critic"):
+            make = partial(reference_steps, setting, phase.name, steps, partial(EDALoop, monitored=True))
+            yield setting.row(phase.name, "reference with the authors' monitoring policy", make)
 
 
 def acting_rows(setting: Setting) -> Iterator[Row]:
     """Yield the choice of actions in one state and in many; for EDA also without a choice among candidates."""
     settings = {f"act, {n} state{'s' if n > 1 else ''}": (n, setting) for n in STATES}
     if setting.name == "EDA":
-        single = Setting("EDA", setting.shape, 0, {**setting.options, "candidates": 1}, setting.device, setting.variants)
+        single = Setting(
+            "EDA", setting.shape, 0, {**setting.options, "candidates": 1}, setting.device, setting.variants
+        )
         settings["one sample, 1 state"] = (1, single)
     for what, (states, each) in settings.items():
         for variant in each.variants:
@@ -399,8 +416,6 @@ EVALUATED = "Hopper-v5"
 
 def collection() -> Work:
     """Return the recording of an episode, in environment steps."""
-    from itertools import count
-
     from lit_offrl.collect.catalog import CATALOG
     from lit_offrl.collect.workers import make_recorder
 
@@ -593,7 +608,9 @@ def table(head: Sequence[str], lines: Sequence[Sequence[Cell]]) -> str:
     """Return a Markdown table."""
 
     def words(cell: Cell) -> str:
-        return "" if cell is None else cell if isinstance(cell, str) else f"{cell:.3g}" if cell < 100 else f"{cell:,.0f}"
+        return (
+            "" if cell is None else cell if isinstance(cell, str) else f"{cell:.3g}" if cell < 100 else f"{cell:,.0f}"
+        )
 
     rows = [head, ["---"] * len(head), *([words(cell) for cell in line] for line in lines)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -617,13 +634,26 @@ def costs(rows: Sequence[Row], results: Sequence[Result], gemm: float) -> str:
         wanted = TARGETS.get((row.subject, row.what))
         lines.append([
             f"{row.subject}: {row.what}" + ("" if row.variant == "eager" else f" ({row.variant})"),
-            row.shape, str(row.batch_size or ""), f"{1 / result.median:,.4g} {row.unit}s/s", 1000 * result.median,
+            row.shape, str(row.batch_size or ""), f"{1 / result.median:,.3g} {UNITS[row.unit]}/s", 1000 * result.median,
             None if reference is None else 1000 * reference.median,
             None if times is None else f"{times:.2f}" + ("" if wanted is None else f" (target {wanted})"),
             None if result.flops is None else result.flops / 1e9, None if rate is None else rate / 1e9,
             None if rate is None else f"{rate / gemm:.0%}", megabytes(result), megabytes(reference),
         ])  # fmt: skip
-    head = ("", "shape", "batch", "rate", "ms", "reference ms", "ratio", "GFLOP", "GFLOP/s", "GEMM", "MB", "reference MB")
+    head = (
+        "",
+        "shape",
+        "batch",
+        "rate",
+        "ms",
+        "reference ms",
+        "ratio",
+        "GFLOP",
+        "GFLOP/s",
+        "GEMM",
+        "MB",
+        "reference MB",
+    )
     return table(head, lines)
 
 
@@ -634,7 +664,9 @@ def other_references(rows: Sequence[Row], results: Sequence[Result]) -> str:
     for row, result in zip(rows, results, strict=True):
         if row.variant not in VARIANTS and row.variant != "reference":
             ours = by_key[(*row.key, "eager")]
-            lines.append([f"{row.subject}: {row.what}", row.variant, 1000 * result.median, f"{ratio(ours, result):.2f}"])
+            lines.append(
+                [f"{row.subject}: {row.what}", row.variant, 1000 * result.median, f"{ratio(ours, result):.2f}"]
+            )
     return table(("", "against", "ms", "ratio"), lines) if lines else ""
 
 
@@ -702,7 +734,9 @@ def batch_size_of(word: str, name: str, shape: str) -> int:
     """Return a batch size from the command line, where "paper" stands for the authors'."""
     if word != "paper":
         return int(word)
-    return PAPER_BATCH_ANTMAZE.get(name, PAPER_BATCH.get(name, 256)) if shape == "antmaze" else PAPER_BATCH.get(name, 256)
+    return (
+        PAPER_BATCH_ANTMAZE.get(name, PAPER_BATCH.get(name, 256)) if shape == "antmaze" else PAPER_BATCH.get(name, 256)
+    )
 
 
 def all_rows(given: argparse.Namespace) -> list[Row]:
@@ -734,6 +768,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--options", type=json.loads, default={}, help="hyper-parameters of all of them, as JSON")
     parser.add_argument("--only-algorithms", action="store_true", help="leave out loading, collection and evaluation")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--default-allocator", action="store_true", help="leave the C library's allocator as it is")
     parser.add_argument("--scaling", action="store_true")
     parser.add_argument("--json", type=Path, help="where to write all figures")
     parser.add_argument("--compare", type=Path, help="figures of an earlier run")
@@ -742,6 +777,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     given = parse(arguments)
+    if not given.default_allocator:
+        keep_freed_memory()
     rows = all_rows(given)
     results = measure(rows, given.rounds, given.device)
     gemm = gemm_rate(given.device)

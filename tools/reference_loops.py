@@ -16,8 +16,8 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from lit_offrl.networks.bottleneck import BottleneckNetwork
 from lit_offrl.networks.critics import DiffusionValue
 from lit_offrl.networks.embeddings import SinusoidalEmbedding, StepEmbedding
 from lit_offrl.networks.energy_guidance import EnergyNetwork
-from lit_offrl.networks.mlp import Mish
+from lit_offrl.networks.mlp import Mish, mlp
 from lit_offrl.networks.policies import StepDenoisingMLP
 
 Losses = dict[str, float]
@@ -464,11 +464,26 @@ def plain_gradient(
 
 
 class EDALoop(VPLoop):
-    """The authors' code builds the graph of the second derivative also when it samples; `create_graph` says whether."""
+    """EDA, with two things of the authors' code to be chosen.
 
-    def __init__(self, algorithm: EDA, table: Batch, batch_size: int, create_graph: bool = True) -> None:
+    Args:
+        algorithm: See `ReferenceLoop`.
+        table: See `ReferenceLoop`.
+        batch_size: See `ReferenceLoop`.
+        create_graph: Build the graph of the second derivative also when sampling.
+        monitored: Train a deterministic policy beside the critic, of which nothing is used but its score.
+    """
+
+    MONITOR_TEMPERATURE, MONITOR_LIMIT = 3.0, 100.0
+
+    def __init__(
+        self, algorithm: EDA, table: Batch, batch_size: int, create_graph: bool = True, monitored: bool = False
+    ) -> None:
         super().__init__(algorithm, table, batch_size)
-        self.create_graph = create_graph
+        self.create_graph, self.monitored = create_graph, monitored
+        widths = (table.observations.shape[1], *(algorithm.hparams["critic_hidden_dim"],) * 2, table.actions.shape[1])
+        self.monitor = nn.Sequential(mlp(widths, nn.ReLU), nn.Tanh()).to(table.rewards.device)
+        self.monitor_optimizer = adam(algorithm.learning_rates["critic"], self.monitor)
         self.behavior, self.policy = native(algorithm.behavior), native(algorithm.policy)
         self.frozen = native(algorithm.behavior).requires_grad_(False)
         self.critic = ImplicitQ(algorithm)
@@ -491,7 +506,18 @@ class EDALoop(VPLoop):
         return {"behavior_loss": descend(self.behavior_optimizer, loss)}
 
     def critic_update(self, batch: Batch) -> Losses:
-        return self.critic.update(batch.head(self.options.critic_batch_size))
+        batch = batch.head(self.options.critic_batch_size)
+        losses = self.critic.update(batch)
+        return {**losses, **self.monitor_update(batch)} if self.monitored else losses
+
+    def monitor_update(self, batch: Batch) -> Losses:
+        """Regression weighted by advantage."""
+        with torch.no_grad():
+            q = self.critic.target_q(batch.observations, batch.actions).min(0).values
+            advantage = q - self.critic.v(batch.observations)
+            weight = (self.MONITOR_TEMPERATURE * advantage).exp().clamp(max=self.MONITOR_LIMIT)
+        error = ((self.monitor(batch.observations) - batch.actions) ** 2).sum(-1)
+        return {"monitor_loss": descend(self.monitor_optimizer, (weight * error).mean())}
 
     def align(self, batch: Batch) -> Losses:
         batch = batch.head(self.options.alignment_batch_size)
