@@ -1,7 +1,8 @@
 """What training, acting, loading, collecting and evaluating cost, beside loops as research code has them.
 
     python tools/benchmark.py [--algorithms BDPO,DTQL] [--shape hopper] [--batch-size 256,paper] [--rounds 3]
-                              [--options '{"members": 4}'] [--json FILE] [--compare OLD.json] [--device cuda] [--scaling]
+                              [--options '{"members": 4}'] [--json FILE] [--compare OLD.json] [--device cuda]
+                              [--scaling]
 
 Every line of the tables is one `Row`: something to time, in one or more variants. All rows take turns, round by round,
 so that whatever else a machine does meets all of them alike; medians are shown, and the median of each round's ratio.
@@ -16,8 +17,8 @@ Data are random numbers of the shape of a task.
 
 FLOPs are those of matrix products, by PyTorch's counter. "GEMM" is their rate as a share of that of a product of two
 matrices of 1024 x 1024, measured in the same run: at 100% nothing but matrix products would be left. Memory is by how
-much the peak of resident memory grows while a process that has imported everything and holds the dataset builds networks
-and optimizers and runs the row once, each in a fork of its own (on a GPU, the peak of allocated memory, with the dataset).
+much the peak of resident memory grows while a process that has imported everything and holds the dataset builds
+networks and optimizers and runs the row once, each in a fork of its own (on a GPU, the peak of allocated memory).
 
 `--scaling` measures the last phase of the algorithms against the batch size, BDPO's against the ensemble, and loading
 against the size of the dataset, instead.

@@ -3,7 +3,7 @@
 What each computes is what its algorithm's authors compute, with the same networks, losses and batches as ours. How it
 is computed is how a practised reader of the paper would write it: one default Adam per network, `loss.backward()`, the
 native Mish, target networks copied tensor by tensor, a minibatch gathered from each tensor of the dataset, states
-repeated for their many actions, autograd wherever a gradient is needed, and each loss read back at every step. Where the
+repeated for their many actions, autograd wherever a gradient is needed, each loss read back at every step. Where the
 authors freeze nothing (DTQL), gradients that no one uses are computed; where a framework without implicit gradients
 was theirs (BDPO), target networks are frozen. Nothing is slower here than in the loops that it stands for: monitoring
 networks, unused layers and unused averages of their code are left out.

@@ -82,13 +82,21 @@ def mlp(
     return nn.Sequential(*layers)
 
 
+FEW_ROWS = 64  # up to which one product of everything costs less than the calls of several
+
+
 def forward_blocks(layers: nn.Module, *inputs: Tensor) -> Tensor:
     """Return `layers(cat(inputs))` for inputs `[..., width]` whose leading dimensions broadcast.
 
     Where they differ, e.g. one observation `[batch, 1, width]` for many actions `[batch, samples, width]`, the first
-    layer is computed block by block and what is shared is computed once.
+    layer is computed block by block and what is shared is computed once; unless there are few rows.
     """
-    if all(each.shape[:-1] == inputs[0].shape[:-1] for each in inputs):
+    alike = all(each.shape[:-1] == inputs[0].shape[:-1] for each in inputs)
+    if not alike:
+        shape = torch.broadcast_shapes(*(each.shape[:-1] for each in inputs))
+        if shape.numel() <= FEW_ROWS:
+            inputs, alike = tuple(each.expand(*shape, -1) for each in inputs), True
+    if alike:
         output: Tensor = layers(torch.cat(inputs, dim=-1))
     else:
         assert isinstance(layers, nn.Sequential)
