@@ -235,7 +235,7 @@ class DTQL(OfflineAlgorithm):
         if n == 1:
             return actions[:, 0]
         some = max(SCORED_AT_ONCE // n, 1)
-        pieces = zip(observations[:, None].split(some), actions.split(some), strict=True)
+        pieces = zip(torch.split(observations[:, None], some), torch.split(actions, some), strict=True)
         q = torch.cat([self.target_q(*piece).amin(0) for piece in pieces])
         return select(actions, q, self.selection_temperature, generator)
 

@@ -93,7 +93,7 @@ def forward_blocks(layers: nn.Module, *inputs: Tensor) -> Tensor:
     """
     alike = all(each.shape[:-1] == inputs[0].shape[:-1] for each in inputs)
     if not alike:
-        shape = torch.broadcast_shapes(*(each.shape[:-1] for each in inputs))
+        shape = torch.broadcast_shapes(*(each.shape[:-1] for each in inputs))  # type: ignore[no-untyped-call]
         if shape.numel() <= FEW_ROWS:
             inputs, alike = tuple(each.expand(*shape, -1) for each in inputs), True
     if alike:
