@@ -86,7 +86,9 @@ def _run(command: str, words: list[str]) -> int:
     if command == "fit" and (seeds := take_option(words, "--seeds")) is not None:
         return run_seeds(words, seeds, take_option(words, "--parallel"))
     if command in TRAINING:
+        from lit_offrl.memory import keep_freed_memory
         from lit_offrl.training_cli import run_training
 
+        keep_freed_memory()
         return run_training(command, words)
     raise UserError(f"no command '{command}'{did_you_mean(command, COMMANDS)}; there are {', '.join(COMMANDS)}")

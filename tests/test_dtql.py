@@ -131,7 +131,7 @@ def test_selection_follows_the_softmax_of_the_smaller_target_q():
 
     class FirstDimension(nn.Module):
         def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-            return torch.stack([actions[:, 0], actions[:, 0] + 10])  # the minimum is the first member
+            return torch.stack([actions[..., 0], actions[..., 0] + 10])  # the minimum is the first member
 
     algorithm.target_q = FirstDimension()
     observations = BATCH.observations[:1].expand(40_000, 3)
@@ -174,3 +174,12 @@ def test_actions_stay_in_the_box_and_observations_are_normalised():
     plain = algorithm.sample_actions(BATCH.observations, torch.Generator().manual_seed(1))
     torch.testing.assert_close(ours, plain.detach(), atol=1e-5, rtol=1e-5)
     assert algorithm.act(raw, None, "behavior").abs().max() <= 1
+
+
+@pytest.mark.parametrize("at_once", [1, 40, 48])
+def test_scoring_candidates_in_pieces_changes_no_choice(monkeypatch: pytest.MonkeyPatch, at_once: int):
+    algorithm, observations = make(), torch.randn(7, 3)
+    together = algorithm.sample_actions(observations, torch.Generator().manual_seed(0))
+    monkeypatch.setattr("lit_offrl.algorithms.dtql.SCORED_AT_ONCE", at_once)
+    in_pieces = algorithm.sample_actions(observations, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(in_pieces, together, rtol=0, atol=0)

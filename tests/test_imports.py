@@ -24,6 +24,7 @@ ALLOWED = {  # room -> rooms of the package it may import, besides itself
     "batch": set(),
     "progress": set(),
     "ranks": set(),
+    "memory": set(),
     "errors": set(),
 }
 # What several papers make use of.

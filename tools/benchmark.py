@@ -1,143 +1,800 @@
-"""What a gradient step of an algorithm costs, and which of its losses costs how much.
+"""What training, acting, loading, collecting and evaluating cost, beside loops as research code has them.
 
-    python tools/benchmark.py [--algorithms BDPO,DTQL] [--shape hopper] [--batch-size 256] [--rounds 5] [--json FILE]
-                              [--options '{"members": 4}']
+    python tools/benchmark.py [--algorithms BDPO,DTQL] [--shape hopper] [--batch-size 256,paper] [--rounds 3]
+                              [--options '{"members": 4}'] [--json FILE] [--compare OLD.json] [--device cuda]
+                              [--scaling]
 
-Updates on random data of the shape of a task, without Lightning, data loading or evaluation. Algorithms take turns,
-round by round, and medians are shown, so that whatever else a machine does meets all of them alike. Times are CPU
-seconds of this process (on a GPU, wall seconds).
+Every line of the tables is one `Row`: something to time, in one or more variants. All rows take turns, round by round,
+so that whatever else a machine does meets all of them alike; medians are shown, and the median of each round's ratio.
+Ratios are to the loops of `reference_loops.py`, which test_benchmark.py holds to compute the same losses. Times are CPU
+seconds of this process; on a GPU they are wall seconds, synchronised.
+
+The allocator keeps freed memory, as in training (`lit_offrl/memory.py`), for the reference loops too.
+
+A gradient step includes drawing its minibatch, its target networks, and reading its losses back: ours once per block,
+as in training. Lightning's loop, loggers and callbacks are left out; they act once per block (`profile_block.py`).
+Data are random numbers of the shape of a task.
+
+FLOPs are those of matrix products, by PyTorch's counter. "GEMM" is their rate as a share of that of a product of two
+matrices of 1024 x 1024, measured in the same run: at 100% nothing but matrix products would be left. Memory is by how
+much the peak of resident memory grows while a process that has imported everything and holds the dataset builds
+networks and optimizers and runs the row once, each in a fork of its own (on a GPU, the peak of allocated memory).
+
+`--scaling` measures the last phase of the algorithms against the batch size, BDPO's against the ensemble, and loading
+against the size of the dataset, instead.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import re
 import statistics
+import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from reference_loops import LOOPS, EDALoop, ReferenceLoop
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from lit_offrl import algorithms
-from lit_offrl.algorithms import OfflineAlgorithm
+from lit_offrl.algorithms import AEPO, EDA, QGPO, OfflineAlgorithm
+from lit_offrl.algorithms.eda import Labels
+from lit_offrl.algorithms.energy_guided import Support
 from lit_offrl.batch import Batch
+from lit_offrl.callbacks.ema import EMATargets
+from lit_offrl.data.transitions import BlockSampler
+from lit_offrl.memory import keep_freed_memory
 
 SHAPES = {"hopper": (11, 3), "walker2d": (17, 6), "antmaze": (29, 8)}  # widths of observations and actions
-# An actor that waits or pauses would make the cost of a step depend on the step: averaged over `STEPS`.
-STEPS = 5
-OPTIONS: dict[str, dict[str, Any]] = {"BDPO": {"warmup_steps": 0}, "EDA": {"critic_steps": 0}}
-OPTIONS["BDPOGaussian"] = OPTIONS["BDPODeterministic"] = OPTIONS["BDPO"]
+TRANSITIONS = 100_000
+FAR = 1_000_000  # a phase's length: no measurement comes to its end
+# The authors' batch sizes, and what they set for AntMaze and nowhere else.
+PAPER_BATCH = {"AEPO": 4096, "DTQL": 256, "EDA": 2048, "QGPO": 4096}
+PAPER_BATCH_ANTMAZE = {"DTQL": 2048, "DTQLKL": 2048}
+OPTIONS: dict[str, dict[str, Any]] = {
+    name: {"warmup_steps": 0} for name in ("BDPO", "BDPOGaussian", "BDPODeterministic")
+}
+OPTIONS_ANTMAZE: dict[str, dict[str, Any]] = {
+    "BDPO": {"hidden_dim": 512, "q_layer_norm": True, "max_backup": True},
+    "DTQL": {"nll_weight": 1.0},
+    "QGPO": {"support_actions": 32},
+}
+# An actor that waits makes the cost of a step depend on the step: a run holds whole periods of BDPO's 5 steps.
+STEPS, BATCHES = 5, 50
+STATES = (1, 100)
+TARGETS = {
+    ("DTQL", "training"): 2.0,
+    ("BDPO", "training"): 1.6,
+    ("EDA", "critic"): 1.5,
+    ("EDA", "one sample, 1 state"): 3.0,
+    ("AEPO", "act, 1 state"): 2.0,
+}
+
+UNITS = {"step": "steps", "call": "calls", "batch": "batches", "environment step": "environment steps"}
+
+# Ways to run an algorithm, each of which prepares it before its first update; the first is what others are compared to.
+VARIANTS: dict[str, Callable[[OfflineAlgorithm], None]] = {"eager": lambda algorithm: None}
 
 
-class Clock:
-    """Times the updates of one algorithm, and in them the way to each `minimize`."""
+class Lap(NamedTuple):
+    """What one run of a row has done: how many units, and the seconds of its parts."""
+
+    units: float
+    parts: Mapping[str, float] = {}
+
+
+Work = Callable[[], Lap]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Something to time.
+
+    Attributes:
+        subject: The algorithm, or what else.
+        what: The phase, or what is done.
+        variant: The way it is done: one of `VARIANTS`, or a reference.
+        make: Builds everything and returns what is to be run, again and again.
+        unit: What is counted.
+        shape: Of which task.
+        batch_size: Transitions of a minibatch; None where there is none.
+        scale: The number that varies in `--scaling`.
+    """
+
+    subject: str
+    what: str
+    variant: str
+    make: Callable[[], Work]
+    unit: str = "step"
+    shape: str = ""
+    batch_size: int | None = None
+    scale: int | None = None
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What it has in common with its other variants."""
+        return self.subject, self.what, self.shape, self.batch_size, self.scale
+
+
+@dataclass
+class Result:
+    """What was measured of a row; per unit where not told otherwise.
+
+    Attributes:
+        seconds: Of every round.
+        parts: Seconds of every round, by part.
+        flops: Of matrix products; None where they are not counted.
+        memory: Bytes by which the peak grows; None where it is not measured.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    parts: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    flops: float | None = None
+    memory: float | None = None
+
+    @property
+    def median(self) -> float:
+        """Median seconds."""
+        return statistics.median(self.seconds)
+
+
+# ---------------------------------------------------------------- the clock
+
+
+def now(device: str) -> float:
+    """Return the CPU seconds of this process, or the wall seconds at which the GPU is done."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+class Parts:
+    """Seconds on the way to each `minimize` of an algorithm: loss, gradients and step."""
 
     def __init__(self, algorithm: OfflineAlgorithm) -> None:
-        self.algorithm = algorithm
         self.seconds: dict[str, float] = defaultdict(float)
-        self._mark = 0.0
+        self._device, self._mark = str(algorithm.device), 0.0
         minimize = algorithm.minimize
 
         def timed(name: str, loss: Tensor) -> None:
             minimize(name, loss)
-            self._lap(name)
+            self.lap(name)
 
         algorithm.minimize = timed  # type: ignore[method-assign]
 
-    def _now(self) -> float:
-        if self.algorithm.device.type == "cuda":
-            torch.cuda.synchronize()
-            return time.perf_counter()
-        return time.process_time()
-
-    def _lap(self, name: str) -> None:
-        now = self._now()
-        self.seconds[name] += now - self._mark
-        self._mark = now
-
-    def run(self, update: Callable[[Batch], Any], batch: Batch, steps: int) -> dict[str, float]:
-        """Return seconds per gradient step: in all, and on the way to each `minimize` (loss, gradients and step)."""
+    def start(self) -> None:
+        """Forget what was."""
         self.seconds.clear()
-        started = self._mark = self._now()
-        for _ in range(steps):
-            update(batch)
-            self.algorithm.gradient_step += 1
-            for hook in self.algorithm.update_hooks:
-                hook(self.algorithm.gradient_step)
-            self._lap("rest")
-        total = self._now() - started
-        return {"step": total / steps, **{name: seconds / steps for name, seconds in self.seconds.items()}}
+        self._mark = now(self._device)
+
+    def lap(self, name: str) -> None:
+        """Add what has passed since the last lap."""
+        self.seconds[name] += (passed := now(self._device)) - self._mark
+        self._mark = passed
 
 
-def make(name: str, batch: Batch, options: dict[str, Any]) -> OfflineAlgorithm:
-    """Return an algorithm for a dataset that is one batch, ready for the updates of all its phases."""
-    from lit_offrl.callbacks.ema import EMATargets
+# ---------------------------------------------------------------- data
 
+
+@cache
+def dataset(shape: str, transitions: int, device: str) -> tuple[Tensor, Batch]:
+    """Return transitions of random numbers, as the table that our sampler takes and field by field."""
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(transitions, sum(widths(shape)), generator=generator)
+    _, actions, rewards, _, terminals = table.split(widths(shape), dim=1)
+    actions.tanh_()
+    terminals.copy_(terminals > 2.3)  # one in a hundred
+    rewards.abs_()
+    fields = [each.to(device, copy=True).contiguous() for each in table.split(widths(shape), dim=1)]
+    fields[2], fields[4] = fields[2].squeeze(1), fields[4].squeeze(1)
+    return table.to(device), Batch(*fields, torch.arange(transitions, device=device))
+
+
+def widths(shape: str) -> tuple[int, ...]:
+    """Return the widths of the fields of a batch."""
+    observation_dim, action_dim = SHAPES[shape]
+    return observation_dim, action_dim, 1, observation_dim, 1
+
+
+def sampler(shape: str, batch_size: int, block: int, transitions: int, device: str) -> Iterator[Batch]:
+    """Return blocks of minibatches without end."""
+    table, _ = dataset(shape, transitions, device)
+    return iter(BlockSampler(table, widths(shape), batch_size, block, steps_per_epoch=FAR))
+
+
+# ---------------------------------------------------------------- algorithms and their reference loops
+
+
+def build(name: str, shape: str, options: Mapping[str, Any], device: str) -> OfflineAlgorithm:
+    """Return an algorithm for the dataset of a shape, whose phases last as long as one likes."""
     torch.manual_seed(0)
-    shape = batch.observations.shape[1], batch.actions.shape[1]
-    algorithm = getattr(algorithms, name)(*shape, pretrain_steps=0, **{**OPTIONS.get(name, {}), **options})
-    algorithm.to(batch.rewards.device).configure_optimizers()
-    algorithm.main_steps = 1_000_000
+    given = {**OPTIONS.get(name, {}), **(OPTIONS_ANTMAZE.get(name, {}) if shape == "antmaze" else {}), **options}
+    if name in ("AEPO", "EDA", "QGPO"):
+        given["critic_steps"] = FAR
+    algorithm: OfflineAlgorithm = getattr(algorithms, name)(*SHAPES[shape], pretrain_steps=FAR, **given)
+    algorithm.to(device).configure_optimizers()
+    algorithm.main_steps = FAR
+    _, fields = dataset(shape, TRANSITIONS, device)
+    algorithm.dataset_observations, algorithm.dataset_next_observations = fields.observations, fields.next_observations
     EMATargets().on_fit_start(None, algorithm)  # type: ignore[arg-type]
-    algorithm.dataset_observations, algorithm.dataset_next_observations = batch.observations, batch.next_observations
-    for phase in algorithm.phases():
-        phase.begin()
+    # outside a Trainer there is nothing to log to, and no global step to count
+    for name_ in ("log", "log_dict", "_count_updates"):
+        setattr(algorithm, name_, lambda *_: None)
     return algorithm
 
 
-def random_batch(shape: tuple[int, int], size: int, device: str) -> Batch:
-    """Return transitions of random numbers."""
-    observation_dim, action_dim = shape
-    generator = torch.Generator().manual_seed(0)
-    observations, next_observations = torch.randn(2, size, observation_dim, generator=generator)
-    actions = torch.rand(size, action_dim, generator=generator) * 2 - 1
-    rewards, terminals = torch.rand(2, size, generator=generator)
-    fields = (observations, actions, rewards, next_observations, (terminals < 0.01).float(), torch.arange(size))
-    return Batch(*(x.to(device) for x in fields))
+def enter(algorithm: OfflineAlgorithm, phase: str) -> None:
+    """Go to a phase, just after its first step, with made-up samples in the place of what its beginning would take."""
+    algorithm.gradient_step = 1
+    for each in algorithm.phases():
+        each.begin()
+        if each.name == phase:
+            break
+        algorithm.gradient_step += each.steps
+    assert algorithm.dataset_observations is not None
+    n, device = len(algorithm.dataset_observations), algorithm.device
+    if isinstance(algorithm, EDA) and phase == "alignment":
+        k = algorithm.candidates_per_state
+        candidates = torch.rand(n, k, algorithm.action_dim, device=device) * 2 - 1
+        algorithm.labels = Labels(
+            torch.arange(n, device=device), candidates, torch.rand(n, k, device=device).softmax(-1)
+        )
+    if isinstance(algorithm, QGPO):
+        shape = (2, n, algorithm.support_actions, algorithm.action_dim)
+        algorithm.support = Support(*(torch.rand(shape, device=device) * 2 - 1))
+    if isinstance(algorithm, AEPO):
+        algorithm.variances.fill_(0.1)
 
 
-def measure(names: list[str], shape: str, batch_size: int, rounds: int, options: dict[str, Any], device: str) -> Any:
-    """Return, by algorithm and phase, the median seconds per gradient step and of its parts."""
-    batch = random_batch(SHAPES[shape], batch_size, device)
-    clocks = {name: Clock(make(name, batch, options)) for name in names}
-    taken: dict[str, list[dict[str, float]]] = defaultdict(list)
-    for turn in range(rounds + 1):
-        for name, clock in clocks.items():
-            for phase in clock.algorithm.phases():
-                parts = clock.run(phase.update, batch, STEPS)
-                if turn:  # the first warms up
-                    taken[f"{name} {phase.name}"].append(parts)
+@dataclass(frozen=True)
+class Setting:
+    """What the rows of one algorithm share."""
+
+    name: str
+    shape: str
+    batch_size: int
+    options: Mapping[str, Any]
+    device: str
+    variants: Sequence[str]
+
+    def build(self) -> OfflineAlgorithm:
+        """Return the algorithm."""
+        return build(self.name, self.shape, self.options, self.device)
+
+    def reference(self, loop: Callable[..., ReferenceLoop]) -> ReferenceLoop:
+        """Return a reference loop on networks like the algorithm's."""
+        return loop(self.build(), dataset(self.shape, TRANSITIONS, self.device)[1], self.batch_size)
+
+    def row(self, what: str, variant: str, make: Callable[[], Work], unit: str = "step", **more: Any) -> Row:
+        """Return a row of it."""
+        return Row(
+            self.name, what, variant, make, unit, self.shape, self.batch_size if unit == "step" else None, **more
+        )
+
+
+def our_steps(setting: Setting, phase: str, variant: str, steps: int) -> Work:
+    """Return a block of gradient steps of a phase."""
+    algorithm = setting.build()
+    enter(algorithm, phase)
+    VARIANTS[variant](algorithm)
+    parts = Parts(algorithm)
+    blocks = sampler(setting.shape, setting.batch_size, steps, TRANSITIONS, setting.device)
+
+    def work() -> Lap:
+        parts.start()
+        block = next(blocks)
+        parts.lap("rest")
+        algorithm.training_step(block, 0)
+        parts.lap("rest")
+        return Lap(steps, dict(parts.seconds))
+
+    return work
+
+
+def reference_steps(setting: Setting, phase: str, steps: int, kind: Callable[..., ReferenceLoop]) -> Work:
+    """Return as many gradient steps of a reference loop."""
+    loop = setting.reference(kind)
+    update = loop.phases()[phase]
+
+    def work() -> Lap:
+        for _ in range(steps):
+            update(loop.batch())
+        return Lap(steps)
+
+    return work
+
+
+def our_actions(setting: Setting, states: int, variant: str) -> Work:
+    """Return the choice of an action in each of some states, by the policy."""
+    algorithm = setting.build()
+    enter(algorithm, algorithm.phases()[-1].name)
+    VARIANTS[variant](algorithm)
+    observations = dataset(setting.shape, TRANSITIONS, setting.device)[1].observations[:states]
+
+    def work() -> Lap:
+        algorithm.act(observations)
+        return Lap(1)
+
+    return work
+
+
+def reference_actions(
+    setting: Setting, states: int, loop: Callable[..., ReferenceLoop], one_by_one: bool = False
+) -> Work:
+    """Return the same by a reference loop; one by one, each candidate with a call of its own."""
+    reference = setting.reference(loop)
+    observations = reference.table.observations[:states]
+    calls = reference.options.candidates if one_by_one else 1
+    if one_by_one:
+        reference.options.candidates = 1
+
+    def work() -> Lap:
+        for _ in range(calls):
+            reference.act(observations)
+        return Lap(1)
+
+    return work
+
+
+def training_rows(setting: Setting) -> Iterator[Row]:
+    """Yield the phases of an algorithm."""
+    for phase in setting.build().phases():
+        steps = 1 if phase.name == "alignment" else STEPS  # 4,096 rows
+        for variant in setting.variants:
+            yield setting.row(phase.name, variant, partial(our_steps, setting, phase.name, variant, steps))
+        if setting.name in LOOPS:
+            loop = LOOPS[setting.name]
+            yield setting.row(phase.name, "reference", partial(reference_steps, setting, phase.name, steps, loop))
+        if (setting.name, phase.name) == ("EDA", "critic"):
+            make = partial(reference_steps, setting, phase.name, steps, partial(EDALoop, monitored=True))
+            yield setting.row(phase.name, "reference with the authors' monitoring policy", make)
+
+
+def acting_rows(setting: Setting) -> Iterator[Row]:
+    """Yield the choice of actions in one state and in many; for EDA also without a choice among candidates."""
+    settings = {f"act, {n} state{'s' if n > 1 else ''}": (n, setting) for n in STATES}
+    if setting.name == "EDA":
+        single = Setting(
+            "EDA", setting.shape, 0, {**setting.options, "candidates": 1}, setting.device, setting.variants
+        )
+        settings["one sample, 1 state"] = (1, single)
+    for what, (states, each) in settings.items():
+        for variant in each.variants:
+            yield each.row(what, variant, partial(our_actions, each, states, variant), "call")
+        if each.name not in LOOPS:
+            continue
+        yield each.row(what, "reference", partial(reference_actions, each, states, LOOPS[each.name]), "call")
+        if each.name == "EDA":
+            lean = partial(EDALoop, create_graph=False)
+            make = partial(reference_actions, each, states, lean)
+            yield each.row(what, "reference without a second derivative's graph", make, "call")
+        if what == "act, 1 state" and each.name == "EDA":
+            make = partial(reference_actions, each, states, EDALoop, one_by_one=True)
+            yield each.row(what, "reference, candidates one by one", make, "call")
+
+
+# ---------------------------------------------------------------- loading, collecting, evaluating
+
+
+def our_loading(shape: str, batch_size: int, transitions: int, device: str) -> Work:
+    """Return the drawing of a block of minibatches."""
+    blocks = sampler(shape, batch_size, BATCHES, transitions, device)
+
+    def work() -> Lap:
+        return Lap(sum(1 for _ in next(blocks).updates()))
+
+    return work
+
+
+def reference_loading(shape: str, batch_size: int, transitions: int, device: str) -> Work:
+    """Return the gathering of as many minibatches, each field by itself."""
+    fields = dataset(shape, transitions, device)[1]
+
+    def work() -> Lap:
+        for _ in range(BATCHES):
+            rows = torch.randint(transitions, (batch_size,), device=device)
+            _ = [each[rows] for each in fields[:5]]
+        return Lap(BATCHES)
+
+    return work
+
+
+COLLECTED = "offrl/pointmaze/umaze-v0"
+EVALUATED = "Hopper-v5"
+
+
+def collection() -> Work:
+    """Return the recording of an episode, in environment steps."""
+    from lit_offrl.collect.catalog import CATALOG
+    from lit_offrl.collect.workers import make_recorder
+
+    recorder, indices = make_recorder(CATALOG[COLLECTED], 0), count()
+
+    def work() -> Lap:
+        return Lap(len(recorder.record(next(indices))))
+
+    return work
+
+
+def our_evaluation(episodes: int = 10) -> Work:
+    """Return episodes of random actions in as many copies of an environment, in environment steps."""
+    from lit_offrl.data.info import EnvironmentInfo
+    from lit_offrl.envs.make import make_env
+    from lit_offrl.envs.rollout import Rollouts
+
+    rollouts = Rollouts(partial(make_env, EnvironmentInfo(EVALUATED, {}, None)), episodes)
+    rng = np.random.default_rng(0)
+
+    def work() -> Lap:
+        played = rollouts.run(lambda rows, _: rng.uniform(-1, 1, (len(rows), 3)).astype(np.float32), range(episodes))
+        return Lap(sum(each.length for each in played))
+
+    return work
+
+
+def reference_evaluation(episodes: int = 10) -> Work:
+    """Return the same in one environment, episode after episode."""
+    import gymnasium
+
+    env, rng = gymnasium.make(EVALUATED), np.random.default_rng(0)
+
+    def work() -> Lap:
+        steps = 0
+        for seed in range(episodes):
+            env.reset(seed=seed)
+            done = False
+            while not done:
+                _, _, terminated, truncated, _ = env.step(rng.uniform(-1, 1, 3).astype(np.float32))
+                done = terminated or truncated
+                steps += 1
+        return Lap(steps)
+
+    return work
+
+
+def other_rows(shape: str, batch_size: int, device: str) -> Iterator[Row]:
+    """Yield what no algorithm has a part in."""
+    for variant, make in (("eager", our_loading), ("reference", reference_loading)):
+        what = f"minibatch of {TRANSITIONS:,} transitions"
+        load = partial(make, shape, batch_size, TRANSITIONS, device)
+        yield Row("loading", what, variant, load, "batch", shape, batch_size)
+    if device == "cpu":
+        yield Row("collection", COLLECTED, "eager", collection, "environment step")
+        for variant, play in (("eager", our_evaluation), ("reference", reference_evaluation)):
+            yield Row("evaluation", f"{EVALUATED}, random actions", variant, play, "environment step")
+
+
+# ---------------------------------------------------------------- scaling
+
+
+def scaling_rows(names: Sequence[str], shape: str, device: str, variants: Sequence[str]) -> Iterator[Row]:
+    """Yield rows of a number that grows: the batch, the ensemble, the dataset."""
+    for name in names:
+        for batch_size in (64, 256, 1024, 4096, 8192):
+            options = {"critic_batch_size": batch_size} if name in ("AEPO", "EDA", "QGPO") else {}
+            if name == "EDA":
+                options["alignment_batch_size"] = batch_size
+            if name in ("AEPO", "QGPO"):
+                options["energy_batch_size"] = batch_size
+            setting = Setting(name, shape, batch_size, options, device, variants)
+            yield from scaled(setting, "batch size", batch_size)
+    if "BDPO" in names:
+        for members in (1, 2, 5, 10, 20):
+            setting = Setting("BDPO", shape, 64, {"members": members, "rho": 0.0}, device, variants)
+            yield from scaled(setting, "ensemble members", members)
+    for transitions in (10_000, 100_000, 1_000_000, 10_000_000):
+        make = partial(our_loading, shape, 256, transitions, device)
+        yield Row("loading", "transitions", "eager", make, "batch", shape, 256, transitions)
+
+
+def scaled(setting: Setting, what: str, scale: int) -> Iterator[Row]:
+    """Yield the last phase of an algorithm in its variants."""
+    phase = setting.build().phases()[-1].name
+    steps = STEPS if setting.name.startswith("BDPO") else 1
+    for variant in setting.variants:
+        yield setting.row(what, variant, partial(our_steps, setting, phase, variant, steps), scale=scale)
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def gemm_rate(device: str, size: int = 1024) -> float:
+    """Return the FLOPs per second of a product of two matrices of `size` x `size`, the best of several."""
+    a, b = torch.randn(2, size, size, device=device)
+    taken = []
+    for _ in range(12):
+        started = now(device)
+        a @ b
+        taken.append(now(device) - started)
+    return 2 * size**3 / min(taken)
+
+
+def peak_memory() -> int:
+    """Return the peak of this process's resident memory, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024  # type: ignore[index]
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def measure_memory(row: Row, device: str) -> float | None:
+    """Return by how much the peak of memory grows while a row is built and run once."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        row.make()()
+        return torch.cuda.max_memory_allocated()
+    if "fork" not in multiprocessing.get_all_start_methods():
+        return None
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+
+    def child() -> None:
+        before = peak_memory()
+        row.make()()
+        theirs.send(peak_memory() - before)
+
+    process = context.Process(target=child)
+    process.start()
+    theirs.close()
+    try:
+        return float(ours.recv())
+    finally:
+        process.join()
+
+
+class Untracked:
+    """Stands for the counter's record of which module is active: its hooks bar `autograd.grad` on leaves."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def count_flops(work: Work) -> float | None:
+    """Return the FLOPs of matrix products per unit of one run."""
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = Untracked()  # type: ignore[assignment]
+    with counter:
+        units = work().units
+    return counter.get_total_flops() / units or None
+
+
+def measure(rows: Sequence[Row], rounds: int, device: str) -> list[Result]:
+    """Return what each row costs. Memory comes first, from processes that share no past."""
+    for row in rows:
+        if row.shape:
+            dataset(row.shape, row.scale if row.what == "transitions" and row.scale else TRANSITIONS, device)
+    results = [Result(memory=measure_memory(row, device) if row.unit in ("step", "call") else None) for row in rows]
+    works = [row.make() for row in rows]
+    for work, row, result in zip(works, rows, results, strict=True):  # this warms up, too
+        result.flops = count_flops(work) if row.unit in ("step", "call") else None
+    for _ in range(rounds):
+        for work, result in zip(works, results, strict=True):
+            started = now(device)
+            lap = work()
+            result.seconds.append((now(device) - started) / lap.units)
+            for name, seconds in lap.parts.items():
+                result.parts[name].append(seconds / lap.units)
+    return results
+
+
+# ---------------------------------------------------------------- tables
+
+
+def ratio(ours: Result, theirs: Result) -> float:
+    """Return the median over the rounds of how many times as long the other takes."""
+    return statistics.median(b / a for a, b in zip(ours.seconds, theirs.seconds, strict=True))
+
+
+Cell = str | float | None
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[Cell]]) -> str:
+    """Return a Markdown table."""
+
+    def words(cell: Cell) -> str:
+        return (
+            "" if cell is None else cell if isinstance(cell, str) else f"{cell:.3g}" if cell < 100 else f"{cell:,.0f}"
+        )
+
+    rows = [head, ["---"] * len(head), *([words(cell) for cell in line] for line in lines)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def megabytes(result: Result | None) -> float | None:
+    """Return the memory in MB."""
+    return None if result is None or result.memory is None else result.memory / 1e6
+
+
+def costs(rows: Sequence[Row], results: Sequence[Result], gemm: float) -> str:
+    """Return the main table: a line for everything that was timed, beside its reference."""
+    by_key = {(*row.key, row.variant): result for row, result in zip(rows, results, strict=True)}
+    lines: list[list[Cell]] = []
+    for row, result in zip(rows, results, strict=True):
+        if row.variant not in VARIANTS:
+            continue
+        reference = by_key.get((*row.key, "reference"))
+        rate = None if result.flops is None else result.flops / result.median
+        times = None if reference is None else ratio(result, reference)
+        wanted = TARGETS.get((row.subject, row.what))
+        lines.append([
+            f"{row.subject}: {row.what}" + ("" if row.variant == "eager" else f" ({row.variant})"),
+            row.shape, str(row.batch_size or ""), f"{1 / result.median:,.3g} {UNITS[row.unit]}/s", 1000 * result.median,
+            None if reference is None else 1000 * reference.median,
+            None if times is None else f"{times:.2f}" + ("" if wanted is None else f" (target {wanted})"),
+            None if result.flops is None else result.flops / 1e9, None if rate is None else rate / 1e9,
+            None if rate is None else f"{rate / gemm:.0%}", megabytes(result), megabytes(reference),
+        ])  # fmt: skip
+    head = (
+        "",
+        "shape",
+        "batch",
+        "rate",
+        "ms",
+        "reference ms",
+        "ratio",
+        "GFLOP",
+        "GFLOP/s",
+        "GEMM",
+        "MB",
+        "reference MB",
+    )
+    return table(head, lines)
+
+
+def other_references(rows: Sequence[Row], results: Sequence[Result]) -> str:
+    """Return the ratios to further references."""
+    by_key = {(*row.key, row.variant): result for row, result in zip(rows, results, strict=True)}
+    lines: list[list[Cell]] = []
+    for row, result in zip(rows, results, strict=True):
+        if row.variant not in VARIANTS and row.variant != "reference":
+            ours = by_key[(*row.key, "eager")]
+            lines.append(
+                [f"{row.subject}: {row.what}", row.variant, 1000 * result.median, f"{ratio(ours, result):.2f}"]
+            )
+    return table(("", "against", "ms", "ratio"), lines) if lines else ""
+
+
+def split(rows: Sequence[Row], results: Sequence[Result]) -> str:
+    """Return where the time of gradient steps goes."""
+    lines: list[list[Cell]] = []
+    for row, result in zip(rows, results, strict=True):
+        if result.parts:
+            shares = {name: statistics.median(each) for name, each in result.parts.items()}
+            total = sum(shares.values())
+            words = ", ".join(f"{name} {1000 * each:.1f} ({each / total:.0%})" for name, each in shares.items())
+            lines.append([f"{row.subject}: {row.what}", row.shape, str(row.batch_size), words])
+    return table(("", "shape", "batch", "ms on the way to each optimizer's step"), lines) if lines else ""
+
+
+def scaling(rows: Sequence[Row], results: Sequence[Result]) -> str:
+    """Return the table of `--scaling`."""
+    lines: list[list[Cell]] = [
+        [f"{row.subject}: {row.what}", f"{row.scale:,}", 1000 * result.median, megabytes(result)]
+        for row, result in zip(rows, results, strict=True)
+    ]
+    return table(("", "", "ms", "MB"), lines)
+
+
+def compared(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Return what has changed since an earlier run, also as a multiple of the references of each run."""
+
+    def keyed(run: Mapping[str, Any]) -> dict[tuple[Any, ...], dict[str, Any]]:
+        names = ("subject", "what", "shape", "batch_size", "scale", "variant")
+        return {tuple(each[name] for name in names): each for each in run["rows"]}
+
+    before, after = keyed(old), keyed(new)
+    lines: list[list[Cell]] = []
+    for key, row in after.items():
+        if key in before and key[-1] in VARIANTS:
+            one, other = before[key]["ms"], row["ms"]
+            reference = (*key[:-1], "reference")
+            both = reference in before and reference in after
+            ratios = f"{before[reference]['ms'] / one:.2f} -> {after[reference]['ms'] / other:.2f}" if both else None
+            lines.append([f"{key[0]}: {key[1]}", key[2], str(key[3] or ""), one, other, f"{one / other:.2f}", ratios])
+    return table(("", "shape", "batch", "ms before", "ms now", "times as fast", "ratio to the reference"), lines)
+
+
+def as_json(rows: Sequence[Row], results: Sequence[Result], gemm: float, device: str) -> dict[str, Any]:
+    """Return all that was measured."""
     return {
-        key: {part: statistics.median(each[part] for each in each_round) for part in each_round[0]}
-        for key, each_round in taken.items()
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "gemm_gflops": gemm / 1e9,
+        "rows": [
+            {name: value for name, value in vars(row).items() if name != "make"}
+            | {"ms": 1000 * result.median, "ms_of_rounds": [1000 * each for each in result.seconds]}
+            | {"flops": result.flops, "memory": result.memory}
+            | {"parts_ms": {name: 1000 * statistics.median(each) for name, each in result.parts.items()}}
+            for row, result in zip(rows, results, strict=True)
+        ],
     }
 
 
-def main() -> None:
+# ---------------------------------------------------------------- the command line
+
+
+def batch_size_of(word: str, name: str, shape: str) -> int:
+    """Return a batch size from the command line, where "paper" stands for the authors'."""
+    if word != "paper":
+        return int(word)
+    return (
+        PAPER_BATCH_ANTMAZE.get(name, PAPER_BATCH.get(name, 256)) if shape == "antmaze" else PAPER_BATCH.get(name, 256)
+    )
+
+
+def all_rows(given: argparse.Namespace) -> list[Row]:
+    """Return what is asked for."""
+    names, variants = given.algorithms.split(","), given.variants.split(",")
+    if given.scaling:
+        return list(scaling_rows(names, given.shape.split(",")[0], given.device, variants))
+    rows: dict[tuple[Any, ...], Row] = {}
+    for shape in given.shape.split(","):
+        for name in names:
+            for word in given.batch_size.split(","):
+                size = batch_size_of(word, name, shape)
+                setting = Setting(name, shape, size, given.options, given.device, variants)
+                for row in (*training_rows(setting), *acting_rows(setting)):
+                    rows.setdefault((*row.key, row.variant), row)
+    if not given.only_algorithms:
+        for row in other_rows(given.shape.split(",")[0], 256, given.device):
+            rows.setdefault((*row.key, row.variant), row)
+    return list(rows.values())
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    every = [name for name in algorithms.__all__ if name != "OfflineAlgorithm"]
-    parser.add_argument("--algorithms", default=",".join(every))
-    parser.add_argument("--shape", choices=SHAPES, default="hopper")
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--algorithms", default="DTQL,BDPO,EDA,AEPO,QGPO")
+    parser.add_argument("--shape", default="hopper", help=f"of {','.join(SHAPES)}")
+    parser.add_argument("--batch-size", default="256", help="numbers, and paper for the authors'")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--variants", default="eager", help=f"of {','.join(VARIANTS)}")
     parser.add_argument("--options", type=json.loads, default={}, help="hyper-parameters of all of them, as JSON")
+    parser.add_argument("--only-algorithms", action="store_true", help="leave out loading, collection and evaluation")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
-    names = given.algorithms.split(",")
-    results = measure(names, given.shape, given.batch_size, given.rounds, given.options, given.device)
-    print(f"{given.shape}, batch {given.batch_size}, {given.device}, {torch.get_num_threads()} threads, ms per step\n")
-    print("| algorithm and phase | steps/s | ms | of which |\n|---|---|---|---|")
-    for key, parts in results.items():
-        total = parts["step"]
-        split = ", ".join(f"{name} {1000 * s:.1f} ({s / total:.0%})" for name, s in parts.items() if name != "step")
-        print(f"| {key} | {1 / total:.1f} | {1000 * total:.1f} | {split} |")
+    parser.add_argument("--default-allocator", action="store_true", help="leave the C library's allocator as it is")
+    parser.add_argument("--scaling", action="store_true")
+    parser.add_argument("--json", type=Path, help="where to write all figures")
+    parser.add_argument("--compare", type=Path, help="figures of an earlier run")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = parse(arguments)
+    if not given.default_allocator:
+        keep_freed_memory()
+    rows = all_rows(given)
+    results = measure(rows, given.rounds, given.device)
+    gemm = gemm_rate(given.device)
+    kind = "CPU" if given.device == "cpu" else "wall"
+    print(f"{given.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, {kind} ms per unit, ", end="")
+    print(f"GEMM {gemm / 1e9:.0f} GFLOP/s\n")
+    texts = [scaling(rows, results)] if given.scaling else [
+        costs(rows, results, gemm), other_references(rows, results), split(rows, results)
+    ]  # fmt: skip
+    figures = as_json(rows, results, gemm, given.device)
+    if given.compare:
+        texts.append(compared(json.loads(given.compare.read_text()), figures))
+    print("\n\n".join(text for text in texts if text))
     if given.json:
-        given.json.write_text(json.dumps(results, indent=1))
+        given.json.write_text(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

@@ -13,21 +13,24 @@ from torch.nn import functional as F
 
 
 class _MishFunction(torch.autograd.Function):
-    """Mish and its slope by one exponential and rational arithmetic, in memory that is used again.
+    """Mish and its slope by one sigmoid and rational arithmetic, in memory that is used again.
 
-    With w = e^x + 1 and u = 1 / (w^2 + 1): tanh(softplus(x)) = 1 - 2 u, so that mish(x) = x - 2 x u, and
-    d mish / dx = 1 - 2 u + 4 x e^x w u^2. From x = 20 on 1 - 2 u is 1, in float64 too.
+    With s = sigmoid(x), r = 1 - s and p = s (1 + r): tanh(softplus(x)) = p / (2 - p), and its slope is
+    4 s r^2 / (2 - p)^2. Nothing cancels, and nothing overflows.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        exponential = x.clamp(max=20).exp_()
-        w = exponential + 1
-        u = torch.addcmul(x.new_ones(()), w, w).reciprocal_()
-        slope = exponential.mul_(w).mul_(u).mul_(x).mul_(2).sub_(1).mul_(u).mul_(2).add_(1)
-        return torch.addcmul(x, x, u, value=-2), slope
+        s = torch.sigmoid(x)
+        r = 1 - s
+        p = torch.addcmul(s, s, r)
+        rest = 2 - p
+        gate = p.div_(rest)
+        bend = r.div_(rest)
+        slope = torch.addcmul(gate, x, s.mul_(bend).mul_(bend), value=4)
+        return gate.mul_(x), slope
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
@@ -41,7 +44,7 @@ class _MishFunction(torch.autograd.Function):
 
 
 class Mish(nn.Module):
-    """Mish activation (Misra 2019), equal to `torch.nn.Mish` within 2e-6 in float32 and 2 to 3 times faster on a CPU.
+    """Mish activation (Misra 2019), equal to `torch.nn.Mish` within 2e-6 in float32 and 2 to 4 times faster on a CPU.
 
     It has a first derivative only.
     """
@@ -51,8 +54,9 @@ class Mish(nn.Module):
         if torch.is_grad_enabled():
             output: Tensor = _MishFunction.apply(x)[0]  # type: ignore[no-untyped-call]
             return output
-        w = x.exp().add_(1)
-        return torch.addcdiv(x, x, w.mul_(w).add_(1), value=-2)
+        s = torch.sigmoid(x)
+        p = s.mul_(2 - s)
+        return p.div_(2 - p).mul_(x)
 
 
 def mlp(
@@ -78,13 +82,21 @@ def mlp(
     return nn.Sequential(*layers)
 
 
+FEW_ROWS = 64  # up to which one product of everything costs less than the calls of several
+
+
 def forward_blocks(layers: nn.Module, *inputs: Tensor) -> Tensor:
     """Return `layers(cat(inputs))` for inputs `[..., width]` whose leading dimensions broadcast.
 
     Where they differ, e.g. one observation `[batch, 1, width]` for many actions `[batch, samples, width]`, the first
-    layer is computed block by block and what is shared is computed once.
+    layer is computed block by block and what is shared is computed once; unless there are few rows.
     """
-    if all(each.shape[:-1] == inputs[0].shape[:-1] for each in inputs):
+    alike = all(each.shape[:-1] == inputs[0].shape[:-1] for each in inputs)
+    if not alike:
+        shape = torch.broadcast_shapes(*(each.shape[:-1] for each in inputs))  # type: ignore[no-untyped-call]
+        if shape.numel() <= FEW_ROWS:
+            inputs, alike = tuple(each.expand(*shape, -1) for each in inputs), True
+    if alike:
         output: Tensor = layers(torch.cat(inputs, dim=-1))
     else:
         assert isinstance(layers, nn.Sequential)
