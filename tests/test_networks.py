@@ -114,3 +114,22 @@ def test_few_rows_are_computed_as_one_product_with_the_same_result(monkeypatch: 
     monkeypatch.setattr("lit_offrl.networks.mlp.FEW_ROWS", 0)
     in_blocks = forward_blocks(layers, observations, actions)
     torch.testing.assert_close(as_one, in_blocks, rtol=0, atol=1e-6)  # float32: sums in another order
+
+
+def test_the_folded_entrance_changes_nothing():
+    torch.manual_seed(0)
+    network = DiffusionMLP(5, 3, hidden_dim=32, embedding_dim=4).double()
+    inputs = [torch.randn(40, 3), torch.rand(40), torch.randn(40, 5)]  # more rows than inputs, 12
+    many = [each.double().requires_grad_() for each in inputs]
+    few = [each.double().requires_grad_() for each in inputs]
+    folded = network(*many)
+    plain = torch.cat([network(*rows) for rows in zip(*(each.split(10) for each in few), strict=True)])
+    torch.testing.assert_close(folded, plain, rtol=1e-12, atol=1e-12)
+    weights = list(network.parameters())
+    noise = torch.randn_like(folded)
+    ours, expected = (
+        torch.autograd.grad((output * noise).sum(), [*weights, given[0]], materialize_grads=True)
+        for output, given in ((folded, many), (plain, few))
+    )
+    for one, two in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lit_offrl.networks.embeddings import SinusoidalEmbedding, StepEmbedding
 from lit_offrl.networks.mlp import forward_blocks, mlp, orthogonal_
@@ -36,8 +37,16 @@ class DiffusionMLP(nn.Module):
 
     def forward(self, noisy_actions: Tensor, noise_condition: Tensor, observations: Tensor) -> Tensor:
         """Map `[batch, action_dim]`, `[batch]`, `[batch, observation_dim]` to `[batch, action_dim]`."""
-        embedded = self.embedding(noise_condition)
-        output: Tensor = self.layers(self.mix(torch.cat([noisy_actions, observations, embedded], dim=-1)))
+        inputs = torch.cat([noisy_actions, observations, self.embedding(noise_condition)], dim=-1)
+        first = self.layers[0]
+        assert isinstance(first, nn.Linear)
+        if len(inputs) > inputs.shape[-1]:
+            # The first two layers are jointly linear: multiplied beforehand they are one product, of narrow inputs.
+            weight, bias = first.weight @ self.mix.weight, F.linear(self.mix.bias, first.weight, first.bias)
+            hidden = F.linear(inputs, weight, bias)
+        else:
+            hidden = first(self.mix(inputs))
+        output: Tensor = self.layers[1:](hidden)
         return output
 
 
