@@ -49,9 +49,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lit_offrl import algorithms
 from lit_offrl.algorithms import AEPO, EDA, QGPO, OfflineAlgorithm
+from lit_offrl.algorithms.base import run_eagerly
 from lit_offrl.algorithms.eda import Labels
 from lit_offrl.algorithms.energy_guided import Support
 from lit_offrl.batch import Batch
+from lit_offrl.callbacks.acceleration import CapturedUpdates, CompiledUpdates
 from lit_offrl.callbacks.ema import EMATargets
 from lit_offrl.data.transitions import BlockSampler
 from lit_offrl.memory import keep_freed_memory
@@ -83,8 +85,23 @@ TARGETS = {
 
 UNITS = {"step": "steps", "call": "calls", "batch": "batches", "environment step": "environment steps"}
 
+
+def compiled(algorithm: OfflineAlgorithm) -> None:
+    """Compile the updates."""
+    algorithm.run_update = CompiledUpdates(print)
+
+
+def captured(algorithm: OfflineAlgorithm) -> None:
+    """Replay the updates as CUDA graphs."""
+    algorithm.run_update = CapturedUpdates(print)
+
+
 # Ways to run an algorithm, each of which prepares it before its first update; the first is what others are compared to.
-VARIANTS: dict[str, Callable[[OfflineAlgorithm], None]] = {"eager": lambda algorithm: None}
+VARIANTS: dict[str, Callable[[OfflineAlgorithm], None]] = {
+    "eager": lambda algorithm: None,
+    "compiled": compiled,
+    "captured": captured,
+}
 
 
 class Lap(NamedTuple):
@@ -161,11 +178,16 @@ def now(device: str) -> float:
 
 
 class Parts:
-    """Seconds on the way to each `minimize` of an algorithm: loss, gradients and step."""
+    """Seconds on the way to each `minimize` of an algorithm: loss, gradients and step.
+
+    Of an update that runs as one function there are none: only the time in all.
+    """
 
     def __init__(self, algorithm: OfflineAlgorithm) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self._device, self._mark = str(algorithm.device), 0.0
+        if algorithm.run_update is not run_eagerly:
+            return
         minimize = algorithm.minimize
 
         def timed(name: str, loss: Tensor) -> None:
