@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ from conftest import run_folder
 from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, batch
 
 from lit_offrl import algorithms
-from lit_offrl.algorithms import OfflineAlgorithm
+from lit_offrl.algorithms import OfflineAlgorithm, aepo, energy_guided, optimizers
 from lit_offrl.algorithms.base import OptimizerSpec
+from lit_offrl.algorithms.eda import Labels
+from lit_offrl.algorithms.energy_guided import Support
 from lit_offrl.batch import Batch
 from lit_offrl.callbacks.acceleration import Acceleration, CapturedUpdates, CompiledUpdates
 from lit_offrl.callbacks.ema import EMATargets
 from lit_offrl.cli import main
 from lit_offrl.errors import UserError
+from lit_offrl.networks import bottleneck, energy_guidance
 
 EVERY = [name for name in algorithms.__all__ if name != "OfflineAlgorithm"]
 # Small, and every kind of update within a few steps.
@@ -89,6 +93,26 @@ def test_replayed_updates_are_the_same(name: str):
     for (key, a), b in zip(eager.state_dict().items(), captured.state_dict().values(), strict=True):
         assert torch.equal(a, b), key
     assert torch.equal(eager.normal(5), captured.normal(5))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_updates_stay_on_their_device(name: str, monkeypatch: pytest.MonkeyPatch):
+    """On a device without data: what mixes devices, or wants to see a value, fails there as it would on a GPU."""
+    monkeypatch.setattr(optimizers, "adam_kernel", torch.ops.lit_offrl.adam)  # the kernel itself knows no such device
+    for module in (bottleneck, energy_guidance, energy_guided, aepo):
+        monkeypatch.setattr(module, "full_precision", lambda like: nullcontext())  # nor does autocast
+    algorithm = make(getattr(algorithms, name), "meta", **OPTIONS[name])
+    rows, candidates = on("meta", batch()), torch.rand(STATES, 3, ACTION_DIM, device="meta")
+    for phase in algorithm.phases():
+        if isinstance(algorithm, algorithms.EDA):
+            algorithm.labels = Labels(candidates[:, 0, 0].long(), candidates, candidates[..., 0])
+        if isinstance(algorithm, algorithms.QGPO):
+            algorithm.support = Support(candidates, candidates)
+        with algorithm.drawing(lambda draw, shape, shared: draw(*shape, device="meta"), due=("actor", "penalty")):
+            info = phase.update(rows)
+        assert {value.device.type for value in info.values()} == {"meta"}
+    with pytest.raises(RuntimeError, match="device"):  # this is how it is noticed
+        torch.zeros(3) + torch.zeros(3, device="meta")
 
 
 class Regression(OfflineAlgorithm):
