@@ -75,6 +75,8 @@ OPTIONS_ANTMAZE: dict[str, dict[str, Any]] = {
 # An actor that waits makes the cost of a step depend on the step: a run holds whole periods of BDPO's 5 steps.
 STEPS, BATCHES = 5, 50
 STATES = (1, 100)
+WARM_UP = 3  # runs until all kinds of updates are compiled
+SCALING_BATCHES = (64, 256, 1024, 4096, 8192)
 TARGETS = {
     ("DTQL", "training"): 2.0,
     ("BDPO", "training"): 1.6,
@@ -102,6 +104,7 @@ VARIANTS: dict[str, Callable[[OfflineAlgorithm], None]] = {
     "compiled": compiled,
     "captured": captured,
 }
+WHOLE = ("compiled", "captured")  # variants in which an update is one function
 
 
 class Lap(NamedTuple):
@@ -501,10 +504,12 @@ def other_rows(shape: str, batch_size: int, device: str) -> Iterator[Row]:
 # ---------------------------------------------------------------- scaling
 
 
-def scaling_rows(names: Sequence[str], shape: str, device: str, variants: Sequence[str]) -> Iterator[Row]:
+def scaling_rows(
+    names: Sequence[str], shape: str, sizes: Sequence[int], device: str, variants: Sequence[str]
+) -> Iterator[Row]:
     """Yield rows of a number that grows: the batch, the ensemble, the dataset."""
     for name in names:
-        for batch_size in (64, 256, 1024, 4096, 8192):
+        for batch_size in sizes:
             options = {"critic_batch_size": batch_size} if name in ("AEPO", "EDA", "QGPO") else {}
             if name == "EDA":
                 options["alignment_batch_size"] = batch_size
@@ -602,10 +607,17 @@ def measure(rows: Sequence[Row], rounds: int, device: str) -> list[Result]:
     for row in rows:
         if row.shape:
             dataset(row.shape, row.scale if row.what == "transitions" and row.scale else TRANSITIONS, device)
-    results = [Result(memory=measure_memory(row, device) if row.unit in ("step", "call") else None) for row in rows]
+    # Neither is taken of what is compiled: most memory is the compiler's, and its functions hide their products.
+    looked_into = [row.unit in ("step", "call") and row.variant not in WHOLE for row in rows]
+    memory = [measure_memory(row, device) if look else None for row, look in zip(rows, looked_into, strict=True)]
+    results = [Result(memory=each) for each in memory]
     works = [row.make() for row in rows]
-    for work, row, result in zip(works, rows, results, strict=True):  # this warms up, too
-        result.flops = count_flops(work) if row.unit in ("step", "call") else None
+    for work, look, result in zip(works, looked_into, results, strict=True):  # this warms up, too
+        if look:
+            result.flops = count_flops(work)
+        else:
+            for _ in range(WARM_UP):
+                work()
     for _ in range(rounds):
         for work, result in zip(works, results, strict=True):
             started = now(device)
@@ -766,11 +778,12 @@ def all_rows(given: argparse.Namespace) -> list[Row]:
     """Return what is asked for."""
     names, variants = given.algorithms.split(","), given.variants.split(",")
     if given.scaling:
-        return list(scaling_rows(names, given.shape.split(",")[0], given.device, variants))
+        sizes = [int(word) for word in given.batch_size.split(",")] if given.batch_size else SCALING_BATCHES
+        return list(scaling_rows(names, given.shape.split(",")[0], sizes, given.device, variants))
     rows: dict[tuple[Any, ...], Row] = {}
     for shape in given.shape.split(","):
         for name in names:
-            for word in given.batch_size.split(","):
+            for word in (given.batch_size or "256").split(","):
                 size = batch_size_of(word, name, shape)
                 setting = Setting(name, shape, size, given.options, given.device, variants)
                 for row in (*training_rows(setting), *acting_rows(setting)):
@@ -785,7 +798,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithms", default="DTQL,BDPO,EDA,AEPO,QGPO")
     parser.add_argument("--shape", default="hopper", help=f"of {','.join(SHAPES)}")
-    parser.add_argument("--batch-size", default="256", help="numbers, and paper for the authors'")
+    parser.add_argument(
+        "--batch-size", help="numbers, and paper for the authors'; by default 256, or some for --scaling"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--variants", default="eager", help=f"of {','.join(VARIANTS)}")
     parser.add_argument("--options", type=json.loads, default={}, help="hyper-parameters of all of them, as JSON")
