@@ -158,6 +158,18 @@ def test_what_cannot_be_traced_runs_eagerly_with_one_note():
     assert "\n" not in notes[0]
 
 
+def test_without_a_compiler_updates_run_eagerly():
+    def broken(*_: Any) -> None:
+        raise FileNotFoundError("no C++ compiler")
+
+    notes: list[str] = []
+    eager, compiled = make(Regression), make(Regression)
+    compiled.run_update = CompiledUpdates(notes.append, backend=broken)  # type: ignore[arg-type]
+    assert train(eager) == train(compiled)
+    assert len(notes) == 1
+    assert "no C++ compiler" in notes[0]
+
+
 def test_a_run_on_the_command_line(tiny: Callable[..., list[str]], tmp_path: Path, capfd, monkeypatch):
     monkeypatch.setattr(CompiledUpdates.__init__, "__defaults__", ("eager",))  # the compiler itself has its own test
     states = []

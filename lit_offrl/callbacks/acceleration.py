@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lit_offrl.algorithms.base import Draw, Noise, OfflineAlgorithm, Phase, run_eagerly
 from lit_offrl.batch import Batch
-from lit_offrl.errors import UserError
+from lit_offrl.errors import UserError, one_line
 
 Told = tuple[tuple[str, ...], Tensor]  # names of what an update tells, and the values
 Kind = tuple[str, tuple[str, ...], tuple[bool, ...]]  # phase, what is due, which targets follow
@@ -106,11 +106,13 @@ class _Compiled:
         names: Of what it tells.
         noise: What noise it draws: by which of torch's functions, of what shapes, whether ranks share it.
         function: From a batch and that noise to the values.
+        proven: Whether it has been compiled, by its first call.
     """
 
     names: tuple[str, ...]
     noise: list[tuple[Draw, tuple[int, ...], bool]]
     function: Callable[[Batch, list[Tensor]], Tensor]
+    proven: bool = False
 
 
 class CompiledUpdates:
@@ -147,11 +149,14 @@ class CompiledUpdates:
         noise = [algorithm.fresh(*request) for request in compiled.noise]
         try:
             values = compiled.function(batch, noise)
-        except torch._dynamo.exc.TorchDynamoException as error:  # while compiling: nothing has been changed yet
-            self._failed = True
-            self.note(f"note: updates run eagerly: they could not be compiled ({_first_line(error)})")
+        except Exception as error:  # of the tracer, the compiler or what it calls
+            if compiled.proven:
+                raise
+            self._failed = True  # while compiling: nothing has been changed yet
+            self.note(f"note: updates run eagerly: they could not be compiled ({one_line(error)[:200]})")
             with algorithm.drawing(_play_back(noise)):
                 return run_eagerly(algorithm, phase, batch)
+        compiled.proven = True
         for hook in algorithm.update_hooks:
             hook(algorithm.gradient_step + 1 - algorithm.main_start)
         return compiled.names, values
@@ -177,10 +182,6 @@ class CompiledUpdates:
 
 def _play_back(noise: list[Tensor]) -> Noise:
     return lambda draw, shape, shared: noise.pop(0)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0][:200]
 
 
 # ---------------------------------------------------------------- captured
@@ -231,7 +232,7 @@ class CapturedUpdates:
                 self._graphs[kind] = self._capture(algorithm, phase, batch)
             except RuntimeError as error:  # capturing performs nothing: the update is still to be done
                 self._failed = True
-                self.note(f"note: updates run eagerly: they could not be captured ({_first_line(error)})")
+                self.note(f"note: updates run eagerly: they could not be captured ({one_line(error)[:200]})")
                 return run_eagerly(algorithm, phase, batch)
         captured = self._graphs[kind]
         _copy(captured.batch, batch)
