@@ -19,6 +19,7 @@ from lit_offrl.cli import main
 from lit_offrl.diffusion.mixtures import GaussianMixture, eight_gaussians
 from lit_offrl.diffusion.schedules import VPSDE
 from lit_offrl.errors import UserError
+from lit_offrl.networks.at_observations import AtObservations
 from lit_offrl.networks.bottleneck import BottleneckNetwork, silu_with_pullback
 from lit_offrl.networks.embeddings import FourierEmbedding
 
@@ -538,8 +539,11 @@ class ExactDensity(nn.Module):
     def forward(self, actions: Tensor, time: Tensor, observations: Tensor) -> Tensor:
         return self.diffused(time).log_density(actions)
 
-    def gradient(self, observations: Tensor):
-        return lambda actions, time: self.diffused(time).score(actions)
+    def gradient(self, observations: Tensor) -> AtObservations:
+        def gradient(actions: Tensor, time: Tensor) -> Tensor:
+            return self.diffused(time).score(actions)
+
+        return AtObservations(observations, lambda time: (time,), gradient)
 
 
 class Corrected(nn.Module):
@@ -553,9 +557,13 @@ class Corrected(nn.Module):
     def forward(self, actions: Tensor, time: Tensor, observations: Tensor) -> Tensor:
         return self.exact(actions, time, observations) + self.network(actions, time, observations)
 
-    def gradient(self, observations: Tensor):
+    def gradient(self, observations: Tensor) -> AtObservations:
         parts = [each.gradient(observations) for each in (self.exact, self.network)]
-        return lambda actions, time: parts[0](actions, time) + parts[1](actions, time)
+
+        def gradient(actions: Tensor, time: Tensor) -> Tensor:
+            return parts[0](actions, time) + parts[1](actions, time)
+
+        return AtObservations(observations, lambda time: (time,), gradient)
 
 
 class LabelOfTheNearestMode(nn.Module):

@@ -36,7 +36,7 @@ from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSp
 from lit_offrl.batch import Batch
 from lit_offrl.diffusion.denoisers import Denoise, diffuse, x0_from_epsilon
 from lit_offrl.diffusion.samplers import sample_ddim, sample_ddpm
-from lit_offrl.diffusion.schedules import DiscreteVP
+from lit_offrl.diffusion.schedules import DiscreteVP, Level
 from lit_offrl.errors import require
 from lit_offrl.networks.critics import DiffusionValue, EnsembleQ
 from lit_offrl.networks.mlp import orthogonal_
@@ -211,9 +211,9 @@ class BDPO(OfflineAlgorithm):
     def denoiser(self, policy: nn.Module, observations: Tensor) -> Denoise:
         """Return the estimate of a^0 of a policy's network at `[batch, ..., observation_dim]`, as samplers take it."""
 
-        def denoise(noisy_actions: Tensor, time: Tensor) -> Tensor:
-            step = time.view(-1, *[1] * (observations.ndim - 2))
-            return self.clean(noisy_actions, policy(noisy_actions, step, observations), step)
+        def denoise(noisy_actions: Tensor, level: Level) -> Tensor:
+            epsilon = policy(noisy_actions, level.times(noisy_actions, 1), observations)
+            return x0_from_epsilon(noisy_actions, epsilon, level.alpha, level.sigma)
 
         return denoise
 
@@ -227,12 +227,12 @@ class BDPO(OfflineAlgorithm):
         states = observations[:, None]
         penalties = []
 
-        def denoise(noisy_actions: Tensor, time: Tensor) -> Tensor:
-            step = time[:, None]
+        def denoise(noisy_actions: Tensor, level: Level) -> Tensor:
+            step = level.times(noisy_actions, 1)
             epsilon = self.target_actor(noisy_actions, step, states)
             if penalized:
                 penalties.append(self.step_kl(epsilon, self.target_behavior(noisy_actions, step, states), step))
-            return self.clean(noisy_actions, epsilon, step)
+            return x0_from_epsilon(noisy_actions, epsilon, level.alpha, level.sigma)
 
         noise = self.normal(len(observations), self.schedule.steps, self.samples, self.action_dim).movedim(1, 0)
         actions = sample_ddpm(denoise, noise[0], self.levels, noise[1:], variance="beta", clip=self.clip)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_offrl.networks.at_observations import AtObservations
 from lit_offrl.networks.bottleneck import full_precision, silu_with_pullback
 from lit_offrl.networks.embeddings import FourierEmbedding
 from lit_offrl.networks.mlp import forward_blocks, mlp
@@ -29,9 +28,9 @@ class FeatureBlock(nn.Module):
         self.second = nn.Linear(width_out, width_out)
         self.skip = nn.Identity() if width_in == width_out else nn.Linear(width_in, width_out)
 
-    def forward(self, x: Tensor, features: Tensor) -> Tensor:
-        """Map `[..., width_in]` and `[..., features]`, whose leading dimensions broadcast, to `[..., width_out]`."""
-        hidden = F.silu(self.first(x)) + self.features(features)
+    def forward(self, x: Tensor, shift: Tensor) -> Tensor:
+        """Map `[..., width_in]` and the mapped features `[..., width_out]`, which broadcast, to `[..., width_out]`."""
+        hidden = F.silu(self.first(x)) + shift
         output: Tensor = F.silu(self.second(hidden)) + self.skip(x)
         return output
 
@@ -68,26 +67,30 @@ class NoiseNetwork(nn.Module):
         self.up = nn.ModuleList(FeatureBlock(*each, self.FEATURES) for each in widening)
         self.head = nn.Linear(2 * wide, action_dim)
 
-    def at(self, observations: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    def at(self, observations: Tensor) -> AtObservations:
         """Return epsilon as a function of actions and times at fixed observations, shapes as in `forward`.
 
         What depends on the observations alone is computed once.
         """
         state = () if self.state is None else (self.state(observations),)
 
-        def predict(actions: Tensor, time: Tensor) -> Tensor:
+        def prepare(time: Tensor) -> tuple[Tensor, ...]:
             features = F.silu(forward_blocks(self.features, self.time(time), *state))
+            return tuple(block.features(features) for block in (*self.down, self.middle, *self.up))
+
+        def predict(actions: Tensor, *shifts: Tensor) -> Tensor:
+            shift = iter(shifts)
             hidden, down = actions, []
             for block in self.down:
-                hidden = block(hidden, features)
+                hidden = block(hidden, next(shift))
                 down.append(hidden)
-            hidden = self.middle(hidden, features)
+            hidden = self.middle(hidden, next(shift))
             for block in self.up:
-                hidden = block(torch.cat([down.pop(), hidden], dim=-1), features)
+                hidden = block(torch.cat([down.pop(), hidden], dim=-1), next(shift))
             epsilon: Tensor = self.head(torch.cat([down.pop(), hidden], dim=-1))
             return epsilon
 
-        return predict
+        return AtObservations(observations, prepare, predict)
 
     def forward(self, actions: Tensor, time: Tensor, observations: Tensor) -> Tensor:
         """Return epsilon, `[..., action_dim]`, at `[..., action_dim]`, `[...]` and `[..., observation_dim]`.
@@ -125,7 +128,7 @@ class EnergyNetwork(nn.Module):
             seen = (observations,) if self.widths[2] else ()
             return forward_blocks(self.layers, actions, self.time(time), *seen).squeeze(-1)
 
-    def gradient(self, observations: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    def gradient(self, observations: Tensor) -> AtObservations:
         """Return df/da as a function of actions and times at fixed observations, shapes as in `forward`.
 
         What depends on the observations alone is computed once.
@@ -135,9 +138,13 @@ class EnergyNetwork(nn.Module):
             action_map, time_map, state_map = torch.split(first.weight, list(self.widths), dim=1)
             shift = F.linear(observations, state_map, first.bias) if self.widths[2] else first.bias
 
-        def gradient(actions: Tensor, time: Tensor) -> Tensor:
+        def prepare(time: Tensor) -> tuple[Tensor]:
+            with full_precision(time):
+                return (shift + F.linear(self.time(time), time_map),)
+
+        def gradient(actions: Tensor, entrance: Tensor) -> Tensor:
             with full_precision(actions):
-                hidden = F.linear(actions, action_map) + (shift + F.linear(self.time(time), time_map))
+                hidden = F.linear(actions, action_map) + entrance
                 pullbacks = []
                 for layer in inner:
                     value, pullback = silu_with_pullback(hidden)
@@ -149,4 +156,4 @@ class EnergyNetwork(nn.Module):
                     result = pullback(result @ layer.weight)
                 return result @ action_map
 
-        return gradient
+        return AtObservations(observations, prepare, gradient)

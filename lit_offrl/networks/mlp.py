@@ -43,6 +43,9 @@ class _MishFunction(torch.autograd.Function):
         return gradient * slope
 
 
+SMALL = 4096  # elements up to which, without gradients, one native call is cheaper than five of ours
+
+
 class Mish(nn.Module):
     """Mish activation (Misra 2019), equal to `torch.nn.Mish` within 2e-6 in float32 and 2 to 4 times faster on a CPU.
 
@@ -54,6 +57,8 @@ class Mish(nn.Module):
         if torch.is_grad_enabled():
             output: Tensor = _MishFunction.apply(x)[0]  # type: ignore[no-untyped-call]
             return output
+        if x.numel() <= SMALL:
+            return F.mish(x)
         s = torch.sigmoid(x)
         p = s.mul_(2 - s)
         return p.div_(2 - p).mul_(x)
