@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from lit_offrl.diffusion.denoisers import AtLevel
-from lit_offrl.diffusion.schedules import Level, Levels
+from lit_offrl.diffusion.schedules import Level, Levels, times_of
 from lit_offrl.networks.mlp import FEW_ROWS
 
 
@@ -40,10 +39,8 @@ class AtObservations:
         """
         if self.observations.shape[:-1].numel() > FEW_ROWS:
             return lambda actions, level: self(actions, level.times(actions, 1))
-        times = torch.tensor([level.time for level in levels], dtype=self.observations.dtype)
-        # Without waiting for the device: the driver has copied the times before it returns.
-        times = times.to(self.observations.device, non_blocking=True)
-        prepared = self.prepare(times.view(-1, *[1] * (self.observations.ndim - 1)))
+        times = times_of(levels, self.observations).view(-1, *[1] * (self.observations.ndim - 1))
+        prepared = self.prepare(times)
         table = dict(zip(levels, zip(*(each.unbind() for each in prepared), strict=True), strict=True))
 
         def at_level(actions: Tensor, level: Level) -> Tensor:

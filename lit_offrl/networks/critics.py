@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_offrl.networks.embeddings import StepEmbedding
-from lit_offrl.networks.mlp import Mish, forward_blocks, mlp
+from lit_offrl.networks.mlp import Mish, forward_blocks, mlp, side_by_side
 
 
 class EnsembleQ(nn.Module):
@@ -41,7 +41,8 @@ class EnsembleQ(nn.Module):
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Return the Q values `[members, ...]` of `[..., observation_dim]` and `[..., action_dim]`, which broadcast."""
-        values = [forward_blocks(member, observations, actions) for member in self.members]
+        inputs = side_by_side(observations, actions)
+        values = [forward_blocks(member, *inputs) for member in self.members]
         return torch.stack(values).squeeze(-1)
 
 

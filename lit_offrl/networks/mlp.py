@@ -90,19 +90,26 @@ def mlp(
 FEW_ROWS = 64  # up to which one product of everything costs less than the calls of several
 
 
+def side_by_side(*inputs: Tensor) -> tuple[Tensor, ...]:
+    """Return `inputs` `[..., width]`, whose leading dimensions broadcast, as one where that pays `forward_blocks`."""
+    shapes = {each.shape[:-1] for each in inputs}
+    if len(shapes) > 1:
+        shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+        if shape.numel() > FEW_ROWS:
+            return inputs
+        inputs = tuple(each.expand(*shape, -1) for each in inputs)
+    return (torch.cat(inputs, dim=-1),) if len(inputs) > 1 else inputs
+
+
 def forward_blocks(layers: nn.Module, *inputs: Tensor) -> Tensor:
     """Return `layers(cat(inputs))` for inputs `[..., width]` whose leading dimensions broadcast.
 
     Where they differ, e.g. one observation `[batch, 1, width]` for many actions `[batch, samples, width]`, the first
     layer is computed block by block and what is shared is computed once; unless there are few rows.
     """
-    alike = all(each.shape[:-1] == inputs[0].shape[:-1] for each in inputs)
-    if not alike:
-        shape = torch.broadcast_shapes(*(each.shape[:-1] for each in inputs))  # type: ignore[no-untyped-call]
-        if shape.numel() <= FEW_ROWS:
-            inputs, alike = tuple(each.expand(*shape, -1) for each in inputs), True
-    if alike:
-        output: Tensor = layers(torch.cat(inputs, dim=-1))
+    inputs = side_by_side(*inputs)
+    if len(inputs) == 1:
+        output: Tensor = layers(*inputs)
     else:
         assert isinstance(layers, nn.Sequential)
         first = layers[0]
