@@ -83,6 +83,24 @@ def test_folded_value_and_written_out_gradient_equal_plain_autograd(loops: Modul
             torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("count", [1, 4])
+def test_sampling_is_that_with_a_plain_gradient(loops: ModuleType, count: int):
+    algorithm = make(candidates=count).double()
+    shake(algorithm.policy)
+    observations = torch.randn(5, OBSERVATION_DIM).double()
+    ours = algorithm.sample(algorithm.policy, observations, count, torch.Generator().manual_seed(0))
+    noise = torch.randn(5, count, ACTION_DIM, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows = observations.repeat_interleave(count, 0)
+
+    def epsilon(x: Tensor, time: Tensor) -> Tensor:
+        score = loops.plain_gradient(algorithm.policy, x, time, rows, create_graph=False)
+        return -loops.marginal(time)[1][:, None] * score
+
+    expected = loops.dpm_solver(epsilon, noise.flatten(0, 1), dtype=torch.float64).view_as(ours)
+    assert expected.abs().max() > 0.1
+    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
+
+
 def test_network_broadcasts_states_over_candidates():
     network, (actions, time, observations), _ = network_and_inputs(4)
     candidates = torch.stack([actions, 2 * actions], dim=1)

@@ -63,7 +63,8 @@ def rescaled(guided: Tensor, plain: Tensor, scales: Tensor, rescale: Rescale) ->
     """
     if rescale == "none":
         return guided
-    squares = torch.stack([plain, guided]).square().sum(-1)
+    both = torch.stack([plain, guided])
+    squares = (both * both).sum(-1)
     if rescale == "batch":
         squares = squares @ (scales[:, None] == scales).to(squares)
     plain_square, guided_square = squares
@@ -73,19 +74,18 @@ def rescaled(guided: Tensor, plain: Tensor, scales: Tensor, rescale: Rescale) ->
     return factor[:, None] * guided
 
 
-def guided_epsilon(
-    epsilon: Tensor, gradient: Tensor, sigma: Tensor | float, scales: Tensor, rescale: Rescale
-) -> Tensor:
+def guided_epsilon(epsilon: Tensor, gradient: Tensor, sigma: float, scales: Tensor, rescale: Rescale) -> Tensor:
     """Return the noise epsilon - omega sigma_t grad f_t, whose score is grad log mu_t + omega grad f_t (AEPO, Eq. 13).
 
     Args:
         epsilon: Noise that the behavior model predicts, `[batch, dim]`.
         gradient: grad f_t, `[batch, dim]`.
-        sigma: sigma_t; `[batch, 1]` if it is a tensor.
+        sigma: sigma_t.
         scales: omega, `[batch]`.
         rescale: See `rescaled`.
     """
-    return rescaled(epsilon - scales[:, None] * sigma * gradient, epsilon, scales, rescale)
+    guided = torch.addcmul(epsilon, scales[:, None], gradient, value=-sigma)
+    return rescaled(guided, epsilon, scales, rescale)
 
 
 # ---------------------------------------------------------------- critics

@@ -42,11 +42,6 @@ class Level(NamedTuple):
 Levels = tuple[Level, ...]
 
 
-def times_of(levels: Levels, like: Tensor) -> Tensor:
-    """Return the times of all `levels`, `[levels]`, of the dtype that `Level.times` gives each of them."""
-    return torch.cat([level.times(like, 1) for level in levels])  # made on the device: there is nothing to wait for
-
-
 def posterior_coefficients(
     alpha: Scalar, sigma: Scalar, alpha_below: Scalar, sigma_below: Scalar
 ) -> tuple[Scalar, Scalar, Scalar]:

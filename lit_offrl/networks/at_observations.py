@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from lit_offrl.diffusion.denoisers import AtLevel
-from lit_offrl.diffusion.schedules import Level, Levels, times_of
 from lit_offrl.networks.mlp import FEW_ROWS
+
+
+class Timed(Protocol):
+    """A noise level as a sampler has it, hashable."""
+
+    def times(self, like: Tensor, count: int) -> Tensor:
+        """Return its time as networks take it, `[count]`, on the device of `like`."""
 
 
 class AtObservations:
@@ -31,7 +38,7 @@ class AtObservations:
         """Return the function of `[..., action_dim]` and `[...]`."""
         return self.finish(actions, *self.prepare(time))
 
-    def along(self, levels: Levels) -> AtLevel:
+    def along(self, levels: Sequence[Timed]) -> Callable[[Tensor, Timed], Tensor]:
         """Return it as a function of actions and one of the `levels` that a sampler visits.
 
         For few observations, where calls cost more than arithmetic, the first stage is done here, for all levels at
@@ -39,11 +46,11 @@ class AtObservations:
         """
         if self.observations.shape[:-1].numel() > FEW_ROWS:
             return lambda actions, level: self(actions, level.times(actions, 1))
-        times = times_of(levels, self.observations).view(-1, *[1] * (self.observations.ndim - 1))
-        prepared = self.prepare(times)
+        times = torch.cat([level.times(self.observations, 1) for level in levels])  # on the device from the beginning
+        prepared = self.prepare(times.view(-1, *[1] * (self.observations.ndim - 1)))
         table = dict(zip(levels, zip(*(each.unbind() for each in prepared), strict=True), strict=True))
 
-        def at_level(actions: Tensor, level: Level) -> Tensor:
+        def at_level(actions: Tensor, level: Timed) -> Tensor:
             return self.finish(actions, *table[level])
 
         return at_level

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,7 +11,7 @@ from torch.nn import functional as F
 from lit_offrl.networks.at_observations import AtObservations
 from lit_offrl.networks.bottleneck import full_precision, silu_with_pullback
 from lit_offrl.networks.embeddings import FourierEmbedding
-from lit_offrl.networks.mlp import forward_blocks, mlp
+from lit_offrl.networks.mlp import affine, forward_blocks, mlp
 
 
 class FeatureBlock(nn.Module):
@@ -28,11 +30,11 @@ class FeatureBlock(nn.Module):
         self.second = nn.Linear(width_out, width_out)
         self.skip = nn.Identity() if width_in == width_out else nn.Linear(width_in, width_out)
 
-    def forward(self, x: Tensor, shift: Tensor) -> Tensor:
-        """Map `[..., width_in]` and the mapped features `[..., width_out]`, which broadcast, to `[..., width_out]`."""
-        hidden = F.silu(self.first(x)) + shift
-        output: Tensor = F.silu(self.second(hidden)) + self.skip(x)
-        return output
+    def after_features(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the output, `[..., width_out]`, as a function of x, `[..., width_in]`, and of map(features)."""
+        first, second = affine(self.first), affine(self.second)
+        skip = affine(self.skip) if isinstance(self.skip, nn.Linear) else self.skip
+        return lambda x, shift: F.silu(second(F.silu(first(x)) + shift)) + skip(x)
 
 
 class NoiseNetwork(nn.Module):
@@ -73,20 +75,21 @@ class NoiseNetwork(nn.Module):
         What depends on the observations alone is computed once.
         """
         state = () if self.state is None else (self.state(observations),)
+        blocks = [block for block in (*self.down, self.middle, *self.up) if isinstance(block, FeatureBlock)]
+        maps, middle = [block.after_features() for block in blocks], len(self.down)
 
         def prepare(time: Tensor) -> tuple[Tensor, ...]:
             features = F.silu(forward_blocks(self.features, self.time(time), *state))
-            return tuple(block.features(features) for block in (*self.down, self.middle, *self.up))
+            return tuple(block.features(features) for block in blocks)
 
         def predict(actions: Tensor, *shifts: Tensor) -> Tensor:
-            shift = iter(shifts)
-            hidden, down = actions, []
-            for block in self.down:
-                hidden = block(hidden, next(shift))
-                down.append(hidden)
-            hidden = self.middle(hidden, next(shift))
-            for block in self.up:
-                hidden = block(torch.cat([down.pop(), hidden], dim=-1), next(shift))
+            hidden = actions
+            down: list[Tensor] = []
+            for i, (block, shift) in enumerate(zip(maps, shifts, strict=True)):
+                beside = torch.cat([down.pop(), hidden], dim=-1) if i > middle else hidden
+                hidden = block(beside, shift)
+                if i < middle:
+                    down.append(hidden)
             epsilon: Tensor = self.head(torch.cat([down.pop(), hidden], dim=-1))
             return epsilon
 
@@ -134,6 +137,7 @@ class EnergyNetwork(nn.Module):
         What depends on the observations alone is computed once.
         """
         first, *inner, last = (layer for layer in self.layers if isinstance(layer, nn.Linear))
+        onward, weights = [affine(layer) for layer in inner], [layer.weight for layer in inner]
         with full_precision(observations):
             action_map, time_map, state_map = torch.split(first.weight, list(self.widths), dim=1)
             shift = F.linear(observations, state_map, first.bias) if self.widths[2] else first.bias
@@ -146,14 +150,14 @@ class EnergyNetwork(nn.Module):
             with full_precision(actions):
                 hidden = F.linear(actions, action_map) + entrance
                 pullbacks = []
-                for layer in inner:
+                for layer in onward:
                     value, pullback = silu_with_pullback(hidden)
                     pullbacks.append(pullback)
                     hidden = layer(value)
                 _, pullback = silu_with_pullback(hidden)
                 result = pullback(last.weight[0].expand_as(hidden))
-                for layer, pullback in zip(reversed(inner), reversed(pullbacks), strict=True):
-                    result = pullback(result @ layer.weight)
+                for weight, pullback in zip(reversed(weights), reversed(pullbacks), strict=True):
+                    result = pullback(result @ weight)
                 return result @ action_map
 
         return AtObservations(observations, prepare, gradient)

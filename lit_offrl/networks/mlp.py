@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from itertools import pairwise
 from typing import Any
 
@@ -118,6 +118,11 @@ def forward_blocks(layers: nn.Module, *inputs: Tensor) -> Tensor:
         products = [F.linear(each, weight) for each, weight in zip(inputs, weights, strict=True)]
         output = layers[1:](reduce(torch.add, sorted([*products, first.bias], key=Tensor.numel)))  # small ones first
     return output
+
+
+def affine(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
+    """Return the map of a linear layer, for many calls on few rows: calling the module costs as much again as it."""
+    return partial(F.linear, weight=layer.weight, bias=layer.bias)
 
 
 def orthogonal_(module: nn.Module, gain: float) -> None:
