@@ -42,8 +42,11 @@ class EnsembleQ(nn.Module):
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Return the Q values `[members, ...]` of `[..., observation_dim]` and `[..., action_dim]`, which broadcast."""
         inputs = side_by_side(observations, actions)
-        values = [forward_blocks(member, *inputs) for member in self.members]
-        return torch.stack(values).squeeze(-1)
+        if len(inputs) > 1:
+            return torch.stack([forward_blocks(member, *inputs) for member in self.members]).squeeze(-1)
+        *shape, width = inputs[0].shape
+        rows = inputs[0].reshape(-1, width)  # once: of more than two dimensions every layer would make two by itself
+        return torch.stack([member(rows) for member in self.members]).view(len(self.members), *shape)
 
 
 class DiffusionValue(nn.Module):
