@@ -76,7 +76,7 @@ class NoiseNetwork(nn.Module):
         """
         state = () if self.state is None else (self.state(observations),)
         blocks = [block for block in (*self.down, self.middle, *self.up) if isinstance(block, FeatureBlock)]
-        maps, middle = [block.after_features() for block in blocks], len(self.down)
+        maps, middle, head = [block.after_features() for block in blocks], len(self.down), affine(self.head)
 
         def prepare(time: Tensor) -> tuple[Tensor, ...]:
             features = F.silu(forward_blocks(self.features, self.time(time), *state))
@@ -90,8 +90,7 @@ class NoiseNetwork(nn.Module):
                 hidden = block(beside, shift)
                 if i < middle:
                     down.append(hidden)
-            epsilon: Tensor = self.head(torch.cat([down.pop(), hidden], dim=-1))
-            return epsilon
+            return head(torch.cat([down.pop(), hidden], dim=-1))
 
         return AtObservations(observations, prepare, predict)
 
@@ -137,7 +136,7 @@ class EnergyNetwork(nn.Module):
         What depends on the observations alone is computed once.
         """
         first, *inner, last = (layer for layer in self.layers if isinstance(layer, nn.Linear))
-        onward, weights = [affine(layer) for layer in inner], [layer.weight for layer in inner]
+        onward, weights, head = [affine(layer) for layer in inner], [layer.weight for layer in inner], last.weight[0]
         with full_precision(observations):
             action_map, time_map, state_map = torch.split(first.weight, list(self.widths), dim=1)
             shift = F.linear(observations, state_map, first.bias) if self.widths[2] else first.bias
@@ -155,7 +154,7 @@ class EnergyNetwork(nn.Module):
                     pullbacks.append(pullback)
                     hidden = layer(value)
                 _, pullback = silu_with_pullback(hidden)
-                result = pullback(last.weight[0].expand_as(hidden))
+                result = pullback(head.expand_as(hidden))
                 for weight, pullback in zip(reversed(weights), reversed(pullbacks), strict=True):
                     result = pullback(result @ weight)
                 return result @ action_map
