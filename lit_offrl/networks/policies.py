@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from lit_offrl.networks.at_observations import AtObservations
 from lit_offrl.networks.embeddings import SinusoidalEmbedding, StepEmbedding
-from lit_offrl.networks.mlp import forward_blocks, mlp, orthogonal_
+from lit_offrl.networks.mlp import affine, forward_blocks, mlp, orthogonal_
 
 
 class DiffusionMLP(nn.Module):
@@ -69,7 +70,8 @@ class StepDenoisingMLP(nn.Module):
 
     def at(self, observations: Tensor) -> AtObservations:
         """Return the same as a function of noisy actions and steps at fixed observations."""
-        first, rest = self.layers[0], self.layers[1:]
+        first, *rest = self.layers
+        maps = [affine(layer) if isinstance(layer, nn.Linear) else layer for layer in rest]
         assert isinstance(first, nn.Linear)
         action_map, step_map, state_map = torch.split(first.weight, list(self.widths), dim=1)
         shift = F.linear(observations, state_map, first.bias)
@@ -78,8 +80,8 @@ class StepDenoisingMLP(nn.Module):
             return (shift + F.linear(self.embedding(step), step_map),)
 
         def predict(noisy_actions: Tensor, entrance: Tensor) -> Tensor:
-            epsilon: Tensor = rest(F.linear(noisy_actions, action_map) + entrance)
-            return epsilon
+            hidden = F.linear(noisy_actions, action_map) + entrance
+            return reduce(lambda x, function: function(x), maps, hidden)
 
         return AtObservations(observations, prepare, predict)
 
