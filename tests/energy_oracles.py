@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lit_offrl.diffusion.mixtures import ComponentQ, GaussianMixture
 from lit_offrl.diffusion.schedules import VPSDE
+from lit_offrl.networks.at_observations import AtObservations
 
 SDE = VPSDE()
 
@@ -28,8 +29,10 @@ class ExactNoise(nn.Module):
         super().__init__()
         self.mixture = mixture
 
-    def at(self, observations: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        return lambda actions, time: self(actions, time, observations)
+    def at(self, observations: Tensor) -> AtObservations:
+        return AtObservations(
+            observations, lambda time: (time,), lambda actions, time: self(actions, time, observations)
+        )
 
     def forward(self, actions: Tensor, time: Tensor, observations: Tensor) -> Tensor:
         time = time.expand(actions.shape[:-1]).to(self.mixture.means).flatten()
@@ -57,5 +60,8 @@ class GivenGradient(nn.Module):
         super().__init__()
         self.function = function
 
-    def gradient(self, observations: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        return lambda actions, time: self.function(actions, time[0].item())
+    def gradient(self, observations: Tensor) -> AtObservations:
+        def gradient(actions: Tensor, time: Tensor) -> Tensor:
+            return self.function(actions, time[0].item())
+
+        return AtObservations(observations, lambda time: (time,), gradient)

@@ -19,6 +19,7 @@ from lit_offrl.cli import main
 from lit_offrl.diffusion.mixtures import GaussianMixture, eight_gaussians
 from lit_offrl.diffusion.schedules import VPSDE
 from lit_offrl.errors import UserError
+from lit_offrl.networks.at_observations import AtObservations
 from lit_offrl.networks.bottleneck import BottleneckNetwork, silu_with_pullback
 from lit_offrl.networks.embeddings import FourierEmbedding
 
@@ -80,6 +81,24 @@ def test_folded_value_and_written_out_gradient_equal_plain_autograd(loops: Modul
         second, expected = (torch.autograd.grad(each, parameters) for each in (loss, reference_loss))
         for one, two in zip(second, expected, strict=True):
             torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_sampling_is_that_with_a_plain_gradient(loops: ModuleType, count: int):
+    algorithm = make(candidates=count).double()
+    shake(algorithm.policy)
+    observations = torch.randn(5, OBSERVATION_DIM).double()
+    ours = algorithm.sample(algorithm.policy, observations, count, torch.Generator().manual_seed(0))
+    noise = torch.randn(5, count, ACTION_DIM, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows = observations.repeat_interleave(count, 0)
+
+    def epsilon(x: Tensor, time: Tensor) -> Tensor:
+        score = loops.plain_gradient(algorithm.policy, x, time, rows, create_graph=False)
+        return -loops.marginal(time)[1][:, None] * score
+
+    expected = loops.dpm_solver(epsilon, noise.flatten(0, 1), dtype=torch.float64).view_as(ours)
+    assert expected.abs().max() > 0.1
+    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_network_broadcasts_states_over_candidates():
@@ -538,8 +557,11 @@ class ExactDensity(nn.Module):
     def forward(self, actions: Tensor, time: Tensor, observations: Tensor) -> Tensor:
         return self.diffused(time).log_density(actions)
 
-    def gradient(self, observations: Tensor):
-        return lambda actions, time: self.diffused(time).score(actions)
+    def gradient(self, observations: Tensor) -> AtObservations:
+        def gradient(actions: Tensor, time: Tensor) -> Tensor:
+            return self.diffused(time).score(actions)
+
+        return AtObservations(observations, lambda time: (time,), gradient)
 
 
 class Corrected(nn.Module):
@@ -553,9 +575,13 @@ class Corrected(nn.Module):
     def forward(self, actions: Tensor, time: Tensor, observations: Tensor) -> Tensor:
         return self.exact(actions, time, observations) + self.network(actions, time, observations)
 
-    def gradient(self, observations: Tensor):
+    def gradient(self, observations: Tensor) -> AtObservations:
         parts = [each.gradient(observations) for each in (self.exact, self.network)]
-        return lambda actions, time: parts[0](actions, time) + parts[1](actions, time)
+
+        def gradient(actions: Tensor, time: Tensor) -> Tensor:
+            return parts[0](actions, time) + parts[1](actions, time)
+
+        return AtObservations(observations, lambda time: (time,), gradient)
 
 
 class LabelOfTheNearestMode(nn.Module):

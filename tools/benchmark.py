@@ -77,6 +77,9 @@ STEPS, BATCHES = 5, 50
 STATES = (1, 100)
 WARM_UP = 3  # runs until all kinds of updates are compiled
 SCALING_BATCHES = (64, 256, 1024, 4096, 8192)
+# Choices of an action follow one another, as in an episode: the first after a row of training would measure how caches
+# are filled, and fill them for the reference that comes next.
+ACTIONS = 10
 TARGETS = {
     ("DTQL", "training"): 2.0,
     ("BDPO", "training"): 1.6,
@@ -348,9 +351,12 @@ def our_actions(setting: Setting, states: int, variant: str) -> Work:
     VARIANTS[variant](algorithm)
     observations = dataset(setting.shape, TRANSITIONS, setting.device)[1].observations[:states]
 
+    calls = max(ACTIONS // states, 1)
+
     def work() -> Lap:
-        algorithm.act(observations)
-        return Lap(1)
+        for _ in range(calls):
+            algorithm.act(observations)
+        return Lap(calls)
 
     return work
 
@@ -361,14 +367,14 @@ def reference_actions(
     """Return the same by a reference loop; one by one, each candidate with a call of its own."""
     reference = setting.reference(loop)
     observations = reference.table.observations[:states]
-    calls = reference.options.candidates if one_by_one else 1
+    calls, each = max(ACTIONS // states, 1), reference.options.candidates if one_by_one else 1
     if one_by_one:
         reference.options.candidates = 1
 
     def work() -> Lap:
-        for _ in range(calls):
+        for _ in range(calls * each):
             reference.act(observations)
-        return Lap(1)
+        return Lap(calls)
 
     return work
 

@@ -392,9 +392,11 @@ def marginal(time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return log_alpha.exp(), sigma, log_alpha - sigma.log()
 
 
-def dpm_solver(epsilon: Callable[[Tensor, Tensor], Tensor], x: Tensor, evaluations: int = 15) -> Tensor:
+def dpm_solver(
+    epsilon: Callable[[Tensor, Tensor], Tensor], x: Tensor, evaluations: int = 15, dtype: torch.dtype | None = None
+) -> Tensor:
     """Return what single-step DPM-Solver++ of order 2 makes of noise, in tensors as its published code does."""
-    times = torch.linspace(1.0, TIME_END, evaluations + 1, device=x.device)
+    times = torch.linspace(1.0, TIME_END, evaluations + 1, dtype=dtype, device=x.device)
 
     def clean(x: Tensor, time: Tensor) -> Tensor:
         alpha, sigma, _ = marginal(time)

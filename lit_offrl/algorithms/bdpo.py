@@ -34,9 +34,9 @@ from torch import Tensor, nn
 
 from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSpec, Target, frozen_copy, select
 from lit_offrl.batch import Batch
-from lit_offrl.diffusion.denoisers import Denoise, diffuse, x0_from_epsilon
+from lit_offrl.diffusion.denoisers import AtLevel, Denoise, diffuse, x0_from_epsilon
 from lit_offrl.diffusion.samplers import sample_ddim, sample_ddpm
-from lit_offrl.diffusion.schedules import DiscreteVP
+from lit_offrl.diffusion.schedules import DiscreteVP, Level
 from lit_offrl.errors import require
 from lit_offrl.networks.critics import DiffusionValue, EnsembleQ
 from lit_offrl.networks.mlp import orthogonal_
@@ -208,12 +208,17 @@ class BDPO(OfflineAlgorithm):
         alpha, sigma = self.schedule.alpha(step)[..., None], self.schedule.sigma(step)[..., None]
         return x0_from_epsilon(noisy_actions, epsilon, alpha, sigma)
 
+    def predictor(self, policy: nn.Module, observations: Tensor) -> AtLevel:
+        """Return the noise that a policy's network predicts at `[batch, ..., observation_dim]`."""
+        assert isinstance(policy, StepDenoisingMLP)
+        return policy.at(observations).along(self.levels)
+
     def denoiser(self, policy: nn.Module, observations: Tensor) -> Denoise:
         """Return the estimate of a^0 of a policy's network at `[batch, ..., observation_dim]`, as samplers take it."""
+        predict = self.predictor(policy, observations)
 
-        def denoise(noisy_actions: Tensor, time: Tensor) -> Tensor:
-            step = time.view(-1, *[1] * (observations.ndim - 2))
-            return self.clean(noisy_actions, policy(noisy_actions, step, observations), step)
+        def denoise(noisy_actions: Tensor, level: Level) -> Tensor:
+            return x0_from_epsilon(noisy_actions, predict(noisy_actions, level), level.alpha, level.sigma)
 
         return denoise
 
@@ -225,14 +230,15 @@ class BDPO(OfflineAlgorithm):
             `[batch]`; 0 where it is not asked for.
         """
         states = observations[:, None]
+        actor, behavior = (self.predictor(policy, states) for policy in (self.target_actor, self.target_behavior))
         penalties = []
 
-        def denoise(noisy_actions: Tensor, time: Tensor) -> Tensor:
-            step = time[:, None]
-            epsilon = self.target_actor(noisy_actions, step, states)
+        def denoise(noisy_actions: Tensor, level: Level) -> Tensor:
+            epsilon = actor(noisy_actions, level)
             if penalized:
-                penalties.append(self.step_kl(epsilon, self.target_behavior(noisy_actions, step, states), step))
-            return self.clean(noisy_actions, epsilon, step)
+                step = level.times(noisy_actions, 1)
+                penalties.append(self.step_kl(epsilon, behavior(noisy_actions, level), step))
+            return x0_from_epsilon(noisy_actions, epsilon, level.alpha, level.sigma)
 
         noise = self.normal(len(observations), self.schedule.steps, self.samples, self.action_dim).movedim(1, 0)
         actions = sample_ddpm(denoise, noise[0], self.levels, noise[1:], variance="beta", clip=self.clip)

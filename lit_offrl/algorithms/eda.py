@@ -37,6 +37,7 @@ from lit_offrl.algorithms.vp_diffusion import FIGURE_SAMPLES, FIGURE_TIMES, SAMP
 from lit_offrl.batch import Batch
 from lit_offrl.diffusion.denoisers import x0_from_score
 from lit_offrl.diffusion.samplers import sample_dpm_singlestep
+from lit_offrl.diffusion.schedules import Level
 from lit_offrl.errors import require
 from lit_offrl.networks.bottleneck import BottleneckNetwork
 from lit_offrl.networks.critics import EnsembleQ, ValueNetwork
@@ -200,11 +201,10 @@ class EDA(VPDiffusion):
         """Return `count` actions of a diffusion model at each of `[batch, observation_dim]`."""
         shape, like = (len(observations), count, self.action_dim), observations
         noise = torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
-        gradient = network.gradient(observations[:, None])
+        gradient = network.gradient(observations[:, None]).along(self.levels)
 
-        def denoise(noisy_actions: Tensor, time: Tensor) -> Tensor:
-            alpha, sigma = self.scales(time, noisy_actions)
-            actions = x0_from_score(noisy_actions, gradient(noisy_actions, time[:, None]), alpha, sigma)
+        def denoise(noisy_actions: Tensor, level: Level) -> Tensor:
+            actions = x0_from_score(noisy_actions, gradient(noisy_actions, level), level.alpha, level.sigma)
             return actions.clamp(-self.action_limit, self.action_limit) if self.clip_denoised else actions
 
         return sample_dpm_singlestep(denoise, noise, self.levels)

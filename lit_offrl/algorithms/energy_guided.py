@@ -7,7 +7,7 @@ policy's. How f is trained is each algorithm's own affair.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -18,9 +18,11 @@ from lit_offrl.algorithms.base import Actor, Info, OptimizerSpec, frozen_copy
 from lit_offrl.algorithms.implicit_q import bootstrapped, critic_loss
 from lit_offrl.algorithms.vp_diffusion import FIGURE_SAMPLES, FIGURE_TIMES, SAMPLED_AT_ONCE, VPDiffusion
 from lit_offrl.batch import Batch
-from lit_offrl.diffusion.denoisers import x0_from_epsilon
+from lit_offrl.diffusion.denoisers import AtLevel, x0_from_epsilon
 from lit_offrl.diffusion.samplers import sample_dpm_singlestep
+from lit_offrl.diffusion.schedules import Level
 from lit_offrl.errors import require
+from lit_offrl.networks.at_observations import AtObservations
 from lit_offrl.networks.bottleneck import full_precision
 from lit_offrl.networks.critics import EnsembleQ, ValueNetwork
 from lit_offrl.networks.energy_guidance import EnergyNetwork, NoiseNetwork
@@ -28,7 +30,6 @@ from lit_offrl.networks.energy_guidance import EnergyNetwork, NoiseNetwork
 SUPPORT_STREAM = 2_000_003  # added to the seed: support actions must not repeat the noise of the training
 NEXT_SUPPORT_STREAM = 3_000_017
 
-Guidance = Callable[[Tensor, Tensor], Tensor]  # from a_t and t to grad f_t
 Rescale = Literal["none", "sample", "batch"]
 Critic = Literal["implicit", "in_support", "conservative"]
 
@@ -62,7 +63,8 @@ def rescaled(guided: Tensor, plain: Tensor, scales: Tensor, rescale: Rescale) ->
     """
     if rescale == "none":
         return guided
-    squares = torch.stack([plain, guided]).square().sum(-1)
+    both = torch.stack([plain, guided])
+    squares = (both * both).sum(-1)
     if rescale == "batch":
         squares = squares @ (scales[:, None] == scales).to(squares)
     plain_square, guided_square = squares
@@ -72,17 +74,18 @@ def rescaled(guided: Tensor, plain: Tensor, scales: Tensor, rescale: Rescale) ->
     return factor[:, None] * guided
 
 
-def guided_epsilon(epsilon: Tensor, gradient: Tensor, sigma: Tensor, scales: Tensor, rescale: Rescale) -> Tensor:
+def guided_epsilon(epsilon: Tensor, gradient: Tensor, sigma: float, scales: Tensor, rescale: Rescale) -> Tensor:
     """Return the noise epsilon - omega sigma_t grad f_t, whose score is grad log mu_t + omega grad f_t (AEPO, Eq. 13).
 
     Args:
         epsilon: Noise that the behavior model predicts, `[batch, dim]`.
         gradient: grad f_t, `[batch, dim]`.
-        sigma: sigma_t, `[batch, 1]`.
+        sigma: sigma_t.
         scales: omega, `[batch]`.
         rescale: See `rescaled`.
     """
-    return rescaled(epsilon - scales[:, None] * sigma * gradient, epsilon, scales, rescale)
+    guided = torch.addcmul(epsilon, scales[:, None], gradient, value=-sigma)
+    return rescaled(guided, epsilon, scales, rescale)
 
 
 # ---------------------------------------------------------------- critics
@@ -207,7 +210,7 @@ class EnergyGuided(VPDiffusion):
 
     # ---------------------------------------------------------------- the diffusion model
 
-    def guidance(self, observations: Tensor) -> Guidance:
+    def guidance(self, observations: Tensor) -> AtObservations:
         """Return grad f_t at fixed observations `[batch, observation_dim]`, by which sampling is guided."""
         return self.energy.gradient(observations)
 
@@ -223,15 +226,14 @@ class EnergyGuided(VPDiffusion):
             scales: omega, `[batch]`.
         """
         with full_precision(noise):
-            predict = self.behavior.at(observations)
+            predict = self.behavior.at(observations).along(self.levels)
             if not scales.any():
                 return self._solve(predict, noise)
-            gradient = self.guidance(observations)
+            gradient = self.guidance(observations).along(self.levels)
 
-            def guided(noisy_actions: Tensor, time: Tensor) -> Tensor:
-                _, sigma = self.scales(time, noisy_actions)
-                epsilon = predict(noisy_actions, time)
-                return guided_epsilon(epsilon, gradient(noisy_actions, time), sigma, scales, self.rescale)
+            def guided(noisy_actions: Tensor, level: Level) -> Tensor:
+                epsilon = predict(noisy_actions, level)
+                return guided_epsilon(epsilon, gradient(noisy_actions, level), level.sigma, scales, self.rescale)
 
             return self._solve(guided, noise)
 
@@ -241,15 +243,13 @@ class EnergyGuided(VPDiffusion):
         shape, like = (len(observations), count, self.action_dim), observations
         noise = torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
         with full_precision(noise):
-            predict = self.behavior.at(observations[:, None])
-            return self._solve(lambda noisy_actions, time: predict(noisy_actions, time[:, None]), noise)
+            return self._solve(self.behavior.at(observations[:, None]).along(self.levels), noise)
 
-    def _solve(self, predict: Guidance, noise: Tensor) -> Tensor:
-        """Return what DPM-Solver++ makes of `noise` with the noise that `predict` tells from a_t and t."""
+    def _solve(self, predict: AtLevel, noise: Tensor) -> Tensor:
+        """Return what DPM-Solver++ makes of `noise` with the noise that `predict` tells from a_t at a level."""
 
-        def denoise(noisy_actions: Tensor, time: Tensor) -> Tensor:
-            alpha, sigma = self.scales(time, noisy_actions)
-            return x0_from_epsilon(noisy_actions, predict(noisy_actions, time), alpha, sigma)
+        def denoise(noisy_actions: Tensor, level: Level) -> Tensor:
+            return x0_from_epsilon(noisy_actions, predict(noisy_actions, level), level.alpha, level.sigma)
 
         return sample_dpm_singlestep(denoise, noise, self.levels)
 

@@ -30,9 +30,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_offrl.algorithms.base import Info, Phase, Target
-from lit_offrl.algorithms.energy_guided import Critic, EnergyGuided, Guidance, Rescale
+from lit_offrl.algorithms.energy_guided import Critic, EnergyGuided, Rescale
 from lit_offrl.batch import Batch
 from lit_offrl.diffusion.denoisers import x0_from_epsilon
+from lit_offrl.networks.at_observations import AtObservations
 
 
 def contrastive_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -180,11 +181,11 @@ class QGPO(EnergyGuided):
 
     # ---------------------------------------------------------------- guidance
 
-    def guidance(self, observations: Tensor) -> Guidance:
+    def guidance(self, observations: Tensor) -> AtObservations:
         """Return the gradient of f; or of beta Q at the denoised action (`dps`), by autograd through both networks."""
         return super().guidance(observations) if self.learns_energy else self.gradient_through(observations)
 
-    def gradient_through(self, observations: Tensor) -> Guidance:
+    def gradient_through(self, observations: Tensor) -> AtObservations:
         """Return the gradient in a_t of beta min Q(s, E[a_0 | a_t, s]) (DPS, Chung et al. 2023)."""
 
         def gradient(noisy_actions: Tensor, time: Tensor) -> Tensor:
@@ -196,7 +197,7 @@ class QGPO(EnergyGuided):
                 clean = x0_from_epsilon(noisy, self.behavior(noisy, times, fixed), alpha, sigma)
                 return torch.autograd.grad(self.beta * self.best_q(fixed, clean).sum(), noisy)[0]
 
-        return gradient
+        return AtObservations(observations, lambda time: (time,), gradient)
 
     def energy_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """Cross-entropy of the better of noisy support actions (CEP); or the regression that it is compared with."""

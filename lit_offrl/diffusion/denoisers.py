@@ -11,10 +11,11 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from lit_offrl.diffusion.schedules import Schedule
+from lit_offrl.diffusion.schedules import Level
 
 Model = Callable[[Tensor, Tensor], Tensor]  # what a network predicts from x `[batch, dim]` and time `[batch]`
-Denoise = Callable[[Tensor, Tensor], Tensor]  # a model whose prediction is x_0
+AtLevel = Callable[[Tensor, Level], Tensor]  # the same from x and a noise level, whose scales are Python numbers
+Denoise = AtLevel  # with a prediction of x_0
 Prediction = Literal["x0", "epsilon", "score"]
 
 
@@ -53,16 +54,15 @@ def score_from_x0(x: Tensor, x0: Tensor, alpha: Tensor | float, sigma: Tensor | 
     return score_from_epsilon(epsilon_from_x0(x, x0, alpha, sigma), sigma)
 
 
-def as_denoiser(model: Model, schedule: Schedule, predicts: Prediction = "epsilon") -> Denoise:
+def as_denoiser(model: Model, predicts: Prediction = "epsilon") -> Denoise:
     """Return the denoiser, which every sampler takes, of a `model` that predicts epsilon, the score or x_0."""
 
-    def denoise(x: Tensor, time: Tensor) -> Tensor:
-        output = model(x, time)
+    def denoise(x: Tensor, level: Level) -> Tensor:
+        output = model(x, level.times(x, len(x)))
         if predicts == "x0":
             return output
-        alpha, sigma = schedule.alpha(time)[:, None], schedule.sigma(time)[:, None]
         convert = x0_from_epsilon if predicts == "epsilon" else x0_from_score
-        return convert(x, output, alpha, sigma)
+        return convert(x, output, level.alpha, level.sigma)
 
     return denoise
 

@@ -1,9 +1,9 @@
-"""Samplers: free functions over a callable `denoise(x, time)` and a tuple of noise levels.
+"""Samplers: free functions over a callable `denoise(x, level)` and a tuple of noise levels.
 
 All share one signature, `sample(denoise, x, levels, ..., clip, path)`:
 
-    denoise: Estimate of x_0 from `x` `[batch, dim]` and `time` `[batch]` (`denoisers.as_denoiser` makes one). Integer
-        times of a discrete schedule arrive as int64, so that they can index its tables.
+    denoise: Estimate of x_0 from `x` `[batch, dim]` and one of the `levels`; `denoisers.as_denoiser` makes one of a
+        model of x and time.
     x: Noise at the first level, `[batch, dim]`.
     levels: Noise levels in the order of the visits, made beforehand by a schedule.
     clip: Bound to which every estimate of x_0 is clamped; the samplers then behave as if the model had returned the
@@ -18,12 +18,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import accumulate, pairwise
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
-from lit_offrl.diffusion.denoisers import Denoise
+from lit_offrl.diffusion.denoisers import Denoise, Model, as_denoiser
 from lit_offrl.diffusion.schedules import Level, Levels, edm_levels, posterior_coefficients, singlestep_orders
 
 Noise = torch.Generator | Tensor  # a generator, or the draws themselves: standard normal, `[steps, batch, dim]`
@@ -98,7 +98,7 @@ def sample_ddim(
 
 
 def sample_heun(
-    denoise: Denoise, x: Tensor, levels: Levels | Tensor, *, clip: float | None = None, path: bool = False
+    denoise: Denoise | Model, x: Tensor, levels: Levels | Tensor, *, clip: float | None = None, path: bool = False
 ) -> Tensor:
     """Solve the probability-flow ODE by Heun's method (Karras et al. 2022, Algorithm 1).
 
@@ -106,15 +106,15 @@ def sample_heun(
     two evaluations, but a step to a clean level is Euler's and costs one.
 
     Args:
-        denoise: See the module.
+        denoise: See the module; with EDM's noise levels EDM's denoiser, of `x` and sigma `[batch]`.
         x: See the module.
         levels: See the module; or EDM's decreasing noise levels, a tensor `[steps + 1]` on the CPU.
         clip: See the module.
         path: See the module.
     """
     if isinstance(levels, Tensor):
-        levels = edm_levels(levels)
-    evaluate = _evaluator(denoise, clip)
+        denoise, levels = as_denoiser(cast(Model, denoise), "x0"), edm_levels(levels)
+    evaluate = _evaluator(cast(Denoise, denoise), clip)
 
     def slope(y: Tensor, level: Level) -> Tensor:
         return (y - evaluate(level.alpha * y, level)) / (level.sigma / level.alpha)
@@ -237,8 +237,7 @@ def _evaluator(denoise: Denoise, clip: float | None) -> Callable[[Tensor, Level]
     """Return the clamped denoiser at a level."""
 
     def evaluate(x: Tensor, level: Level) -> Tensor:
-        dtype = torch.long if isinstance(level.time, int) else x.dtype
-        clean = denoise(x, torch.full((len(x),), level.time, dtype=dtype, device=x.device))
+        clean = denoise(x, level)
         return clean if clip is None else clean.clamp(-clip, clip)
 
     return evaluate

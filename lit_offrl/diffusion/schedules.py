@@ -9,23 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 Spacing = Literal["time", "log_snr"]
 Scalar = TypeVar("Scalar", float, Tensor)
-
-
-class Schedule(Protocol):
-    """The scales of signal and noise at `time`, `[batch]` or a scalar, each in the shape of `time`."""
-
-    def alpha(self, time: Tensor) -> Tensor:
-        """Return the scale of the clean value."""
-
-    def sigma(self, time: Tensor) -> Tensor:
-        """Return the standard deviation of the noise."""
 
 
 class Level(NamedTuple):
@@ -42,6 +32,11 @@ class Level(NamedTuple):
     alpha: float
     sigma: float
     half_log_snr: float
+
+    def times(self, like: Tensor, count: int) -> Tensor:
+        """Return `time`, `[count]`, of the dtype of `like`, or int64 where it is to index the tables of a schedule."""
+        dtype = torch.long if isinstance(self.time, int) else like.dtype
+        return torch.full((count,), self.time, dtype=dtype, device=like.device)
 
 
 Levels = tuple[Level, ...]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_offrl.networks.at_observations import AtObservations
 from lit_offrl.networks.embeddings import FourierEmbedding
 
 Pullback = Callable[[Tensor], Tensor]  # from the gradient at an output to the gradient at the input
@@ -43,9 +45,10 @@ def silu_with_pullback(u: Tensor) -> tuple[Tensor, Pullback]:
     return F.silu(u), lambda gradient: torch.ops.aten.silu_backward(gradient, u)
 
 
-def full_precision(like: Tensor) -> torch.autocast:
+def full_precision(like: Tensor) -> AbstractContextManager[Any]:
     """Return a context without autocast: f matters in differences, and its gradient in multiples of up to 150."""
-    return torch.autocast(like.device.type, enabled=False)
+    kind = like.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 class BottleneckBlock(nn.Module):
@@ -118,12 +121,12 @@ class BottleneckNetwork(nn.Module):
         self.blocks = nn.ModuleList(BottleneckBlock(hidden_dim) for _ in range(blocks))
         self.head = nn.Linear(hidden_dim, action_dim, bias=False)
 
-    def entrance(self, observations: Tensor) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]:
+    def entrance(self, observations: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Fold the two linear layers of the input at fixed observations `[..., observation_dim]`.
 
         Returns:
-            The map of the action, `[hidden_dim, action_dim]`, and the first hidden layer as a function of actions
-            `[..., action_dim]` and times `[...]`; leading dimensions broadcast.
+            The map of the action, `[hidden_dim, action_dim]`, and what is added to it in the first hidden layer as a
+            function of times `[...]`; leading dimensions broadcast.
         """
         action, time, state = torch.split(self.mix.weight, list(self.widths), dim=1)
         action_map = action @ self.action.weight
@@ -131,22 +134,19 @@ class BottleneckNetwork(nn.Module):
         if self.state is not None:
             shift = shift + F.linear(self.state(observations), state)
 
-        def enter(actions: Tensor, times: Tensor) -> Tensor:
-            return F.linear(actions, action_map) + (shift + F.linear(self.time(times), time))
-
-        return action_map, enter
+        return action_map, lambda times: shift + F.linear(self.time(times), time)
 
     def forward(self, actions: Tensor, time: Tensor, observations: Tensor) -> Tensor:
         """Return f, `[...]`, at `[..., action_dim]`, `[...]` and `[..., observation_dim]`, which broadcast."""
         with full_precision(observations):
-            _, enter = self.entrance(observations)
-            hidden = enter(actions, time)
+            action_map, shift = self.entrance(observations)
+            hidden = F.linear(actions, action_map) + shift(time)
             for block in self.blocks:
                 hidden = block(hidden)
             value: Tensor = self.head(F.silu(hidden)).sum(-1)
         return value
 
-    def gradient(self, observations: Tensor, masks: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+    def gradient(self, observations: Tensor, masks: Tensor | None = None) -> AtObservations:
         """Return df/da as a function of actions and times at fixed observations, shapes as in `forward`.
 
         Args:
@@ -154,12 +154,16 @@ class BottleneckNetwork(nn.Module):
             masks: Of dropout, one for each block, `[blocks, ..., hidden_dim]`.
         """
         with full_precision(observations):
-            action_map, enter = self.entrance(observations)
+            action_map, shift = self.entrance(observations)
             head = self.head.weight.sum(0)
 
-        def gradient(actions: Tensor, time: Tensor) -> Tensor:
+        def prepare(time: Tensor) -> tuple[Tensor]:
+            with full_precision(time):
+                return (shift(time),)
+
+        def gradient(actions: Tensor, shift: Tensor) -> Tensor:
             with full_precision(actions):
-                first = enter(actions, time)
+                first = F.linear(actions, action_map) + shift
                 hidden, pullbacks = first.flatten(0, -2), []
                 for i, block in enumerate(self.blocks):
                     assert isinstance(block, BottleneckBlock)
@@ -171,4 +175,4 @@ class BottleneckNetwork(nn.Module):
                     result = pullback(result)
                 return result.mm(action_map).view(*first.shape[:-1], -1)
 
-        return gradient
+        return AtObservations(observations, prepare, gradient)

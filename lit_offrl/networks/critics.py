@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_offrl.networks.embeddings import StepEmbedding
-from lit_offrl.networks.mlp import Mish, forward_blocks, mlp
+from lit_offrl.networks.mlp import Mish, forward_blocks, mlp, side_by_side
 
 
 class EnsembleQ(nn.Module):
@@ -41,8 +41,12 @@ class EnsembleQ(nn.Module):
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Return the Q values `[members, ...]` of `[..., observation_dim]` and `[..., action_dim]`, which broadcast."""
-        values = [forward_blocks(member, observations, actions) for member in self.members]
-        return torch.stack(values).squeeze(-1)
+        inputs = side_by_side(observations, actions)
+        if len(inputs) > 1:
+            return torch.stack([forward_blocks(member, *inputs) for member in self.members]).squeeze(-1)
+        *shape, width = inputs[0].shape
+        rows = inputs[0].reshape(-1, width)  # once: of more than two dimensions every layer would make two by itself
+        return torch.stack([member(rows) for member in self.members]).view(len(self.members), *shape)
 
 
 class DiffusionValue(nn.Module):

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_offrl.networks.at_observations import AtObservations
 from lit_offrl.networks.bottleneck import full_precision, silu_with_pullback
 from lit_offrl.networks.embeddings import FourierEmbedding
-from lit_offrl.networks.mlp import forward_blocks, mlp
+from lit_offrl.networks.mlp import affine, forward_blocks, mlp
 
 
 class FeatureBlock(nn.Module):
@@ -29,11 +30,11 @@ class FeatureBlock(nn.Module):
         self.second = nn.Linear(width_out, width_out)
         self.skip = nn.Identity() if width_in == width_out else nn.Linear(width_in, width_out)
 
-    def forward(self, x: Tensor, features: Tensor) -> Tensor:
-        """Map `[..., width_in]` and `[..., features]`, whose leading dimensions broadcast, to `[..., width_out]`."""
-        hidden = F.silu(self.first(x)) + self.features(features)
-        output: Tensor = F.silu(self.second(hidden)) + self.skip(x)
-        return output
+    def after_features(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the output, `[..., width_out]`, as a function of x, `[..., width_in]`, and of map(features)."""
+        first, second = affine(self.first), affine(self.second)
+        skip = affine(self.skip) if isinstance(self.skip, nn.Linear) else self.skip
+        return lambda x, shift: F.silu(second(F.silu(first(x)) + shift)) + skip(x)
 
 
 class NoiseNetwork(nn.Module):
@@ -68,26 +69,30 @@ class NoiseNetwork(nn.Module):
         self.up = nn.ModuleList(FeatureBlock(*each, self.FEATURES) for each in widening)
         self.head = nn.Linear(2 * wide, action_dim)
 
-    def at(self, observations: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    def at(self, observations: Tensor) -> AtObservations:
         """Return epsilon as a function of actions and times at fixed observations, shapes as in `forward`.
 
         What depends on the observations alone is computed once.
         """
         state = () if self.state is None else (self.state(observations),)
+        blocks = [block for block in (*self.down, self.middle, *self.up) if isinstance(block, FeatureBlock)]
+        maps, middle, head = [block.after_features() for block in blocks], len(self.down), affine(self.head)
 
-        def predict(actions: Tensor, time: Tensor) -> Tensor:
+        def prepare(time: Tensor) -> tuple[Tensor, ...]:
             features = F.silu(forward_blocks(self.features, self.time(time), *state))
-            hidden, down = actions, []
-            for block in self.down:
-                hidden = block(hidden, features)
-                down.append(hidden)
-            hidden = self.middle(hidden, features)
-            for block in self.up:
-                hidden = block(torch.cat([down.pop(), hidden], dim=-1), features)
-            epsilon: Tensor = self.head(torch.cat([down.pop(), hidden], dim=-1))
-            return epsilon
+            return tuple(block.features(features) for block in blocks)
 
-        return predict
+        def predict(actions: Tensor, *shifts: Tensor) -> Tensor:
+            hidden = actions
+            down: list[Tensor] = []
+            for i, (block, shift) in enumerate(zip(maps, shifts, strict=True)):
+                beside = torch.cat([down.pop(), hidden], dim=-1) if i > middle else hidden
+                hidden = block(beside, shift)
+                if i < middle:
+                    down.append(hidden)
+            return head(torch.cat([down.pop(), hidden], dim=-1))
+
+        return AtObservations(observations, prepare, predict)
 
     def forward(self, actions: Tensor, time: Tensor, observations: Tensor) -> Tensor:
         """Return epsilon, `[..., action_dim]`, at `[..., action_dim]`, `[...]` and `[..., observation_dim]`.
@@ -125,28 +130,33 @@ class EnergyNetwork(nn.Module):
             seen = (observations,) if self.widths[2] else ()
             return forward_blocks(self.layers, actions, self.time(time), *seen).squeeze(-1)
 
-    def gradient(self, observations: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    def gradient(self, observations: Tensor) -> AtObservations:
         """Return df/da as a function of actions and times at fixed observations, shapes as in `forward`.
 
         What depends on the observations alone is computed once.
         """
         first, *inner, last = (layer for layer in self.layers if isinstance(layer, nn.Linear))
+        onward, weights, head = [affine(layer) for layer in inner], [layer.weight for layer in inner], last.weight[0]
         with full_precision(observations):
             action_map, time_map, state_map = torch.split(first.weight, list(self.widths), dim=1)
             shift = F.linear(observations, state_map, first.bias) if self.widths[2] else first.bias
 
-        def gradient(actions: Tensor, time: Tensor) -> Tensor:
+        def prepare(time: Tensor) -> tuple[Tensor]:
+            with full_precision(time):
+                return (shift + F.linear(self.time(time), time_map),)
+
+        def gradient(actions: Tensor, entrance: Tensor) -> Tensor:
             with full_precision(actions):
-                hidden = F.linear(actions, action_map) + (shift + F.linear(self.time(time), time_map))
+                hidden = F.linear(actions, action_map) + entrance
                 pullbacks = []
-                for layer in inner:
+                for layer in onward:
                     value, pullback = silu_with_pullback(hidden)
                     pullbacks.append(pullback)
                     hidden = layer(value)
                 _, pullback = silu_with_pullback(hidden)
-                result = pullback(last.weight[0].expand_as(hidden))
-                for layer, pullback in zip(reversed(inner), reversed(pullbacks), strict=True):
-                    result = pullback(result @ layer.weight)
+                result = pullback(head.expand_as(hidden))
+                for weight, pullback in zip(reversed(weights), reversed(pullbacks), strict=True):
+                    result = pullback(result @ weight)
                 return result @ action_map
 
-        return gradient
+        return AtObservations(observations, prepare, gradient)

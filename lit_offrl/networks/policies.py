@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_offrl.networks.at_observations import AtObservations
 from lit_offrl.networks.embeddings import SinusoidalEmbedding, StepEmbedding
-from lit_offrl.networks.mlp import forward_blocks, mlp, orthogonal_
+from lit_offrl.networks.mlp import affine, forward_blocks, mlp, orthogonal_
 
 
 class DiffusionMLP(nn.Module):
@@ -67,11 +69,29 @@ class StepDenoisingMLP(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding = StepEmbedding(steps)
-        self.layers = mlp((action_dim + StepEmbedding.WIDTH + observation_dim, *hidden, action_dim))
+        self.widths = (action_dim, StepEmbedding.WIDTH, observation_dim)
+        self.layers = mlp((sum(self.widths), *hidden, action_dim))
 
     def forward(self, noisy_actions: Tensor, step: Tensor, observations: Tensor) -> Tensor:
         """Map `[..., action_dim]`, integers `[...]` and `[..., observation_dim]`, which broadcast, to noise."""
         return forward_blocks(self.layers, noisy_actions, self.embedding(step), observations)
+
+    def at(self, observations: Tensor) -> AtObservations:
+        """Return the same as a function of noisy actions and steps at fixed observations."""
+        first, *rest = self.layers
+        maps = [affine(layer) if isinstance(layer, nn.Linear) else layer for layer in rest]
+        assert isinstance(first, nn.Linear)
+        action_map, step_map, state_map = torch.split(first.weight, list(self.widths), dim=1)
+        shift = F.linear(observations, state_map, first.bias)
+
+        def prepare(step: Tensor) -> tuple[Tensor]:
+            return (shift + F.linear(self.embedding(step), step_map),)
+
+        def predict(noisy_actions: Tensor, entrance: Tensor) -> Tensor:
+            hidden = F.linear(noisy_actions, action_map) + entrance
+            return reduce(lambda x, function: function(x), maps, hidden)
+
+        return AtObservations(observations, prepare, predict)
 
 
 # The authors divide actions by 1 + 1e-3, so that those on the border of the box have a finite pre-image.
