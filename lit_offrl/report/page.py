@@ -154,7 +154,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --ink: #ddd; --paper: #181a1b; --quiet: #999; --line: #444; --faint: #2a2c2e; --link: #8bf }
 }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em }
 body { color: var(--ink); background: var(--paper) } a { color: var(--link) }
 h1, h2 { line-height: 1.2 } h2 { margin-top: 2em; border-bottom: 1px solid var(--line); overflow-wrap: anywhere }
 nav ul { columns: 22em; padding-left: 1.2em }
