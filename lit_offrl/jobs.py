@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from lit_offrl.cores import available_cores
+from lit_offrl.data.local import SHARED_TABLES
 from lit_offrl.errors import UserError
-
-SHARED_TABLES = "LIT_OFFRL_SHARED_TABLES"  # read by `lit_offrl.data.datamodule`, which must not be loaded here
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,6 @@ class Job:
 
     name: str
     words: Sequence[str]
-
-
-def available_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_jobs(jobs: Sequence[Job], at_once: int | None = None) -> dict[str, int]:

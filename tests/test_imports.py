@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lit_offrl"
-COMMON = {"errors", "batch", "progress", "ranks"}
+COMMON = {"errors", "batch", "progress", "ranks", "cores"}
 ALLOWED = {  # room -> rooms of the package it may import, besides itself
     "networks": set(),
     "diffusion": set(),
@@ -24,6 +24,7 @@ ALLOWED = {  # room -> rooms of the package it may import, besides itself
     "batch": set(),
     "progress": set(),
     "ranks": set(),
+    "cores": set(),
     "memory": set(),
     "errors": set(),
 }

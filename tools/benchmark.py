@@ -403,7 +403,8 @@ def acting_rows(setting: Setting) -> Iterator[Row]:
         settings["one sample, 1 state"] = (1, single)
     for what, (states, each) in settings.items():
         for variant in each.variants:
-            yield each.row(what, variant, partial(our_actions, each, states, variant), "call")
+            if variant not in WHOLE:  # updates are, acting is not
+                yield each.row(what, variant, partial(our_actions, each, states, variant), "call")
         if each.name not in LOOPS:
             continue
         yield each.row(what, "reference", partial(reference_actions, each, states, LOOPS[each.name]), "call")

@@ -74,8 +74,7 @@ class Panel:
 
 def fit(folder: RunFolder, words: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """Return results.json of the run of this folder, made by these flags (several of a list) unless it is finished."""
-    path = folder.path / "results.json"
-    if not path.is_file() or json.loads(path.read_text())["status"] != "finished":
+    if folder.results().get("status") != "finished":
         pairs = [
             (name, each) for name, value in words.items() for each in (value if isinstance(value, list) else [value])
         ]
@@ -83,8 +82,7 @@ def fit(folder: RunFolder, words: Mapping[str, Any], options: argparse.Namespace
         code = command_line(["fit", *flags, *options.words])
         if code:
             sys.exit(code)
-    results: dict[str, Any] = json.loads(path.read_text())
-    return results
+    return folder.results()
 
 
 def train(panel: Panel, options: argparse.Namespace) -> dict[str, Any]:

@@ -461,6 +461,12 @@ class OfflineAlgorithm(lightning.LightningModule):
         self.gradient_step += 1
         return told
 
+    def follow_update(self) -> None:
+        """Do what follows an update, while its gradient step is still counted as the present one: targets follow."""
+        main_step = self.gradient_step + 1 - self.main_start
+        for hook in self.update_hooks:
+            hook(main_step)
+
     def _block_means(self, sums: dict[tuple[str, ...], Tensor], counts: dict[tuple[str, ...], int]) -> dict[str, float]:
         totals: dict[str, float] = {}
         updates: dict[str, int] = {}
@@ -538,8 +544,7 @@ RunUpdate = Callable[[OfflineAlgorithm, Phase, Batch], tuple[tuple[str, ...], Te
 def run_eagerly(algorithm: OfflineAlgorithm, phase: Phase, batch: Batch) -> tuple[tuple[str, ...], Tensor]:
     """Perform one update of a phase and what follows each; return names and values, `[names]`, of what it tells."""
     info = phase.update(batch)
-    for hook in algorithm.update_hooks:
-        hook(algorithm.gradient_step + 1 - algorithm.main_start)
+    algorithm.follow_update()
     return tuple(info), torch.stack(list(info.values()))
 
 

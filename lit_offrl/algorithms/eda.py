@@ -241,11 +241,6 @@ class EDA(VPDiffusion):
         loss: Tensor = (sigma * gradient + noise).square().sum(-1).mean()
         return loss
 
-    def best_q(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Return the smaller target Q, `[...]`, of leading dimensions that broadcast."""
-        q: Tensor = self.target_q(observations, actions).amin(0)
-        return q
-
     @torch.no_grad()
     def make_labels(self) -> Labels:
         """Sample candidates at the states that are to have labels, and label them by their Q.
@@ -334,10 +329,6 @@ class EDA(VPDiffusion):
     def actors(self) -> dict[str, Actor]:
         """The policy and, to compare with, the behavior model."""
         return {"policy": self.sample_actions, "behavior": self.sample_behavior}
-
-    def value_of(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """The smaller Q."""
-        return self.best_q(observations, actions)
 
     def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
         """Densities of both models and predicted Q at times of the diffusion, a row for each (Figures 3 and 8).

@@ -298,11 +298,6 @@ class EnergyGuided(VPDiffusion):
 
     # ---------------------------------------------------------------- the critic
 
-    def best_q(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Return the smaller target Q, `[...]`, of leading dimensions that broadcast."""
-        q: Tensor = self.target_q(observations, actions).amin(0)
-        return q
-
     def critic_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """Return the loss of the Q networks, by the variant that `critic` names, and what to log.
 
@@ -391,10 +386,6 @@ class EnergyGuided(VPDiffusion):
         """The policy, the behavior model, and the policies of a sweep over omega."""
         names = ("policy", "behavior", *(f"omega_{scale:g}" for scale in self.sweep))
         return {name: partial(self.sample_as, name) for name in names}
-
-    def value_of(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """The smaller Q."""
-        return self.best_q(observations, actions)
 
     def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
         """Return beta Q, and f at times of the diffusion where noisy samples of the behavior model fall."""

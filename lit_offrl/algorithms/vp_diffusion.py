@@ -1,4 +1,4 @@
-"""What algorithms whose diffusion models follow the VP-SDE share: its levels, noisy actions, work on whole datasets."""
+"""What algorithms whose diffusion models follow the VP-SDE share: levels, noisy actions, Q, work on whole datasets."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from lit_offrl.algorithms.base import OfflineAlgorithm
 from lit_offrl.diffusion.denoisers import diffuse
 from lit_offrl.diffusion.schedules import VPSDE
+from lit_offrl.networks.critics import EnsembleQ
 
 SAMPLED_AT_ONCE = 4096  # rows of a sampler's batch: more need more memory and save no time
 FIGURE_TIMES = (1e-3, 0.1, 0.25, 0.5)
@@ -22,10 +23,12 @@ class VPDiffusion(OfflineAlgorithm):
     Attributes:
         schedule: The VP-SDE of QGPO, EDA and AEPO.
         levels: What DPM-Solver++ visits in 15 evaluations, uniform in time.
+        target_q: The Q networks whose values are final, which the algorithm makes.
     """
 
     schedule = VPSDE()
     levels = schedule.levels(15)
+    target_q: EnsembleQ
 
     def noised(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return times `[batch]`, sorted, a_t at them of `actions` `[batch, ..., action_dim]`, and the noise in a_t."""
@@ -39,6 +42,15 @@ class VPDiffusion(OfflineAlgorithm):
         """Return alpha and sigma at `time` `[batch]`, with the dimensions of `like` `[batch, ...]`."""
         time = time.view(-1, *[1] * (like.ndim - 1))
         return self.schedule.alpha(time), self.schedule.sigma(time)
+
+    def best_q(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Return the smaller target Q, `[...]`, of leading dimensions that broadcast."""
+        q: Tensor = self.target_q(observations, actions).amin(0)
+        return q
+
+    def value_of(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """The smaller Q."""
+        return self.best_q(observations, actions)
 
     def in_pieces(
         self, function: Callable[[Tensor], Tensor], rows: Tensor, rows_at_once: int, description: str

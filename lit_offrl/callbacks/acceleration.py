@@ -157,8 +157,7 @@ class CompiledUpdates:
             with algorithm.drawing(_play_back(noise)):
                 return run_eagerly(algorithm, phase, batch)
         compiled.proven = True
-        for hook in algorithm.update_hooks:
-            hook(algorithm.gradient_step + 1 - algorithm.main_start)
+        algorithm.follow_update()
         return compiled.names, values
 
     def _compile(

@@ -22,13 +22,11 @@ from torch.utils.data import DataLoader
 from lit_offrl.batch import Batch
 from lit_offrl.data import sources
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo
-from lit_offrl.data.local import COLLECTED_NAMESPACE, is_present
+from lit_offrl.data.local import COLLECTED_NAMESPACE, SHARED_TABLES, is_present
 from lit_offrl.data.rewards import reward_rule
 from lit_offrl.data.transitions import BlockSampler, Transitions
 from lit_offrl.errors import UserError, require
 from lit_offrl.ranks import launched_rank
-
-SHARED_TABLES = "LIT_OFFRL_SHARED_TABLES"  # environment variable: folder of tables that several processes map
 
 
 class D4RLDataModule(lightning.LightningDataModule):

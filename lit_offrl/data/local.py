@@ -11,6 +11,7 @@ from typing import Any
 from lit_offrl.errors import UserError
 
 COLLECTED_NAMESPACE = "offrl/"
+SHARED_TABLES = "LIT_OFFRL_SHARED_TABLES"  # environment variable: folder of tables that several processes map
 FILE_SUFFIXES = (".h5", ".hdf5", ".npz")
 
 

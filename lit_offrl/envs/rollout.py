@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import signal
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from gymnasium.spaces import Box
 from gymnasium.vector.utils import CloudpickleWrapper
 from numpy.typing import NDArray
 
+from lit_offrl.cores import available_cores
 from lit_offrl.errors import RunFailure, UserError
 
 Array = NDArray[np.float32]
@@ -215,8 +215,7 @@ class _Workers:
     """Copies of an environment in worker processes: copy i lives in worker i modulo their number."""
 
     def __init__(self, make: Callable[[], gym.Env[Any, Any]], number: int) -> None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = min(number, cores)
+        workers = min(number, available_cores())
         # Not fork: this process has threads (torch), which a fork would leave in an undefined state.
         methods = multiprocessing.get_all_start_methods()
         context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")

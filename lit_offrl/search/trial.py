@@ -61,12 +61,6 @@ class SeedRun:
             return False
         return bool((results["stage"], results["status"]) == ("fit", "finished"))
 
-    def beginning(self) -> list[str]:
-        """Return the words that let a run go on which died with an earlier search, or begin."""
-        if (self.folder / "checkpoints" / "last.ckpt").is_file():
-            return ["--ckpt_path=last"]
-        return ["--overwrite=true"]
-
     def values(self, metric: str) -> list[tuple[int, float]]:
         """Return the gradient step and the value of each time that a metric was logged."""
         try:
@@ -180,7 +174,8 @@ def _fit(
 ) -> tuple[int, bool]:
     """Run a training; return its exit code and whether it was given up."""
     run.log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "lit_offrl", "fit", *run.words, *run.beginning()]
+    # It may go on with a run that died with an earlier search.
+    command = [sys.executable, "-m", "lit_offrl", "fit", *run.words, "--ckpt_path=auto"]
     with run.log.open("ab") as log:
         # In a session of its own: Ctrl-C reaches the search alone, which passes it on once.
         process = subprocess.Popen(
