@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from lit_offrl.report.rows import Comparison, Report, Task
+from lit_offrl.report.rows import Comparison, Report, Row, Task
 from lit_offrl.report.statistics import bootstrap_interval, mean, performance_profile
 
 # Okabe and Ito (2008): told apart by color-blind readers, too.
@@ -23,7 +23,7 @@ BAND_ALPHA = 0.18
 DPI = 130
 THRESHOLDS = 301
 MOST_MARKERS = 20  # on one line
-MOST_NAMED = 8  # rows whose comparison actors are in the legend
+MOST_NAMED = 4  # algorithms whose behavior policies have a legend entry each
 LEGEND_ROW_INCHES = 0.19
 
 
@@ -36,18 +36,23 @@ def colors_of(algorithms: Sequence[str]) -> dict[str, str]:
 def learning_curves(report: Report, task: Task, colors: Mapping[str, str]) -> Figure | None:
     """Return scores over gradient steps, means and 95% intervals over seeds; None where no run was evaluated.
 
-    A line passes the steps at which all seeds were evaluated. Dashed: the dataset's own mean. Dotted: final scores of
-    the actors that were evaluated beside an algorithm, e.g. its behavior policy.
+    A line passes the steps at which all seeds were evaluated. Dashed: the dataset's own mean. Dotted: the final score
+    of the first actor that was evaluated beside an algorithm, its behavior policy; the tables have the others.
     """
     figure, axis = titled_figure(task.dataset)
     drawn = False
     rows = report.of(task)
+    policies = [row for row in rows if row.actor == "policy"]
+    compared: dict[str, Row] = {}
     for row in rows:
-        color = colors[row.algorithm]
         if row.actor != "policy":
-            label = row.name if len(rows) <= MOST_NAMED else None  # the color tells, too
-            axis.axhline(row.summary.mean, color=color, linestyle=":", linewidth=1.4, label=label)
-            continue
+            compared.setdefault(row.algorithm, row)
+    for place, (algorithm, row) in enumerate(compared.items()):
+        each, once = row.name, f"dotted: {row.actor}" if place == 0 else None  # the color tells of which algorithm
+        label = each if len(compared) <= MOST_NAMED else once
+        axis.axhline(row.summary.mean, color=colors[algorithm], linestyle=":", linewidth=1.4, label=label)
+    for row in policies:
+        color = colors[row.algorithm]
         curves = [dict(run.evaluations) for run in row.runs]
         steps = sorted(set.intersection(*(set(curve) for curve in curves)))
         if not steps:
