@@ -29,8 +29,8 @@ QUICK_DATASETS = ("offrl/pointmaze/medium-v0", "offrl/halfcheetah/medium-replay-
 QUICK_OVERLAYS = {
     "dtql": {"pointmaze": ["quick_pointmaze"], "mujoco": ["quick", "quick_mujoco"]},
     "bdpo": {"pointmaze": ["quick_bdpo"], "mujoco": ["quick_bdpo"]},
-    "eda": {"pointmaze": ["quick_eda"], "mujoco": ["quick_eda"]},
-    "aepo": {"pointmaze": ["quick_energy"], "mujoco": ["quick_energy"]},
+    "eda": {"pointmaze": ["quick_eda", "quick_pointmaze_critic"], "mujoco": ["quick_eda"]},
+    "aepo": {"pointmaze": ["quick_energy", "quick_pointmaze_critic"], "mujoco": ["quick_energy"]},
 }
 
 
