@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
 from energy_oracles import ExactNoise, ExactQ, GivenGradient, scales, tensor
-from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, batch, checkpoints, double, load_tool, moved, shake, state, words
+from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, batch, double, load_tool, moved, shake
 from torch import Tensor, nn
 
 from lit_offrl.algorithms import AEPO
 from lit_offrl.algorithms.aepo import energy_terms, expansion_point, posterior_mean, posterior_variance
 from lit_offrl.batch import Batch
-from lit_offrl.cli import main
 from lit_offrl.diffusion.denoisers import diffuse, epsilon_from_score
 from lit_offrl.diffusion.mixtures import ComponentQ, GaussianMixture, intermediate_energy
 from lit_offrl.errors import UserError
@@ -335,13 +333,3 @@ def test_joint_training_moves_everything_and_renews_its_table():
 def test_joint_training_has_no_support_actions():
     with pytest.raises(UserError, match="implicit"):
         make(joint=True, critic="in_support")
-
-
-def test_resuming_is_exact(tmp_path: Path):
-    root = tmp_path / "runs"
-    options = {"critic": "conservative", "table_size": 5, "table_samples": 16}
-    assert main(words(root, "AEPO", **options)) == 0
-    whole = state(root)
-    for stop in (30, 50):  # within the critic's phase, where support is made anew, and with the table of the checkpoint
-        assert main([*words(root, "AEPO", **options), f"--ckpt_path={checkpoints(root)}/step_{stop:07d}.ckpt"]) == 0
-        assert all(torch.equal(value, whole[name]) for name, value in state(root).items()), stop

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from energy_oracles import ExactNoise, ExactQ, scales, tensor
-from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, batch, checkpoints, moved, shake, state, words
+from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, batch, moved, shake
 from torch import Tensor, nn
 
 from lit_offrl.algorithms import QGPO
 from lit_offrl.algorithms.qgpo import contrastive_loss
 from lit_offrl.batch import Batch
-from lit_offrl.cli import main
 from lit_offrl.diffusion.mixtures import ComponentQ, GaussianMixture, eight_gaussians, intermediate_energy
 
 
@@ -101,15 +99,6 @@ def test_support_is_made_of_the_final_behavior_model():
     assert torch.equal(algorithm.support_of(batch()).actions, first.actions)
     algorithm.phases()[1].begin()
     assert not torch.equal(algorithm.support_of(batch()).actions, first.actions)
-
-
-def test_resuming_is_exact(tmp_path: Path):
-    root = tmp_path / "runs"
-    assert main(words(root, "QGPO")) == 0
-    whole = state(root)
-    for stop in (30, 50):  # both make support anew
-        assert main([*words(root, "QGPO"), f"--ckpt_path={checkpoints(root)}/step_{stop:07d}.ckpt"]) == 0
-        assert all(torch.equal(value, whole[name]) for name, value in state(root).items()), stop
 
 
 # ---------------------------------------------------------------- guidance by Q itself

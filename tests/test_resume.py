@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import run_folder, tiny_words
+from test_contract import ALGORITHMS
+from tiny import checkpoints, words
 
 from lit_offrl.callbacks.rollout import RolloutEvaluation
 from lit_offrl.cli import main
@@ -49,6 +51,25 @@ def assert_same_tables(one: Path, other: Path) -> None:
         first, second = rows(one / name), rows(other / name)
         assert len(first) > 3
         assert first == second, name
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        *((each.__name__, {}) for each in ALGORITHMS),
+        ("AEPO", {"critic": "conservative"}),
+        ("AEPO", {"joint": True, "refresh_every": 15}),
+    ],
+)
+def test_every_algorithm_resumes_in_every_phase(model: str, options: dict[str, object], tmp_path: Path):
+    """What is no part of a checkpoint, labels of EDA and support of AEPO and QGPO, is made anew."""
+    root = tmp_path / "runs"
+    assert main(words(root, model, **options)) == 0
+    folder = checkpoints(root).parent
+    whole = load(folder)
+    for stop in (10, 30, 50):
+        assert main([*words(root, model, **options), f"--ckpt_path={folder}/checkpoints/step_{stop:07d}.ckpt"]) == 0
+        assert_same_state(whole, load(folder))
 
 
 @pytest.fixture

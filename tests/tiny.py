@@ -1,4 +1,4 @@
-"""What tests of algorithms in three phases share: small batches, tiny trainings on made-up data, the tools."""
+"""What tests of algorithms share: small batches, tiny trainings on made-up data, the tools."""
 
 from __future__ import annotations
 
@@ -68,8 +68,23 @@ def load_tool(name: str) -> ModuleType:
     return tool
 
 
+PHASES = {"hidden_dim": 16, "critic_hidden_dim": 16, "critic_batch_size": 6, "pretrain_steps": 20, "critic_steps": 20}
+ENERGY = {**PHASES, "energy_hidden_dim": 16, "support_actions": 3, "energy_batch_size": 4}
+BDPO = {"hidden_dim": 16, "pretrain_steps": 20, "warmup_steps": 20}
+SIZES: dict[str, dict[str, object]] = {
+    "DTQL": {"hidden_dim": 16, "pretrain_steps": 20, "cosine_decay": True},
+    "DTQLKL": {"hidden_dim": 16, "pretrain_steps": 20, "cosine_decay": True},
+    "BDPO": {**BDPO, "critic_hidden_dim": 16, "samples": 2, "members": 2},
+    "BDPOGaussian": BDPO,
+    "BDPODeterministic": BDPO,
+    "EDA": {**PHASES, "candidates_per_state": 3, "label_fraction": 0.5, "alignment_batch_size": 4},
+    "AEPO": {**ENERGY, "table_size": 5, "table_samples": 16},
+    "QGPO": ENERGY,
+}
+
+
 def words(root: Path, model: str, *extra: str, **options: object) -> list[str]:
-    """Return the words of a tiny training on made-up data, of 60 steps in three phases of 20."""
+    """Return the words of a tiny training on made-up data, of 60 steps: three phases of 20 where there are three."""
     data = root.parent / "data.npz"
     if not data.exists():
         some = np.random.default_rng(0)
@@ -81,20 +96,9 @@ def words(root: Path, model: str, *extra: str, **options: object) -> list[str]:
             terminals=np.arange(60) % 6 == 5,
             timeouts=np.zeros(60, bool),
         )
-    sizes = {
-        "hidden_dim": 16,
-        "critic_hidden_dim": 16,
-        "critic_batch_size": 6,
-        "pretrain_steps": 20,
-        "critic_steps": 20,
-    }
-    if model == "EDA":
-        sizes |= {"candidates_per_state": 3, "label_fraction": 0.5, "alignment_batch_size": 4}
-    else:
-        sizes |= {"energy_hidden_dim": 16, "support_actions": 3, "energy_batch_size": 4}
     all_options = {
         "model": model,
-        **{f"model.init_args.{name}": value for name, value in {**sizes, **options}.items()},
+        **{f"model.init_args.{name}": value for name, value in {**SIZES[model], **options}.items()},
         "data.dataset": data,
         "data.batch_size": 8,
         "data.block_size": 7,

@@ -577,6 +577,7 @@ def measure_memory(row: Row, device: str) -> float | None:
     ours, theirs = context.Pipe()
 
     def child() -> None:
+        torch.set_num_threads(1)  # the others have not come along through the fork, and would be waited for
         before = peak_memory()
         row.make()()
         theirs.send(peak_memory() - before)
