@@ -28,7 +28,7 @@ class OneStepBDPO(BDPO):
     def __init__(self, observation_dim: int, action_dim: int, **options: Any) -> None:
         super().__init__(observation_dim, action_dim, diffusion_steps=1, clip=None, **options)
         for name in ("diffusion_steps", "clip"):
-            self.hparams.pop(name)  # no argument of this class, though one of its parent
+            self.hparams.pop(name, None)  # no argument of this class, though one of its parent
 
     def behavior_loss(self, batch: Batch) -> Tensor:
         """Behavior cloning."""
