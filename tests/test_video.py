@@ -46,6 +46,25 @@ def test_long_episodes_are_thinned(tmp_path: Path):
         assert MOST_FRAMES // 2 < gif.n_frames <= MOST_FRAMES + 1
 
 
+def test_a_maze_is_a_map(tmp_path: Path):
+    """The walls of UMaze around the middle row are of one color, and the ground is not, as seen from above."""
+    umaze = EnvironmentInfo("PointMaze_UMaze-v3", {}, max_episode_steps=300)
+    try:
+        film(umaze, [0], [np.zeros((3, 2), np.float32)], tmp_path / "maze.gif")
+    except NoVideo as reason:
+        pytest.skip(f"this machine cannot render: {reason}")
+    with Image.open(tmp_path / "maze.gif") as gif:
+        frame = np.asarray(gif.convert("RGB"), dtype=int)
+    red, _, blue = np.moveaxis(frame, -1, 0)
+    cells = (red < blue)[20:-20, 20:-20]  # the ground is blue, walls are brown
+    rows = np.array_split(cells, 5)
+    upper, middle, lower = (rows[i].mean() for i in (1, 2, 3))
+    assert middle < 0.6 * min(upper, lower)  # a wall reaches into it from the left
+    left, right = np.array_split(rows[2], 2, axis=1)
+    assert left.mean() < 0.1 < right.mean()
+    np.testing.assert_allclose(cells.mean(1)[5:-5], cells.mean(1)[::-1][5:-5], atol=0.2)  # no perspective
+
+
 def test_a_run_leaves_its_video_and_tensorboard_shows_it(tiny: Words, tmp_path: Path):
     film_or_skip(tmp_path / "hopper.gif", (1,))
     assert main(tiny("--video.episodes=2")) == 0

@@ -102,6 +102,7 @@ def main() -> None:
 
 
 def _render(env: Any, seed: int, actions: NDArray[np.float32], every: int) -> list[Frame]:
+    _look_down_at_mazes(env.unwrapped)
     env.reset(seed=seed)
     frames = [_scaled(env.render())]
     low, high = env.action_space.low, env.action_space.high
@@ -110,6 +111,16 @@ def _render(env: Any, seed: int, actions: NDArray[np.float32], every: int) -> li
         if step % every == 0 or step == len(actions):
             frames.append(_scaled(env.render()))
     return frames
+
+
+def _look_down_at_mazes(env: Any) -> None:
+    """Show a maze of Gymnasium-Robotics as a map: its own cameras look into walls."""
+    maze = getattr(env, "maze", None)
+    body = getattr(env, "ant_env", None) or getattr(env, "point_env", None)
+    if maze is not None and body is not None:
+        size = maze.maze_size_scaling * max(maze.map_length, maze.map_width)
+        camera = {"lookat": np.zeros(3), "distance": 1.25 * size, "azimuth": 90.0, "elevation": -90.0}
+        body.mujoco_renderer.default_cam_config = camera
 
 
 def _scaled(frame: Frame) -> Frame:
