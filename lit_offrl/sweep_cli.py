@@ -209,14 +209,15 @@ class Plan:
         limits = [] if search.trials is None else [f"{search.trials} trials"]
         if search.hours is not None:
             limits.append(f"{search.hours:g} hours of trials")
+        many = f"{len(self.distributions)} parameter{'s' * (len(self.distributions) != 1)}"
         yield (
-            f"searching {len(self.distributions)} parameters of {model} on {look_up(self.config, 'data.dataset')}: "
+            f"searching {many} of {model} on {look_up(self.config, 'data.dataset')}: "
             f"{' or '.join(limits) or 'the grid'}, {self.max_steps:,} gradient steps with "
             f"seed{'s' * (len(search.seeds) > 1)} {', '.join(map(str, search.seeds))} each; "
             f"sampler {search.sampler['name']}, pruner {search.pruner['name']}"
         )
-        many = f"mean of the last {objective.last} values" if objective.last > 1 else "last value"
-        yield f"{objective.direction}s {objective.metric}, the {many} of a run, {self._meaning()}"
+        which = f"mean of the last {objective.last} values" if objective.last > 1 else "last value"
+        yield f"{objective.direction}s {objective.metric}, the {which} of a run, {self._meaning()}"
         if self.outside:
             keys = ", ".join(self.outside)
             yield f"note: the config's own values are not tried: {keys} lies outside of the space"

@@ -92,6 +92,10 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
         ({"sampler": "grid"}, ["a grid needs a list of choices or a step"]),
         ({"pruner": "medain"}, ["pruner: no 'medain'", "did you mean 'median'?"]),
         ({"storage": "study.txt"}, ["neither a .db file"]),
+        (
+            {"storage": "mysql://me:secret@host/x"},
+            ["mysql://host/x cannot be opened", "driver for Python is not installed"],
+        ),
         ({"storage": "nosuchbase://me:secret@host/x"}, ["nosuchbase://host/x cannot be opened"]),
     ],
 )

@@ -122,6 +122,9 @@ def open_study(
                     study.set_user_attr("search", common)
         except UserError:
             raise
+        except ImportError as error:
+            drivers = "its driver for Python is not installed (postgresql: psycopg2-binary; mysql+pymysql: pymysql)"
+            raise UserError(f"storage: {_shown(search)} cannot be opened: {drivers}") from error
         except Exception as error:  # of a database driver
             raise UserError(f"storage: {_shown(search)} cannot be opened ({one_line(error)[:200]})") from error
         _check_same(study, common, search)
