@@ -20,6 +20,7 @@ from lit_offrl.algorithms.optimizers import Adam, clip_
 from lit_offrl.algorithms.optimizers import OptimizerSpec as OptimizerSpec  # algorithms find all they need here
 from lit_offrl.batch import Batch
 from lit_offrl.errors import RunFailure, UserError, require
+from lit_offrl.networks import onednn
 from lit_offrl.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ class OfflineAlgorithm(lightning.LightningModule):
     action_center: Tensor
     action_scale: Tensor
     action_limit: Tensor
+    candidates: int = 1  # actions that are sampled per state when acting
 
     def __init__(
         self,
@@ -374,7 +376,8 @@ class OfflineAlgorithm(lightning.LightningModule):
     ) -> Tensor:
         """Return actions like `act`, row by row of the actor that is named, with the noise of that actor's stream."""
         normalised = (observations.to(self.observation_mean) - self.observation_mean) / self.observation_std
-        actions = self.sample_each(normalised, actors, generators).clamp(-self.action_limit, self.action_limit)
+        with onednn.products(rows=len(observations) * self.candidates):
+            actions = self.sample_each(normalised, actors, generators).clamp(-self.action_limit, self.action_limit)
         return self.action_center + self.action_scale * actions
 
     def predict_step(self, batch: Tensor | Batch, batch_idx: int) -> Tensor:
@@ -428,10 +431,11 @@ class OfflineAlgorithm(lightning.LightningModule):
         """Perform the updates of one block, then log the means of what they returned, with one host sync."""
         sums: dict[tuple[str, ...], Tensor] = {}  # by the names of what is summed: updates may differ in what they tell
         counts: dict[tuple[str, ...], int] = {}
-        for batch in block.updates():
-            names, values = self.advance(batch)
-            sums[names] = sums.get(names, 0) + values
-            counts[names] = counts.get(names, 0) + 1
+        with onednn.products(rows=block.rewards.shape[-1]):
+            for batch in block.updates():
+                names, values = self.advance(batch)
+                sums[names] = sums.get(names, 0) + values
+                counts[names] = counts.get(names, 0) + 1
         self._count_updates(len(block.rewards))
         means = self._block_means(sums, counts)
         for name, value in means.items():
