@@ -16,7 +16,7 @@ as in training. Lightning's loop, loggers and callbacks are left out; they act o
 Data are random numbers of the shape of a task.
 
 FLOPs are those of matrix products, by PyTorch's counter. "GEMM" is their rate as a share of that of a product of two
-matrices of 1024 x 1024, measured in the same run: at 100% nothing but matrix products would be left. Memory is by how
+matrices of 1024 x 1024 in the faster of the libraries for it, measured in the same run: at 100% nothing but matrix products would be left. Memory is by how
 much the peak of resident memory grows while a process that has imported everything and holds the dataset builds
 networks and optimizers and runs the row once, each in a fork of its own (on a GPU, the peak of allocated memory).
 
@@ -57,6 +57,7 @@ from lit_offrl.callbacks.acceleration import CapturedUpdates, CompiledUpdates
 from lit_offrl.callbacks.ema import EMATargets
 from lit_offrl.data.transitions import BlockSampler
 from lit_offrl.memory import keep_freed_memory
+from lit_offrl.networks import onednn
 
 SHAPES = {"hopper": (11, 3), "walker2d": (17, 6), "antmaze": (29, 8)}  # widths of observations and actions
 TRANSITIONS = 100_000
@@ -548,10 +549,11 @@ def gemm_rate(device: str, size: int = 1024) -> float:
     """Return the FLOPs per second of a product of two matrices of `size` x `size`, the best of several."""
     a, b = torch.randn(2, size, size, device=device)
     taken = []
-    for _ in range(12):
-        started = now(device)
-        a @ b
-        taken.append(now(device) - started)
+    with onednn.products(rows=size):
+        for _ in range(12):
+            started = now(device)
+            a @ b
+            taken.append(now(device) - started)
     return 2 * size**3 / min(taken)
 
 
