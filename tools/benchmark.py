@@ -16,9 +16,10 @@ as in training. Lightning's loop, loggers and callbacks are left out; they act o
 Data are random numbers of the shape of a task.
 
 FLOPs are those of matrix products, by PyTorch's counter. "GEMM" is their rate as a share of that of a product of two
-matrices of 1024 x 1024 in the faster of the libraries for it, measured in the same run: at 100% nothing but matrix products would be left. Memory is by how
-much the peak of resident memory grows while a process that has imported everything and holds the dataset builds
-networks and optimizers and runs the row once, each in a fork of its own (on a GPU, the peak of allocated memory).
+matrices of 1024 x 1024 by the faster of the two libraries for it (`networks/onednn.py`), measured in the same run: at
+100% nothing but matrix products would be left. Memory is by how much the peak of resident memory grows while a process
+that has imported everything and holds the dataset builds networks and optimizers and runs the row once, each in a fork
+of its own (on a GPU, the peak of allocated memory).
 
 `--scaling` measures the last phase of the algorithms against the batch size, BDPO's against the ensemble, and loading
 against the size of the dataset, instead.
