@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from lit_offrl.networks import onednn
 
 DATASET = "offrl/pointmaze/umaze-v0"
 REPOSITORY = Path(__file__).parent.parent
@@ -16,6 +18,12 @@ REPOSITORY = Path(__file__).parent.parent
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads() -> None:
     torch.set_num_threads(1)  # the networks of the tests are too small for more
+
+
+@pytest.fixture(autouse=True)
+def _products_as_found() -> Iterator[None]:
+    yield
+    onednn.use(rows=0)  # whoever trains or acts without a trainer leaves them to oneDNN
 
 
 @pytest.fixture(scope="session")

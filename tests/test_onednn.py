@@ -10,6 +10,7 @@ from test_contract import ALGORITHMS, BATCH_SIZE, batch, make
 from torch import Tensor, nn
 
 from lit_offrl.algorithms import OfflineAlgorithm
+from lit_offrl.cli import main
 from lit_offrl.networks import onednn
 
 pytestmark = pytest.mark.skipif(
@@ -53,8 +54,8 @@ def test_products_of_all_layouts(first: str, second: str):
         ]
 
     expected = results()
-    with onednn.products(rows=17):
-        ours = results()
+    onednn.use(rows=17)
+    ours = results()
     for one, two in zip(ours, expected, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)  # float32: sums of 24 in another order
 
@@ -63,8 +64,8 @@ def test_products_of_all_layouts(first: str, second: str):
 def test_other_types_are_left_to_pytorch(dtype: torch.dtype):
     a, b, c = (torch.randint(-4, 4, shape).to(dtype) for shape in ((5, 7), (7, 3), (3,)))
     expected = torch.mm(a, b), torch.addmm(c, a, b)
-    with onednn.products(rows=5):
-        ours = torch.mm(a, b), torch.addmm(c, a, b)
+    onednn.use(rows=5)
+    ours = torch.mm(a, b), torch.addmm(c, a, b)
     assert all(torch.equal(one, two) for one, two in zip(ours, expected, strict=True))
 
 
@@ -73,31 +74,36 @@ def test_small_and_empty_matrices(m: int, k: int, n: int, monkeypatch: pytest.Mo
     monkeypatch.setattr(onednn, "FEWEST_COLUMNS", 2)
     a, b, c = torch.randn(m, k), torch.randn(k, n), torch.randn(n)
     expected = torch.mm(a, b), torch.addmm(c, a, b)
-    with onednn.products(rows=m):
-        ours = torch.mm(a, b), torch.addmm(c, a, b)
+    onednn.use(rows=m)
+    ours = torch.mm(a, b), torch.addmm(c, a, b)
     for one, two in zip(ours, expected, strict=True):
         torch.testing.assert_close(one, two)
 
 
 def test_wrong_shapes_are_refused():
-    with onednn.products(rows=4), pytest.raises(RuntimeError):
+    onednn.use(rows=4)
+    with pytest.raises(RuntimeError):
         torch.mm(torch.randn(4, 3), torch.randn(4, 3))
 
 
-def test_afterwards_products_are_pytorchs_again():
-    a, b = torch.randn(64, 64), torch.randn(64, 64)
+def test_products_are_pytorchs_again_when_few_rows_come(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(onednn, "FEWEST_ROWS", 16)
+    a, b = torch.randn(64, 640), torch.randn(640, 64)
     before = a.mm(b)
+    for _ in range(2):
+        onednn.use(rows=16)
+        onednn.use(rows=64)
+        assert not torch.equal(a.mm(b), before)  # the order of 640 terms is another
+        onednn.use(rows=15)
+        assert torch.equal(a.mm(b), before)
 
-    def fail() -> None:
-        with onednn.products(rows=64):
-            with onednn.products(rows=64):
-                inner = a.mm(b)
-            assert torch.equal(a.mm(b), inner)
-            raise KeyError
 
-    with pytest.raises(KeyError):
-        fail()
-    assert torch.equal(a.mm(b), before)
+def test_acting_and_training_choose_by_their_rows(monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., list[str]]):
+    chosen: list[int] = []
+    monkeypatch.setattr(onednn, "use", lambda rows: chosen.append(rows))
+    assert main(tiny("--evaluation.num_envs=2", "--model.init_args.candidates=5")) == 0
+    assert chosen[-1] == 0
+    assert {8, 5, 10} <= set(chosen)  # minibatches; one and two states with five candidates
 
 
 @pytest.mark.parametrize("cls", ALGORITHMS)
@@ -107,8 +113,8 @@ def test_updates_are_the_same(cls: type[OfflineAlgorithm]):
     def gradients(rows: int) -> list[Tensor]:
         algorithm, seen = make(cls), []
         algorithm.reduce_gradients = lambda each: seen.extend(g.clone() for g in each) or each
-        with onednn.products(rows):
-            algorithm.advance(batch())
+        onednn.use(rows)
+        algorithm.advance(batch())
         return seen
 
     plain, ours = gradients(-1), gradients(BATCH_SIZE)

@@ -376,8 +376,8 @@ class OfflineAlgorithm(lightning.LightningModule):
     ) -> Tensor:
         """Return actions like `act`, row by row of the actor that is named, with the noise of that actor's stream."""
         normalised = (observations.to(self.observation_mean) - self.observation_mean) / self.observation_std
-        with onednn.products(rows=len(observations) * self.candidates):
-            actions = self.sample_each(normalised, actors, generators).clamp(-self.action_limit, self.action_limit)
+        onednn.use(rows=len(observations) * self.candidates)
+        actions = self.sample_each(normalised, actors, generators).clamp(-self.action_limit, self.action_limit)
         return self.action_center + self.action_scale * actions
 
     def predict_step(self, batch: Tensor | Batch, batch_idx: int) -> Tensor:
@@ -431,11 +431,11 @@ class OfflineAlgorithm(lightning.LightningModule):
         """Perform the updates of one block, then log the means of what they returned, with one host sync."""
         sums: dict[tuple[str, ...], Tensor] = {}  # by the names of what is summed: updates may differ in what they tell
         counts: dict[tuple[str, ...], int] = {}
-        with onednn.products(rows=block.rewards.shape[-1]):
-            for batch in block.updates():
-                names, values = self.advance(batch)
-                sums[names] = sums.get(names, 0) + values
-                counts[names] = counts.get(names, 0) + 1
+        onednn.use(rows=block.rewards.shape[-1])
+        for batch in block.updates():
+            names, values = self.advance(batch)
+            sums[names] = sums.get(names, 0) + values
+            counts[names] = counts.get(names, 0) + 1
         self._count_updates(len(block.rewards))
         means = self._block_means(sums, counts)
         for name, value in means.items():
@@ -503,6 +503,10 @@ class OfflineAlgorithm(lightning.LightningModule):
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Do nothing: the `RolloutEvaluation` callback does the work, this lets `test` run."""
+
+    def teardown(self, stage: str) -> None:
+        """Leave the process as it was found."""
+        onednn.use(rows=0)
 
     def _count_updates(self, updates: int) -> None:
         # Lightning's global_step counts calls of its own optimizer wrapper, once per optimizer. The raw optimizers

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -22,6 +20,8 @@ SWITCH = "LIT_OFFRL_ONEDNN"  # an environment variable: 0 leaves everything to P
 FEWEST_ROWS = 16
 FEWEST_COLUMNS = 8
 FEWEST_MULTIPLICATIONS = 1 << 20
+
+_library: torch.library.Library | None = None  # of the kernels in use
 
 
 @cache
@@ -35,22 +35,25 @@ def is_faster() -> bool:
     return amd and avx512 and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-@contextmanager
-def products(rows: int) -> Iterator[None]:
-    """Let the products of float32 matrices be computed by oneDNN where it is faster, in all of this process.
+def use(rows: int) -> None:
+    """Let oneDNN compute the large products of float32 matrices from now on, in all of this process, or no longer.
+
+    A switch rather than a context: memory would grow by kilobytes with each that is entered, and there is one a step.
 
     Args:
         rows: Of most products that are to come: where there are few, each would pay for the detour and none gain.
     """
-    if rows < FEWEST_ROWS or not is_faster():
-        yield
-        return
-    with torch.library._scoped_library("aten", "IMPL") as library:
+    global _library
+    wanted = rows >= FEWEST_ROWS and is_faster()
+    if wanted and _library is None:
+        _library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Warning only once for all operators")
             for name, kernel in KERNELS.items():
-                library.impl(name, kernel, "CPU")
-        yield
+                _library.impl(name, kernel, "CPU")  # type: ignore[no-untyped-call]
+    elif not wanted and _library is not None:
+        _library._destroy()  # type: ignore[no-untyped-call]
+        _library = None
 
 
 def _pays(a: Tensor, b: Tensor) -> bool:
