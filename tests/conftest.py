@@ -18,6 +18,7 @@ REPOSITORY = Path(__file__).parent.parent
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads() -> None:
     torch.set_num_threads(1)  # the networks of the tests are too small for more
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # nor may the commands that they start wait for one another
 
 
 @pytest.fixture(autouse=True)
