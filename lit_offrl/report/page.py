@@ -35,7 +35,7 @@ METHOD = (
 )
 CURVES = (
     "Evaluations during training: mean over seeds and 95% interval. Dashed: the dataset's own mean. Dotted: final "
-    "scores of actors evaluated beside the policy."
+    "scores of the behavior policies."
 )
 
 
