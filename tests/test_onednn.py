@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from test_contract import ALGORITHMS, BATCH_SIZE, batch, make
+from test_contract import ALGORITHMS, BATCH_SIZE, OBSERVATION_DIM, batch, make
 from torch import Tensor, nn
 
-from lit_offrl.algorithms import OfflineAlgorithm
+from lit_offrl.algorithms import AEPO, OfflineAlgorithm
 from lit_offrl.cli import main
 from lit_offrl.networks import onednn
 
@@ -104,6 +104,20 @@ def test_acting_and_training_choose_by_their_rows(monkeypatch: pytest.MonkeyPatc
     assert main(tiny("--evaluation.num_envs=2", "--model.init_args.candidates=5")) == 0
     assert chosen[-1] == 0
     assert {8, 5, 10} <= set(chosen)  # minibatches; one and two states with five candidates
+
+
+def test_few_rows_take_one_thread(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(onednn, "FEWEST_ROWS", 16)
+    algorithm, seen = make(AEPO), []
+    monkeypatch.setattr(algorithm, "sample_each", lambda rows, *_: seen.append(torch.get_num_threads()) or rows[:, :3])
+    torch.set_num_threads(2)
+    try:
+        for rows in (15, 16):
+            algorithm.act(torch.zeros(rows, OBSERVATION_DIM))
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert seen == [1, 2]
 
 
 @pytest.mark.parametrize("cls", ALGORITHMS)

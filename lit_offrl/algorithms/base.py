@@ -6,7 +6,7 @@ import copy
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -376,8 +376,10 @@ class OfflineAlgorithm(lightning.LightningModule):
     ) -> Tensor:
         """Return actions like `act`, row by row of the actor that is named, with the noise of that actor's stream."""
         normalised = (observations.to(self.observation_mean) - self.observation_mean) / self.observation_std
-        onednn.use(rows=len(observations) * self.candidates)
-        actions = self.sample_each(normalised, actors, generators).clamp(-self.action_limit, self.action_limit)
+        rows = len(observations) * self.candidates
+        onednn.use(rows)
+        with one_thread() if rows < onednn.FEWEST_ROWS else nullcontext():
+            actions = self.sample_each(normalised, actors, generators).clamp(-self.action_limit, self.action_limit)
         return self.action_center + self.action_scale * actions
 
     def predict_step(self, batch: Tensor | Batch, batch_idx: int) -> Tensor:
@@ -554,6 +556,17 @@ def run_eagerly(algorithm: OfflineAlgorithm, phase: Phase, batch: Batch) -> tupl
     info = phase.update(batch)
     algorithm.follow_update()
     return tuple(info), torch.stack(list(info.values()))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let operations take a single thread: for few rows others save no time, and wait for it at full load."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def check_trainer(trainer: lightning.Trainer) -> None:
