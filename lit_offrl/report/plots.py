@@ -42,16 +42,16 @@ def learning_curves(report: Report, task: Task, colors: Mapping[str, str]) -> Fi
     figure, axis = titled_figure(task.dataset)
     drawn = False
     rows = report.of(task)
-    policies = [row for row in rows if row.actor == "policy"]
     compared: dict[str, Row] = {}
     for row in rows:
         if row.actor != "policy":
             compared.setdefault(row.algorithm, row)
     for place, (algorithm, row) in enumerate(compared.items()):
-        each, once = row.name, f"dotted: {row.actor}" if place == 0 else None  # the color tells of which algorithm
-        label = each if len(compared) <= MOST_NAMED else once
+        label: str | None = row.name
+        if len(compared) > MOST_NAMED:  # one entry for all: the color tells of which algorithm
+            label = f"dotted: {row.actor}" if place == 0 else None
         axis.axhline(row.summary.mean, color=colors[algorithm], linestyle=":", linewidth=1.4, label=label)
-    for row in policies:
+    for row in (each for each in rows if each.actor == "policy"):
         color = colors[row.algorithm]
         curves = [dict(run.evaluations) for run in row.runs]
         steps = sorted(set.intersection(*(set(curve) for curve in curves)))
