@@ -33,14 +33,6 @@ def test_mish_has_the_right_derivative_in_double_precision():
     assert torch.autograd.gradcheck(Mish(), (x,))
 
 
-def test_mish_works_under_functional_transforms():
-    x = torch.linspace(-3, 3, 7)
-    per_element = torch.func.vmap(torch.func.grad(lambda v: Mish()(v).sum()))(x)
-    y = x.clone().requires_grad_()
-    nn.functional.mish(y).sum().backward()
-    torch.testing.assert_close(per_element, y.grad)
-
-
 def test_sinusoidal_embedding_by_hand():
     embedded = SinusoidalEmbedding(16)(torch.tensor([0.7]))[0]
     angles = [0.7 * 10000 ** (-k / 7) for k in range(8)]

@@ -40,7 +40,7 @@ class _State(NamedTuple):
     parameters: list[Tensor]
     means: list[Tensor]
     squares: list[Tensor]
-    steps: list[Tensor]
+    step: Tensor
 
 
 class Adam(torch.optim.Adam):
@@ -79,8 +79,10 @@ class Adam(torch.optim.Adam):
         """
         if self._cached is None:
             states = [self.state[parameter] for parameter in self.parameters]
-            means, squares, steps = ([each[name] for each in states] for name in ("exp_avg", "exp_avg_sq", "step"))
-            self._cached = _State([*self.parameters], means, squares, steps)
+            for each in states:  # one count for all: counting for each costs as much as half of the step itself
+                each["step"] = states[0]["step"]
+            means, squares = ([each[name] for each in states] for name in ("exp_avg", "exp_avg_sq"))
+            self._cached = _State([*self.parameters], means, squares, states[0]["step"])
         group = self.param_groups[0]
         step = adam if torch.compiler.is_compiling() else adam_kernel
         beta1, beta2 = group["betas"]
@@ -96,7 +98,7 @@ def adam_kernel(
     parameters: list[Tensor],
     means: list[Tensor],
     squares: list[Tensor],
-    steps: list[Tensor],
+    step: Tensor,
     gradients: list[Tensor],
     learning_rate: Tensor,
     beta1: float,
@@ -104,14 +106,14 @@ def adam_kernel(
     epsilon: float,
 ) -> None:
     """Perform a step of Adam in place, in one kernel for all parameters."""
-    torch._foreach_add_(steps, 1)
+    step += 1
     torch._fused_adam_(
         parameters,
         gradients,
         means,
         squares,
         [],
-        steps,
+        [step] * len(parameters),
         lr=learning_rate,
         beta1=beta1,
         beta2=beta2,
@@ -126,9 +128,9 @@ def adam_kernel(
 adam = torch.library.custom_op(
     "lit_offrl::adam",
     adam_kernel,
-    mutates_args=("parameters", "means", "squares", "steps"),
+    mutates_args=("parameters", "means", "squares", "step"),
     schema=(
-        "(Tensor(a!)[] parameters, Tensor(b!)[] means, Tensor(c!)[] squares, Tensor(d!)[] steps, Tensor[] gradients, "
+        "(Tensor(a!)[] parameters, Tensor(b!)[] means, Tensor(c!)[] squares, Tensor(d!) step, Tensor[] gradients, "
         "Tensor learning_rate, float beta1, float beta2, float epsilon) -> ()"
     ),
 )

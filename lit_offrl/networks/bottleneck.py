@@ -20,18 +20,15 @@ class _SiLUFunction(torch.autograd.Function):
     """SiLU and its slope, both differentiable: v = u s and v' = s + v (1 - s) with s = sigmoid(u)."""
 
     @staticmethod
-    def forward(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, u: Tensor) -> tuple[Tensor, Tensor]:
         s = torch.sigmoid(u)
         value = u * s
-        return value, torch.addcmul(s, value, 1 - s), s
+        slope = torch.addcmul(s, value, 1 - s)
+        ctx.save_for_backward(value, slope, s)
+        return value, slope
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(output[2])
-        ctx.save_for_backward(*output)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor, slope_gradient: Tensor, _: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor, slope_gradient: Tensor) -> Tensor:
         value, slope, s = ctx.saved_tensors
         curvature = torch.addcmul(2 * s, value, 1 - 2 * s).mul_(1 - s)  # v'' = (1 - s) (2 s + v (1 - 2 s))
         return torch.addcmul(gradient * slope, slope_gradient, curvature)
@@ -40,7 +37,7 @@ class _SiLUFunction(torch.autograd.Function):
 def silu_with_pullback(u: Tensor) -> tuple[Tensor, Pullback]:
     """Return SiLU(u), and the map from a gradient at it to the gradient at u."""
     if torch.is_grad_enabled():
-        value, slope, _ = _SiLUFunction.apply(u)  # type: ignore[no-untyped-call]
+        value, slope = _SiLUFunction.apply(u)  # type: ignore[no-untyped-call]
         return value, lambda gradient: gradient * slope
     return F.silu(u), lambda gradient: torch.ops.aten.silu_backward(gradient, u)
 

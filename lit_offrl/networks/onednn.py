@@ -19,7 +19,7 @@ SWITCH = "LIT_OFFRL_ONEDNN"  # an environment variable: 0 leaves everything to P
 # Below, packing a matrix and the way through Python cost more than they save.
 FEWEST_ROWS = 16
 FEWEST_COLUMNS = 8
-FEWEST_MULTIPLICATIONS = 1 << 20
+FEWEST_MULTIPLICATIONS = 1 << 19
 
 _library: torch.library.Library | None = None  # of the kernels in use
 
@@ -63,7 +63,16 @@ def _pays(a: Tensor, b: Tensor) -> bool:
 
 
 def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    result: Tensor = torch.ops.mkldnn._linear_pointwise.default(_dense(a), _dense(b).t(), bias, "none", [], "")
+    # oneDNN wants the first matrix by rows, and brings it there by one thread. Where `a` is large and by columns, as in
+    # gradients of weights, the transposed product may leave it less to move.
+    (m, k), n = a.shape, b.shape[1]
+    if bias is None and n * (k + m) < m * k and not a.is_contiguous():
+        return _linear(b.t(), a).t()
+    return _linear(a, b.t(), bias)
+
+
+def _linear(a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    result: Tensor = torch.ops.mkldnn._linear_pointwise.default(_dense(a), _dense(weight), bias, "none", [], "")
     return result
 
 
