@@ -94,18 +94,21 @@ class EDMDenoiser(nn.Module):
     def coefficients(self, sigma: Tensor) -> EDMCoefficients:
         """Return the preconditioning at `sigma`. The paper prints c_in without its square root: a misprint."""
         variance = sigma.square() + self.sigma_data**2
+        scale_in = variance.rsqrt()
         return EDMCoefficients(
             skip=self.sigma_data**2 / variance,
-            out=sigma * self.sigma_data * variance.rsqrt(),
-            scale_in=variance.rsqrt(),
+            out=sigma * self.sigma_data * scale_in,
+            scale_in=scale_in,
             noise=sigma.log() / 4,
         )
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
         """Return the denoised value of `x`, `[batch, dim]`, at noise level `sigma`, `[batch]`."""
-        c = self.coefficients(sigma)
-        raw = self.network(c.scale_in[:, None] * x, c.noise, condition)
-        denoised: Tensor = c.skip[:, None] * x + c.out[:, None] * raw
+        return self._denoised(x, self.coefficients(sigma[:, None]), condition)
+
+    def _denoised(self, x: Tensor, c: EDMCoefficients, condition: Tensor) -> Tensor:
+        raw = self.network(c.scale_in * x, c.noise.squeeze(1), condition)
+        denoised: Tensor = c.skip * x + c.out * raw
         return denoised if self.clip is None else denoised.clamp(-self.clip, self.clip)
 
     def loss(self, x: Tensor, sigma: Tensor, noise: Tensor, condition: Tensor) -> Tensor:
@@ -115,6 +118,7 @@ class EDMDenoiser(nn.Module):
         paper's alpha values belong to the mean. Nothing is detached, so that as a function of `x` it is the
         trust-region loss of Eq. 4.
         """
-        denoised = self(x + sigma[:, None] * noise, sigma, condition)
-        error: Tensor = (denoised - x) / self.coefficients(sigma).out[:, None]
+        sigma = sigma[:, None]
+        c = self.coefficients(sigma)
+        error: Tensor = (self._denoised(x + sigma * noise, c, condition) - x) / c.out
         return error.square().mean()

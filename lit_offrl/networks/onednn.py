@@ -58,16 +58,21 @@ def use(rows: int) -> None:
 
 def _pays(a: Tensor, b: Tensor) -> bool:
     (m, k), n = a.shape, b.shape[1]
-    large = m * k * n >= FEWEST_MULTIPLICATIONS and min(m, k, n) >= FEWEST_COLUMNS
-    return large and a.dtype is b.dtype is torch.float32
+    return (
+        m * k * n >= FEWEST_MULTIPLICATIONS
+        and m >= FEWEST_COLUMNS <= n
+        and k >= FEWEST_COLUMNS
+        and a.dtype is b.dtype is torch.float32
+    )
 
 
 def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    # oneDNN wants the first matrix by rows, and brings it there by one thread. Where `a` is large and by columns, as in
-    # gradients of weights, the transposed product may leave it less to move.
-    (m, k), n = a.shape, b.shape[1]
-    if bias is None and n * (k + m) < m * k and not a.is_contiguous():
-        return _linear(b.t(), a).t()
+    # oneDNN wants its first matrix by rows, and one thread brings it there. Where `a` is by columns and large, as in
+    # gradients of weights, the transposed product leaves it less to move.
+    if bias is None and not a.is_contiguous():
+        (m, k), n = a.shape, b.shape[1]
+        if n * (k + m) < m * k:
+            return _linear(b.t(), a).t()
     return _linear(a, b.t(), bias)
 
 
@@ -86,7 +91,9 @@ def _dense(matrix: Tensor) -> Tensor:
 
 
 def _mm(a: Tensor, b: Tensor) -> Tensor:
-    return _product(a, b) if _pays(a, b) else torch.bmm(a[None], b[None])[0]
+    if _pays(a, b):
+        return _product(a, b)
+    return a * b if a.shape[1] == 1 == b.shape[0] else torch.bmm(a[None], b[None])[0]
 
 
 def _addmm(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
