@@ -43,15 +43,22 @@ def test_its_state_is_torchs_and_comes_back():
     for step in range(3):
         optimizer.apply(gradients(ours, step), torch.tensor(1e-2))
     saved = copy.deepcopy(optimizer.state_dict())  # else both would step the same tensors
-    torch.optim.Adam(theirs.parameters(), lr=1e-2, fused=True).load_state_dict(saved)
-    again.load_state_dict(ours.state_dict())
+    for network in (theirs, again):
+        network.load_state_dict(ours.state_dict())
+    reference = torch.optim.Adam(theirs.parameters(), lr=1e-2, fused=True)
+    reference.load_state_dict(copy.deepcopy(saved))
+    reference.param_groups[0]["lr"] = torch.tensor(1e-2).item()
+    for parameter, gradient in zip(theirs.parameters(), gradients(theirs, 3), strict=True):
+        parameter.grad = gradient
+    reference.step()
     other = Adam(again.parameters(), 1e-2)
     other.apply(gradients(again, 99), torch.tensor(0.0))  # what it has cached must not survive
     other.load_state_dict(saved)
     for each in (optimizer, other):
         each.apply(gradients(ours, 3), torch.tensor(1e-2))
-    for a, b in zip(ours.parameters(), again.parameters(), strict=True):
+    for a, b, c in zip(ours.parameters(), again.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(a, b)
+        assert torch.equal(a, c)
 
 
 def test_the_traceable_operator_is_the_kernel():
@@ -60,10 +67,10 @@ def test_the_traceable_operator_is_the_kernel():
     for network, step in ((one, adam_kernel), (two, torch.ops.lit_offrl.adam)):
         parameters = [p.detach() for p in network.parameters()]
         moments = [[torch.zeros_like(p) for p in parameters] for _ in range(2)]
-        steps = [torch.zeros(()) for _ in parameters]
+        steps = torch.zeros(())
         for count in range(3):
             step(parameters, *moments, steps, gradients(network, count), torch.tensor(1e-2), 0.9, 0.999, 1e-8)
-        states.append([*parameters, *moments[0], *moments[1], *steps])
+        states.append([*parameters, *moments[0], *moments[1], steps])
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
     torch.library.opcheck(
         torch.ops.lit_offrl.adam.default,

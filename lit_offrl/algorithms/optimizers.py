@@ -79,14 +79,20 @@ class Adam(torch.optim.Adam):
         """
         if self._cached is None:
             states = [self.state[parameter] for parameter in self.parameters]
-            for each in states:  # one count for all: counting for each costs as much as half of the step itself
-                each["step"] = states[0]["step"]
             means, squares = ([each[name] for each in states] for name in ("exp_avg", "exp_avg_sq"))
+            # One count stands for all: to count for each parameter costs as much as half of the step itself.
             self._cached = _State([*self.parameters], means, squares, states[0]["step"])
         group = self.param_groups[0]
         step = adam if torch.compiler.is_compiling() else adam_kernel
         beta1, beta2 = group["betas"]
         step(*self._cached, gradients, learning_rate, beta1, beta2, group["eps"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, with the count of steps for each parameter."""
+        first, *others = (self.state[parameter]["step"] for parameter in self.parameters)
+        for each in others:
+            each.copy_(first)
+        return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from lit_offrl.diffusion.schedules import Level
@@ -19,19 +20,24 @@ Denoise = AtLevel  # with a prediction of x_0
 Prediction = Literal["x0", "epsilon", "score"]
 
 
+def add_scaled(x: Tensor, factor: Tensor | float, y: Tensor) -> Tensor:
+    """Return x + factor y, in one kernel: sampling for a single state is mostly the calls of kernels."""
+    return torch.addcmul(x, y, factor) if isinstance(factor, Tensor) else torch.add(x, y, alpha=factor)
+
+
 def diffuse(x0: Tensor, epsilon: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
     """Return x = alpha x_0 + sigma epsilon."""
-    return alpha * x0 + sigma * epsilon
+    return add_scaled(alpha * x0, sigma, epsilon)
 
 
 def x0_from_epsilon(x: Tensor, epsilon: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
     """Return x_0 = (x - sigma epsilon) / alpha."""
-    return (x - sigma * epsilon) / alpha
+    return add_scaled(x, -sigma, epsilon) / alpha
 
 
 def epsilon_from_x0(x: Tensor, x0: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
     """Return epsilon = (x - alpha x_0) / sigma."""
-    return (x - alpha * x0) / sigma
+    return add_scaled(x, -alpha, x0) / sigma
 
 
 def score_from_epsilon(epsilon: Tensor, sigma: Tensor | float) -> Tensor:
@@ -46,7 +52,7 @@ def epsilon_from_score(score: Tensor, sigma: Tensor | float) -> Tensor:
 
 def x0_from_score(x: Tensor, score: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
     """Return x_0 = (x + sigma^2 grad log q(x)) / alpha, Tweedie's formula."""
-    return x0_from_epsilon(x, epsilon_from_score(score, sigma), alpha, sigma)
+    return add_scaled(x, sigma**2, score) / alpha
 
 
 def score_from_x0(x: Tensor, x0: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
@@ -108,7 +114,7 @@ class EDMDenoiser(nn.Module):
 
     def _denoised(self, x: Tensor, c: EDMCoefficients, condition: Tensor) -> Tensor:
         raw = self.network(c.scale_in * x, c.noise.squeeze(1), condition)
-        denoised: Tensor = c.skip * x + c.out * raw
+        denoised = add_scaled(c.skip * x, c.out, raw)
         return denoised if self.clip is None else denoised.clamp(-self.clip, self.clip)
 
     def loss(self, x: Tensor, sigma: Tensor, noise: Tensor, condition: Tensor) -> Tensor:
@@ -120,5 +126,5 @@ class EDMDenoiser(nn.Module):
         """
         sigma = sigma[:, None]
         c = self.coefficients(sigma)
-        error: Tensor = (self._denoised(x + sigma * noise, c, condition) - x) / c.out
+        error: Tensor = (self._denoised(add_scaled(x, sigma, noise), c, condition) - x) / c.out
         return error.square().mean()

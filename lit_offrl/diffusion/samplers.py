@@ -23,7 +23,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from lit_offrl.diffusion.denoisers import Denoise, Model, as_denoiser
+from lit_offrl.diffusion.denoisers import Denoise, Model, add_scaled, as_denoiser
 from lit_offrl.diffusion.schedules import Level, Levels, edm_levels, posterior_coefficients, singlestep_orders
 
 Noise = torch.Generator | Tensor  # a generator, or the draws themselves: standard normal, `[steps, batch, dim]`
@@ -159,17 +159,17 @@ def sample_dpm_singlestep(
         h = target.half_log_snr - source.half_log_snr
         ratios = [(level.half_log_snr - source.half_log_snr) / h for level in inner]
         clean = evaluate(x, source)
-        change: Tensor | float = 0.0
+        onward = _first_order_step(x, clean, source, target)
         if len(inner) == 1:
             middle = evaluate(_first_order_step(x, clean, source, inner[0]), inner[0])
-            change = -target.alpha * _phi1(h) / 2 * (middle - clean) / ratios[0]
+            onward = add_scaled(onward, -target.alpha * _phi1(h) / 2 / ratios[0], middle - clean)
         elif len(inner) == 2:
             early, late = inner
             first = evaluate(_first_order_step(x, clean, source, early), early)
-            correction = late.alpha * _phi2(ratios[1] * h) * ratios[1] / ratios[0] * (first - clean)
-            second = evaluate(_first_order_step(x, clean, source, late) + correction, late)
-            change = target.alpha * _phi2(h) * (second - clean) / ratios[1]
-        x = _first_order_step(x, clean, source, target) + change
+            correction = late.alpha * _phi2(ratios[1] * h) * ratios[1] / ratios[0]
+            second = evaluate(add_scaled(_first_order_step(x, clean, source, late), correction, first - clean), late)
+            onward = add_scaled(onward, target.alpha * _phi2(h) / ratios[1], second - clean)
+        x = onward
         states = [*states, x] if path else [x]
     return torch.stack(states) if path else x
 
@@ -260,9 +260,9 @@ def _sample_chain(
     evaluate = _evaluator(denoise, clip)
     states = [x]
     for i, (clean, noisy, std) in enumerate(kernels):
-        x = clean * evaluate(x, levels[i]) + noisy * x
+        x = add_scaled(clean * evaluate(x, levels[i]), noisy, x)
         if noise is not None and std > 0:
-            x = x + std * noise[i]
+            x = add_scaled(x, std, noise[i])
         states = [*states, x] if path else [x]
     return torch.stack(states) if path else x
 
@@ -275,7 +275,7 @@ def _require_first_order_to_clean(levels: Levels, last_order: int) -> None:
 def _first_order_step(x: Tensor, clean: Tensor, source: Level, target: Level) -> Tensor:
     """Return the solution at `target` when x_0 stays `clean` all the way: DDIM's step."""
     h = target.half_log_snr - source.half_log_snr
-    return target.sigma / source.sigma * x - target.alpha * _phi1(h) * clean
+    return add_scaled(target.sigma / source.sigma * x, -target.alpha * _phi1(h), clean)
 
 
 # The weights that a constant, linear and quadratic x_0(lambda) have in the exact solution over a step h, up to sign.
