@@ -58,12 +58,8 @@ def use(rows: int) -> None:
 
 def _pays(a: Tensor, b: Tensor) -> bool:
     (m, k), n = a.shape, b.shape[1]
-    return (
-        m * k * n >= FEWEST_MULTIPLICATIONS
-        and m >= FEWEST_COLUMNS <= n
-        and k >= FEWEST_COLUMNS
-        and a.dtype is b.dtype is torch.float32
-    )
+    large = m * k * n >= FEWEST_MULTIPLICATIONS and min(m, k, n) >= FEWEST_COLUMNS
+    return large and a.dtype is b.dtype is torch.float32
 
 
 def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
