@@ -267,7 +267,7 @@ class DTQL(OfflineAlgorithm):
         q: Tensor = self.critic["q"](observations, actions).amin(0)
         return q
 
-    @torch.no_grad()
+    @torch.no_grad()  # torch.vmap takes no gradient through Mish
     def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
         """Q, and the trust-region loss of each action by itself at fixed noise levels (Figure 1)."""
         generator = torch.Generator(actions.device).manual_seed(0)

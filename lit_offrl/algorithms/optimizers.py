@@ -83,9 +83,9 @@ class Adam(torch.optim.Adam):
             # One count stands for all: to count for each parameter costs as much as half of the step itself.
             self._cached = _State([*self.parameters], means, squares, states[0]["step"])
         group = self.param_groups[0]
-        step = adam if torch.compiler.is_compiling() else adam_kernel
+        kernel = adam if torch.compiler.is_compiling() else adam_kernel
         beta1, beta2 = group["betas"]
-        step(*self._cached, gradients, learning_rate, beta1, beta2, group["eps"])
+        kernel(*self._cached, gradients, learning_rate, beta1, beta2, group["eps"])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, with the count of steps for each parameter."""

@@ -215,17 +215,17 @@ def sample_dpm_multistep(
         clean = evaluate(x, source)
         history = [clean, *history[: order - 1]]
         h = target.half_log_snr - source.half_log_snr
-        change: Tensor | float = 0.0
+        x = _first_order_step(x, clean, source, target)
         if orders[i] > 1:
             r0 = (source.half_log_snr - levels[i - 1].half_log_snr) / h
             d0 = (clean - history[1]) / r0
-            change = -target.alpha * _phi1(h) / 2 * d0
-        if orders[i] == 3:
+        if orders[i] == 2:
+            x = add_scaled(x, -target.alpha * _phi1(h) / 2, d0)
+        elif orders[i] == 3:
             r1 = (levels[i - 1].half_log_snr - levels[i - 2].half_log_snr) / h
             d1 = (history[1] - history[2]) / r1
             curvature = 2 * (d0 - d1) / (r0 + r1)
-            change = target.alpha * (_phi2(h) * (d0 + r0 * curvature / 2) - _phi3(h) * curvature)
-        x = _first_order_step(x, clean, source, target) + change
+            x = x + target.alpha * (_phi2(h) * (d0 + r0 * curvature / 2) - _phi3(h) * curvature)
         states = [*states, x] if path else [x]
     return torch.stack(states) if path else x
 

@@ -40,7 +40,7 @@ def _gate(s: Tensor) -> Tensor:
     return p.div_(2 - p)
 
 
-SMALL = 4096  # elements up to which, without gradients, one native call is cheaper than five of ours
+SMALL = 4096  # elements up to which, without gradients, one native call is cheaper than several of ours
 
 
 class Mish(nn.Module):

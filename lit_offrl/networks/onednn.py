@@ -87,9 +87,7 @@ def _dense(matrix: Tensor) -> Tensor:
 
 
 def _mm(a: Tensor, b: Tensor) -> Tensor:
-    if _pays(a, b):
-        return _product(a, b)
-    return a * b if a.shape[1] == 1 == b.shape[0] else torch.bmm(a[None], b[None])[0]
+    return _product(a, b) if _pays(a, b) else torch.bmm(a[None], b[None])[0]
 
 
 def _addmm(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
