@@ -82,6 +82,7 @@ SCALING_BATCHES = (64, 256, 1024, 4096, 8192)
 # Choices of an action follow one another, as in an episode: the first after a row of training would measure how caches
 # are filled, and fill them for the reference that comes next.
 ACTIONS = 10
+REST = 0.05  # seconds: threads of the row before wait at full load for a while, and would be counted to the next
 TARGETS = {
     ("DTQL", "training", "eager"): 2.0,
     ("DTQL", "training", "compiled"): 2.5,
@@ -634,6 +635,7 @@ def measure(rows: Sequence[Row], rounds: int, device: str) -> list[Result]:
     for _ in range(rounds):
         for work, result in zip(works, results, strict=True):
             onednn.use(rows=0)  # ours take it up by themselves
+            time.sleep(REST)
             started = now(device)
             lap = work()
             result.seconds.append((now(device) - started) / lap.units)
