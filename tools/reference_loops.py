@@ -29,7 +29,7 @@ from lit_offrl.networks.bottleneck import BottleneckNetwork
 from lit_offrl.networks.critics import DiffusionValue
 from lit_offrl.networks.embeddings import SinusoidalEmbedding, StepEmbedding
 from lit_offrl.networks.energy_guidance import EnergyNetwork
-from lit_offrl.networks.mlp import Mish, mlp
+from lit_offrl.networks.mlp import MLP, Mish, mlp
 from lit_offrl.networks.policies import StepDenoisingMLP
 
 Losses = dict[str, float]
@@ -82,9 +82,11 @@ class ReferenceLoop(ABC):
 
 
 def native(module: nn.Module) -> Any:
-    """Return a copy of one of our networks with PyTorch's own Mish."""
+    """Return a copy of one of our networks as PyTorch runs it, with its own Mish."""
     duplicate = copy.deepcopy(module).requires_grad_()
     for parent in list(duplicate.modules()):
+        if isinstance(parent, MLP):
+            parent.fused = False
         for name, child in parent.named_children():
             if isinstance(child, Mish):
                 setattr(parent, name, nn.Mish())
@@ -484,7 +486,7 @@ class EDALoop(VPLoop):
         super().__init__(algorithm, table, batch_size)
         self.create_graph, self.monitored = create_graph, monitored
         widths = (table.observations.shape[1], *(algorithm.hparams["critic_hidden_dim"],) * 2, table.actions.shape[1])
-        self.monitor = nn.Sequential(mlp(widths, nn.ReLU), nn.Tanh()).to(table.rewards.device)
+        self.monitor = nn.Sequential(*mlp(widths, nn.ReLU), nn.Tanh()).to(table.rewards.device)
         self.monitor_optimizer = adam(algorithm.learning_rates["critic"], self.monitor)
         self.behavior, self.policy = native(algorithm.behavior), native(algorithm.policy)
         self.frozen = native(algorithm.behavior).requires_grad_(False)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_offrl.networks.mlp import Mish, mlp
+from lit_offrl.networks.mlp import MLP, Mish, mlp
 
 
 class SinusoidalEmbedding(nn.Module):
@@ -75,7 +75,7 @@ class StepEmbedding(nn.Module):
         super().__init__()
         table = SinusoidalEmbedding(self.WIDTH)(torch.arange(steps + 1, dtype=torch.float32))
         self.register_buffer("sinusoids", table, persistent=False)
-        self.layers = nn.Sequential(*mlp((self.WIDTH, hidden, self.WIDTH)), Mish())
+        self.layers = MLP(*mlp((self.WIDTH, hidden, self.WIDTH)), Mish())
 
     def forward(self, step: Tensor) -> Tensor:
         """Map integers `[...]` to `[..., WIDTH]`."""

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_offrl import native
+
 
 class _MishFunction(torch.autograd.Function):
     """Mish and its slope by one sigmoid and rational arithmetic, in the memory of two results and one more.
@@ -61,12 +63,51 @@ class Mish(nn.Module):
         return output
 
 
+class MLP(nn.Sequential):
+    """Linear layers with one activation between them, maybe with LayerNorm before it; other modules before and after.
+
+    On a CPU everything from the first linear layer to the last is one kernel, forward and backward, if there are
+    kernels for it (`lit_offrl.native`).
+    """
+
+    def __init__(self, *modules: nn.Module) -> None:
+        super().__init__(*modules)
+        linear = [i for i, module in enumerate(self) if isinstance(module, nn.Linear)]
+        self.first, self.end = linear[0], linear[-1] + 1
+        between = [type(module).__name__ for module in list(self)[self.first : self.end]]
+        self.norm = "LayerNorm" in between
+        kinds = {*between} - {"Linear", "LayerNorm"}
+        self.activation = kinds.pop() if kinds else ""
+        self.fused = self.activation in native.ACTIVATIONS
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[..., width]` to `[..., width of the last layer]`."""
+        return self._run(x, 0)
+
+    def after_first(self, hidden: Tensor) -> Tensor:
+        """Return the output where that of the first linear layer is `hidden`, `[..., width]`."""
+        return self._run(hidden, self.first + 1)
+
+    def _run(self, x: Tensor, start: int) -> Tensor:
+        modules = [*self._modules.values()]
+        if self.fused and native.take(x):
+            for module in modules[start : self.first]:
+                x = module(x)
+            start = max(start, self.first)
+            parameters = [each for module in modules[start : self.end] for each in module._parameters.values()]
+            x = torch.ops.lit_offrl_native.mlp(x, parameters, self.activation, self.norm, start > self.first, EPSILON)
+            start = self.end
+        for module in modules[start:]:
+            x = module(x)
+        return x
+
+
 def mlp(
     widths: Sequence[int],
     activation: Callable[[], nn.Module] = Mish,
     *,
     layer_norm: bool = False,
-) -> nn.Sequential:
+) -> MLP:
     """Build linear layers `widths[0] -> ... -> widths[-1]` with `activation` between them (none after the last).
 
     Args:
@@ -81,9 +122,10 @@ def mlp(
             if layer_norm:
                 layers.append(nn.LayerNorm(width_out))
             layers.append(activation())
-    return nn.Sequential(*layers)
+    return MLP(*layers)
 
 
+EPSILON = 1e-5  # of LayerNorm, PyTorch's default
 FEW_ROWS = 64  # up to which one product of everything costs less than the calls of several
 
 
@@ -98,7 +140,7 @@ def side_by_side(*inputs: Tensor) -> tuple[Tensor, ...]:
     return (torch.cat(inputs, dim=-1),) if len(inputs) > 1 else inputs
 
 
-def forward_blocks(layers: nn.Module, *inputs: Tensor) -> Tensor:
+def forward_blocks(layers: MLP, *inputs: Tensor) -> Tensor:
     """Return `layers(cat(inputs))` for inputs `[..., width]` whose leading dimensions broadcast.
 
     Where they differ, e.g. one observation `[batch, 1, width]` for many actions `[batch, samples, width]`, the first
@@ -108,12 +150,11 @@ def forward_blocks(layers: nn.Module, *inputs: Tensor) -> Tensor:
     if len(inputs) == 1:
         output: Tensor = layers(*inputs)
     else:
-        assert isinstance(layers, nn.Sequential)
         first = layers[0]
         assert isinstance(first, nn.Linear)
         weights = torch.split(first.weight, [each.shape[-1] for each in inputs], dim=1)
         products = [F.linear(each, weight) for each, weight in zip(inputs, weights, strict=True)]
-        output = layers[1:](reduce(torch.add, sorted([*products, first.bias], key=Tensor.numel)))  # small ones first
+        output = layers.after_first(reduce(torch.add, sorted([*products, first.bias], key=Tensor.numel)))  # small ones first
     return output
 
 

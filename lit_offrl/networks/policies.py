@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lit_offrl.networks.at_observations import AtObservations
 from lit_offrl.networks.embeddings import SinusoidalEmbedding, StepEmbedding
-from lit_offrl.networks.mlp import affine, forward_blocks, mlp, orthogonal_
+from lit_offrl.networks.mlp import MLP, affine, forward_blocks, mlp, orthogonal_
 
 
 class DiffusionMLP(nn.Module):
@@ -31,7 +31,7 @@ class DiffusionMLP(nn.Module):
 
     def __init__(self, observation_dim: int, action_dim: int, hidden_dim: int = 256, embedding_dim: int = 16) -> None:
         super().__init__()
-        self.embedding = nn.Sequential(
+        self.embedding = MLP(
             SinusoidalEmbedding(embedding_dim), *mlp((embedding_dim, 2 * embedding_dim, embedding_dim))
         )
         self.mix = nn.Linear(action_dim + observation_dim + embedding_dim, hidden_dim)
@@ -48,8 +48,7 @@ class DiffusionMLP(nn.Module):
             hidden = F.linear(inputs, weight, bias)
         else:
             hidden = first(self.mix(inputs))
-        output: Tensor = self.layers[1:](hidden)
-        return output
+        return self.layers.after_first(hidden)
 
 
 class StepDenoisingMLP(nn.Module):
