@@ -267,18 +267,18 @@ class DTQL(OfflineAlgorithm):
         q: Tensor = self.critic["q"](observations, actions).amin(0)
         return q
 
-    @torch.no_grad()  # torch.vmap takes no gradient through Mish
+    @torch.no_grad()
     def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
         """Q, and the trust-region loss of each action by itself at fixed noise levels (Figure 1)."""
         generator = torch.Generator(actions.device).manual_seed(0)
         noise = torch.randn(FIGURE_NOISES, self.action_dim, generator=generator, device=actions.device)
         maps = {"min Q": self.value_of(observations, actions)}
-        # The loss is a mean over its batch: mapped over actions, with a batch of noises for each.
-        losses = torch.vmap(self.behavior.loss, in_dims=(0, None, None, 0))
-        x, s = (each[:, None].expand(-1, FIGURE_NOISES, -1) for each in (actions, observations))
+        x, s = (each.repeat_interleave(FIGURE_NOISES, 0) for each in (actions, observations))
         for scale in FIGURE_SIGMAS:
-            sigma = x.new_full((FIGURE_NOISES,), scale * self.behavior.sigma_data)
-            maps[rf"$L_{{TR}}$ at $\sigma = {scale:g}\,\sigma_{{data}}$"] = losses(x, sigma, noise, s)
+            sigma = x.new_full((len(x),), scale * self.behavior.sigma_data)
+            errors = self.behavior.errors(x, sigma, noise.repeat(len(actions), 1), s)
+            loss = errors.view(len(actions), -1).mean(1)  # over the noises, the same for every action
+            maps[rf"$L_{{TR}}$ at $\sigma = {scale:g}\,\sigma_{{data}}$"] = loss
         return maps
 
 

@@ -124,7 +124,11 @@ class EDMDenoiser(nn.Module):
         paper's alpha values belong to the mean. Nothing is detached, so that as a function of `x` it is the
         trust-region loss of Eq. 4.
         """
+        return self.errors(x, sigma, noise, condition).mean()
+
+    def errors(self, x: Tensor, sigma: Tensor, noise: Tensor, condition: Tensor) -> Tensor:
+        """Return what `loss` is the mean of, `[batch, dim]`."""
         sigma = sigma[:, None]
         c = self.coefficients(sigma)
         error: Tensor = (self._denoised(add_scaled(x, sigma, noise), c, condition) - x) / c.out
-        return error.square().mean()
+        return error.square()

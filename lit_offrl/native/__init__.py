@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -32,27 +31,29 @@ FLAGS = (
 
 
 def take(x: Tensor) -> bool:
-    """Return whether the kernels can have `x`: float32 on the CPU, and neither traced nor under autocast."""
-    return (
-        x.dtype is torch.float32
-        and x.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
-        and available()
-    )
+    """Return whether the kernels can have `x`: float32 on the CPU, not under autocast."""
+    return x.dtype is torch.float32 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and available()
 
 
-@cache
+_found: bool | None = None  # not `functools.cache`, which torch.compile does not see as a constant
+
+
 def available() -> bool:
     """Load the kernels, compiled before or now, and return whether they are there."""
+    global _found
+    if _found is None:
+        _found = _load()
+    return _found
+
+
+def _load() -> bool:
     if os.environ.get(SWITCH) == "0" or not sys.platform.startswith("linux"):
         return False
     compiler = os.environ.get("CXX", "c++")
     try:
         library = compiled(compiler)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Warning only once for all operators")  # that some are overridden
-            torch.ops.load_library(str(library))
+        torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
+        import lit_offrl.native.shapes  # noqa: F401 (it describes what has been loaded)
     except (OSError, subprocess.CalledProcessError) as error:
         output = getattr(error, "stderr", None)
         reason = output.strip().splitlines()[0] if output else str(error)

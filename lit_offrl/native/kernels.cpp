@@ -2,6 +2,7 @@
 //
 //   aten::mm, addmm         by oneDNN where `use_onednn` says so, else PyTorch's own
 //   mlp                     a multi-layer perceptron with its first derivative
+//   feature_block           a block of a noise network, without a graph
 //   bottleneck_gradient     df/da of a bottleneck network (EDA, Eq. 9) for few rows, without a graph
 //
 // Tensors are float32, matrices are stored by rows; the Python side sees to both.
@@ -17,6 +18,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -210,47 +212,53 @@ Tensor activate(const Tensor& u, bool ours, const Tensor* scale, const Tensor* s
   return value;
 }
 
-// From the gradient at the value to that at u, in place; and the sums over rows that are gradients of parameters:
-// of the bias before u, and of scale and shift. Each sum is [width].
+// Sums over rows that are gradients of parameters, [width] each: of the bias before u, of a norm's scale and shift.
 struct Sums {
   Tensor bias, scale, shift;
 };
 
-Sums activate_backward(Tensor& gradient, const Memory& memory, const Tensor* scale) {
-  const int64_t rows = gradient.size(0), width = gradient.size(1);
+// From the gradient at the value to that at u, in place, and the sums if they are `wanted`.
+Sums activate_backward(Tensor& gradient, const Memory& memory, const Tensor* scale, bool wanted) {
+  const int64_t rows = gradient.size(0), width = gradient.size(1), parts = chunks(rows, width);
   const bool norm = scale != nullptr;
-  const int64_t parts = chunks(rows, width);
-  const Tensor sums = at::zeros({parts, norm ? 3 : 1, width}, gradient.options());
-  float *g = gradient.mutable_data_ptr<float>(), *sum = sums.mutable_data_ptr<float>();
-  const float *slope = memory.slope.const_data_ptr<float>(), *w = norm ? scale->const_data_ptr<float>() : nullptr,
+  Sums sums;
+  const auto begin_sum = [&](Tensor& sum) { return (sum = at::zeros({parts, width}, gradient.options())).data_ptr<float>(); };
+  float *biases = wanted ? begin_sum(sums.bias) : nullptr, *scales = wanted && norm ? begin_sum(sums.scale) : nullptr,
+        *shifts = wanted && norm ? begin_sum(sums.shift) : nullptr;
+  float* gradients = gradient.mutable_data_ptr<float>();
+  const float *slopes = memory.slope.const_data_ptr<float>(), *w = norm ? scale->const_data_ptr<float>() : nullptr,
               *normalised = norm ? memory.normalised.const_data_ptr<float>() : nullptr,
               *rstd = norm ? memory.rstd.const_data_ptr<float>() : nullptr;
 
   each_chunk(parts, rows, [&](int64_t part, int64_t begin, int64_t end) {
-    float* bias = sum + part * (norm ? 3 : 1) * width;
+    float *bias = biases + part * width, *by_scale = scales + part * width, *by_shift = shifts + part * width;
     for (int64_t row = begin; row < end; ++row) {
-      float* x = g + row * width;
-      const float* d = slope + row * width;
-      if (!norm) {
+      float* g = gradients + row * width;
+      const float* slope = slopes + row * width;
 #pragma omp simd
-        for (int64_t i = 0; i < width; ++i) bias[i] += (x[i] *= d[i]);
-        continue;
-      }
-      float *scales = bias + width, *shifts = scales + width, mean = 0, along = 0;
-      const float* h = normalised + row * width;
+      for (int64_t i = 0; i < width; ++i) g[i] *= slope[i];
+      if (norm) {
+        const float* h = normalised + row * width;
+        if (wanted) {
+#pragma omp simd
+          for (int64_t i = 0; i < width; ++i) by_scale[i] += g[i] * h[i], by_shift[i] += g[i];
+        }
+        float mean = 0, along = 0;
 #pragma omp simd reduction(+ : mean, along)
-      for (int64_t i = 0; i < width; ++i) {
-        const float y = x[i] * d[i], z = y * w[i];
-        scales[i] += y * h[i], shifts[i] += y, x[i] = z;
-        mean += z, along += z * h[i];
-      }
-      mean /= width, along /= width;
+        for (int64_t i = 0; i < width; ++i) mean += g[i] * w[i], along += g[i] * w[i] * h[i];
+        mean /= width, along /= width;
 #pragma omp simd
-      for (int64_t i = 0; i < width; ++i) bias[i] += (x[i] = rstd[row] * (x[i] - mean - h[i] * along));
+        for (int64_t i = 0; i < width; ++i) g[i] = rstd[row] * (g[i] * w[i] - mean - h[i] * along);
+      }
+      if (wanted) {
+#pragma omp simd
+        for (int64_t i = 0; i < width; ++i) bias[i] += g[i];
+      }
     }
   });
-  const Tensor total = parts == 1 ? sums[0] : sums.sum(0);
-  return norm ? Sums{total[0], total[1], total[2]} : Sums{total[0], {}, {}};
+  for (Tensor* sum : {&sums.bias, &sums.scale, &sums.shift})
+    if (sum->defined()) *sum = parts == 1 ? sum->view({width}) : sum->sum(0);
+  return sums;
 }
 
 using Activate = Tensor (*)(const Tensor&, bool, const Tensor*, const Tensor*, double, Memory*);
@@ -277,26 +285,6 @@ struct Layout {
   int64_t weight(int64_t layer) const { return norm ? scale(layer) + 2 : 2 * layer; }
 };
 
-Tensor run(const Tensor& x, TensorList parameters, Layout layout, Activate activate, double eps,
-           std::vector<Tensor>* inputs, std::vector<Memory>* memories) {
-  Tensor hidden = x;
-  const int64_t layers = layout.layers(parameters.size());
-  for (int64_t layer = 0; layer < layers; ++layer) {
-    if (layout.active(layer)) {
-      Memory memory;
-      const bool norm = layout.norm;
-      const int64_t scale = layout.scale(layer);
-      hidden = activate(hidden, layer > 0, norm ? &parameters[scale] : nullptr, norm ? &parameters[scale + 1] : nullptr,
-                        eps, memories ? &memory : nullptr);
-      if (memories) memories->push_back(memory);
-    }
-    if (inputs) inputs->push_back(hidden);
-    const int64_t weight = layout.weight(layer);
-    hidden = linear(hidden, parameters[weight], parameters[weight + 1]);
-  }
-  return hidden;
-}
-
 Tensor rows_of(const Tensor& x) { return x.reshape({-1, x.size(-1)}).contiguous(); }
 
 Tensor like_rows(const Tensor& y, const Tensor& x) {
@@ -305,62 +293,277 @@ Tensor like_rows(const Tensor& y, const Tensor& x) {
   return y.view(shape);
 }
 
-Tensor mlp_forward(const Tensor& x, TensorList parameters, std::string_view activation, bool norm, bool activated,
-                   double eps) {
-  return like_rows(run(rows_of(x), parameters, {norm, activated}, activation_of(activation), eps, nullptr, nullptr), x);
+// The output at rows `x`; `remember` is given the input of each layer, and the memory of an activation before it.
+template <class F>
+Tensor run(const Tensor& x, TensorList parameters, Activate activate, Layout layout, double eps, const F* remember) {
+  Tensor hidden = x;
+  for (int64_t layer = 0; layer < layout.layers(parameters.size()); ++layer) {
+    Memory memory;
+    if (layout.active(layer)) {
+      const Tensor* scale = layout.norm ? &parameters[layout.scale(layer)] : nullptr;
+      hidden = activate(hidden, layer > 0, scale, scale ? scale + 1 : nullptr, eps, remember ? &memory : nullptr);
+    }
+    if (remember) (*remember)(hidden, memory);
+    const int64_t weight = layout.weight(layer);
+    hidden = linear(hidden, parameters[weight], parameters[weight + 1]);
+  }
+  return hidden;
 }
 
+Tensor mlp(const Tensor& x, TensorList parameters, std::string_view activation, bool norm, bool activated, double eps) {
+  using Nothing = void (*)(const Tensor&, const Memory&);
+  const Nothing* none = nullptr;
+  return like_rows(run(rows_of(x), parameters, activation_of(activation), {norm, activated}, eps, none), x);
+}
+
+// The output, and what the way back needs beside input and parameters: of each activation the slope, its value and,
+// where it follows a norm, the normalised input and the reciprocal standard deviations.
+std::tuple<Tensor, std::vector<Tensor>> mlp_forward(const Tensor& x, TensorList parameters, std::string_view activation,
+                                                    bool norm, bool activated, double eps) {
+  std::vector<Tensor> memories;
+  const auto remember = [&](const Tensor& value, const Memory& memory) {
+    if (!memory.slope.defined()) return;
+    memories.insert(memories.end(), {memory.slope, value});
+    if (norm) memories.insert(memories.end(), {memory.normalised, memory.rstd});
+  };
+  const Tensor y = run(rows_of(x), parameters, activation_of(activation), {norm, activated}, eps, &remember);
+  return {like_rows(y, x), memories};
+}
+
+// The gradients that are `needed`: of the input, number 0, and of the parameters, from number 1 on.
+std::vector<Tensor> mlp_backward(const Tensor& output_gradient, const Optional& x, TensorList parameters,
+                                 TensorList memories, at::IntArrayRef needed, bool norm) {
+  const Layout layout{norm, !x};
+  std::vector<Tensor> gradients(1 + parameters.size());
+  const auto wanted = [&](int64_t i) { return std::find(needed.begin(), needed.end(), i) != needed.end(); };
+  const bool any = std::any_of(needed.begin(), needed.end(), [](int64_t i) { return i > 0; });
+  Tensor gradient = rows_of(output_gradient), bias_gradient;
+  int64_t memory = memories.size();
+  for (int64_t layer = layout.layers(parameters.size()) - 1; layer >= 0; --layer) {
+    const bool active = layout.active(layer);
+    if (active) memory -= norm ? 4 : 2;
+    const int64_t weight = layout.weight(layer);
+    if (wanted(1 + weight)) gradients[1 + weight] = product(gradient.t(), active ? memories[memory + 1] : rows_of(*x));
+    if (wanted(2 + weight)) gradients[2 + weight] = bias_gradient.defined() ? bias_gradient : gradient.sum(0);
+    if (active || wanted(0)) gradient = product(gradient, parameters[weight]).contiguous();
+    if (!active) break;
+    const int64_t scale = layout.scale(layer);
+    const Memory kept{norm ? memories[memory + 2] : Tensor(), memories[memory], norm ? memories[memory + 3] : Tensor()};
+    const Sums sums = activate_backward(gradient, kept, norm ? &parameters[scale] : nullptr, any);
+    bias_gradient = sums.bias;
+    if (norm) gradients[1 + scale] = sums.scale, gradients[2 + scale] = sums.shift;
+  }
+  gradients[0] = like_rows(gradient, output_gradient);
+  std::vector<Tensor> result;
+  for (const int64_t i : needed) result.push_back(gradients[i].contiguous());
+  return result;
+}
+
+// Both through the dispatcher, so that they can be traced, counted and profiled.
 struct MlpFunction : torch::autograd::Function<MlpFunction> {
   static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& x, TensorList parameters,
                         std::string_view activation, bool norm, bool activated, double eps) {
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("lit_offrl_native::mlp_forward", "")
+                               .typed<decltype(mlp_forward)>();
     const at::AutoDispatchBelowADInplaceOrView guard;
-    std::vector<Tensor> saved;
-    std::vector<Memory> memories;
-    const Tensor y = run(rows_of(x), parameters, {norm, activated}, activation_of(activation), eps, &saved, &memories);
-    for (const auto& memory : memories) saved.insert(saved.end(), {memory.normalised, memory.slope, memory.rstd});
+    auto [y, saved] = op.call(x, parameters, activation, norm, activated, eps);
     saved.insert(saved.end(), parameters.begin(), parameters.end());
+    if (!activated) saved.push_back(x);
     ctx->save_for_backward(std::move(saved));
     ctx->saved_data["norm"] = norm, ctx->saved_data["activated"] = activated;
-    ctx->saved_data["parameters"] = static_cast<int64_t>(parameters.size()), ctx->saved_data["shape"] = x.sizes();
-    return like_rows(y, x);
+    ctx->saved_data["parameters"] = static_cast<int64_t>(parameters.size());
+    return y;
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  const torch::autograd::variable_list& outputs) {
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    const auto saved = ctx->get_saved_variables();
-    const Layout layout{ctx->saved_data["norm"].toBool(), ctx->saved_data["activated"].toBool()};
-    const int64_t count = ctx->saved_data["parameters"].toInt(), layers = layout.layers(count);
-    const auto parameter = saved.end() - count;
-    const auto needed = [&](int64_t i) { return ctx->needs_input_grad(1 + i); };
-    torch::autograd::variable_list gradients(1 + count + 4);
-
-    Tensor gradient = rows_of(outputs[0]);
-    Tensor bias_gradient;  // of the layer at hand, where the layer above has made it
-    for (int64_t layer = layers - 1; layer >= 0; --layer) {
-      const int64_t weight = layout.weight(layer);
-      if (needed(weight)) gradients[1 + weight] = product(gradient.t(), saved[layer]);
-      if (needed(weight + 1)) gradients[2 + weight] = bias_gradient.defined() ? bias_gradient : gradient.sum(0);
-      if (!layout.active(layer)) {
-        if (ctx->needs_input_grad(0)) gradients[0] = product(gradient, parameter[weight]);
-        break;
-      }
-      gradient = product(gradient, parameter[weight]).contiguous();
-      const int64_t memory = layers + 3 * (layer - (layout.activated ? 0 : 1)), scale = layout.scale(layer);
-      const Sums sums = activate_backward(gradient, {saved[memory], saved[memory + 1], saved[memory + 2]},
-                                          layout.norm ? &parameter[scale] : nullptr);
-      bias_gradient = sums.bias;
-      if (layout.norm && needed(scale)) gradients[1 + scale] = sums.scale, gradients[2 + scale] = sums.shift;
-      if (layer == 0) gradients[0] = gradient;
-    }
-    if (gradients[0].defined()) gradients[0] = gradients[0].view(ctx->saved_data["shape"].toIntVector());
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("lit_offrl_native::mlp_backward", "")
+                               .typed<decltype(mlp_backward)>();
+    auto saved = ctx->get_saved_variables();
+    Optional x;
+    if (!ctx->saved_data["activated"].toBool()) x = saved.back(), saved.pop_back();
+    const TensorList all(saved);
+    const int64_t count = ctx->saved_data["parameters"].toInt(), memories = all.size() - count;
+    std::vector<int64_t> needed;
+    for (int64_t i = 0; i <= count; ++i)
+      if (ctx->needs_input_grad(i)) needed.push_back(i);
+    const auto found = op.call(outputs[0], x, all.slice(memories), all.slice(0, memories), needed,
+                               ctx->saved_data["norm"].toBool());
+    torch::autograd::variable_list gradients(1 + count + 4);  // and for each argument that is not a tensor
+    for (size_t i = 0; i < needed.size(); ++i) gradients[needed[i]] = found[i];
     return gradients;
   }
 };
 
 Tensor mlp_autograd(const Tensor& x, TensorList parameters, std::string_view activation, bool norm, bool activated,
                     double eps) {
+  static const auto plain =
+      c10::Dispatcher::singleton().findSchemaOrThrow("lit_offrl_native::mlp", "").typed<decltype(mlp)>();
+  if (!at::GradMode::is_enabled()) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return plain.call(x, parameters, activation, norm, activated, eps);
+  }
   return MlpFunction::apply(x, parameters, activation, norm, activated, eps);
+}
+
+// ---------------------------------------------------------------- blocks of a noise network
+
+// SiLU(second(SiLU(first(x)) + shift)) + skip(x), without a graph; `parameters` has weight and bias of first, second and,
+// unless it is the identity, skip. `shift` broadcasts.
+Tensor feature_block(const Tensor& x, const Tensor& shift, TensorList parameters) {
+  const auto silu = [](const Tensor& u) { return activate<SiLU>(u, true, nullptr, nullptr, 0, nullptr); };
+  const Tensor rows = rows_of(x);
+  Tensor hidden = silu(linear(rows, parameters[0], parameters[1]));
+  like_rows(hidden, x).add_(shift);
+  hidden = silu(linear(hidden, parameters[2], parameters[3]));
+  return like_rows(hidden.add_(parameters.size() > 4 ? linear(rows, parameters[4], parameters[5]) : rows), x);
+}
+
+// ---------------------------------------------------------------- the gradient of a bottleneck network
+
+constexpr int LANES = 16;
+typedef float Vector __attribute__((vector_size(4 * LANES)));
+
+inline Vector load(const float* from) {
+  Vector vector;
+  std::memcpy(&vector, from, sizeof vector);
+  return vector;
+}
+
+inline float total(const Vector& vector) {
+  const auto half = __builtin_shufflevector(vector, vector, 0, 1, 2, 3, 4, 5, 6, 7) +
+                    __builtin_shufflevector(vector, vector, 8, 9, 10, 11, 12, 13, 14, 15);
+  const auto quarter = __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
+  return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
+}
+
+// out += x w^T for M rows of x and N of w, `width` numbers each.
+template <int M, int N>
+void add_tile(const float* x, const float* w, int64_t width, float* out, int64_t stride) {
+  Vector sums[M][N] = {};
+  int64_t k = 0;
+  for (; k + LANES <= width; k += LANES) {
+    Vector rows[M];
+    for (int m = 0; m < M; ++m) rows[m] = load(x + m * width + k);
+    for (int n = 0; n < N; ++n) {
+      const Vector weights = load(w + n * width + k);
+      for (int m = 0; m < M; ++m) sums[m][n] += rows[m] * weights;
+    }
+  }
+  for (int m = 0; m < M; ++m) {
+    for (int n = 0; n < N; ++n) {
+      float sum = total(sums[m][n]);
+      for (int64_t rest = k; rest < width; ++rest) sum += x[m * width + rest] * w[n * width + rest];
+      out[m * stride + n] += sum;
+    }
+  }
+}
+
+template <int N>
+void add_tiles(const float* x, int64_t rows, const float* w, int64_t width, float* out, int64_t stride) {
+  int64_t m = 0;
+  for (; m + 4 <= rows; m += 4) add_tile<4, N>(x + m * width, w, width, out + m * stride, stride);
+  if (rows - m == 3) add_tile<3, N>(x + m * width, w, width, out + m * stride, stride);
+  if (rows - m == 2) add_tile<2, N>(x + m * width, w, width, out + m * stride, stride);
+  if (rows - m == 1) add_tile<1, N>(x + m * width, w, width, out + m * stride, stride);
+}
+
+// out[rows, n] += x[rows, k] w[n, k]^T. With few rows most of the time is that of reading w, once.
+void add_product(const float* x, int64_t rows, const Tensor& weight, float* out) {
+  const float* w = weight.const_data_ptr<float>();
+  const int64_t columns = weight.size(0), width = weight.size(1);
+  int64_t n = 0;
+  for (; n + 4 <= columns; n += 4) add_tiles<4>(x, rows, w + n * width, width, out + n, columns);
+  for (; n < columns; ++n) add_tiles<1>(x, rows, w + n * width, width, out + n, columns);
+}
+
+inline float dot(const float* x, const float* y, int64_t width) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < width; ++i) sum += x[i] * y[i];
+  return sum;
+}
+
+// df/da, [..., action_dim], at actions of that shape, where the first hidden layer is shift + action_map a, [..., width].
+// Derivatives in all dimensions of the action go forward beside the values: the weights, most of what is to be read,
+// serve all of them at once and are not read again on a way back. `blocks` has the weight and the bias of norm, expand
+// and contract, block by block.
+Tensor bottleneck_gradient(const Tensor& actions, const Tensor& shift, const Tensor& action_map, const Tensor& head,
+                           TensorList blocks, double eps) {
+  const int64_t width = action_map.size(0), dimensions = action_map.size(1), group = 1 + dimensions;
+  const int64_t rows = actions.numel() / dimensions, inside = blocks[2].size(0);
+  auto shape = actions.sizes().vec();
+  shape.back() = width;
+  const Tensor shifts = shift.expand(shape).contiguous(), inputs = actions.contiguous();
+  // Groups of a value and its derivatives, one for each row.
+  std::vector<float> states(rows * group * width), normalised(rows * group * width), inner(rows * group * inside);
+  for (int64_t row = 0; row < rows; ++row) {
+    float* state = states.data() + row * group * width;
+    const float *a = inputs.const_data_ptr<float>() + row * dimensions, *map = action_map.const_data_ptr<float>();
+    std::copy_n(shifts.const_data_ptr<float>() + row * width, width, state);
+    for (int64_t i = 0; i < width; ++i) {
+      for (int64_t j = 0; j < dimensions; ++j, ++map) state[i] += a[j] * *map, state[(1 + j) * width + i] = *map;
+    }
+  }
+
+  for (size_t block = 0; block < blocks.size(); block += 6) {
+    const Tensor &expand = blocks[block + 2], &contract = blocks[block + 4];
+    const float *scale = blocks[block].const_data_ptr<float>(), *shift = blocks[block + 1].const_data_ptr<float>(),
+                *expand_bias = blocks[block + 3].const_data_ptr<float>(),
+                *contract_bias = blocks[block + 5].const_data_ptr<float>();
+    for (int64_t row = 0; row < rows; ++row) {
+      const float* x = states.data() + row * group * width;
+      float* y = normalised.data() + row * group * width;
+      float mean = 0, square = 0;
+#pragma omp simd reduction(+ : mean)
+      for (int64_t i = 0; i < width; ++i) mean += x[i];
+      mean /= width;
+#pragma omp simd reduction(+ : square)
+      for (int64_t i = 0; i < width; ++i) square += (x[i] - mean) * (x[i] - mean);
+      const float reciprocal = 1 / std::sqrt(square / width + static_cast<float>(eps));
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) y[i] = (x[i] - mean) * reciprocal;
+      for (int64_t j = 1; j < group; ++j) {
+        const float* t = x + j * width;
+        float* d = y + j * width;
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = 0; i < width; ++i) sum += t[i];
+        const float average = sum / width, along = dot(t, y, width) / width;
+#pragma omp simd
+        for (int64_t i = 0; i < width; ++i) d[i] = reciprocal * (t[i] - average - y[i] * along) * scale[i];
+      }
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) y[i] = y[i] * scale[i] + shift[i];
+    }
+    std::fill(inner.begin(), inner.end(), 0.0f);
+    add_product(normalised.data(), rows * group, expand, inner.data());
+    for (int64_t row = 0; row < rows; ++row) {
+      float* u = inner.data() + row * group * inside;
+#pragma omp simd
+      for (int64_t i = 0; i < inside; ++i) {
+        const Point point = SiLU::at(u[i] + expand_bias[i]);
+        u[i] = point.value;
+        for (int64_t j = 1; j < group; ++j) u[j * inside + i] *= point.slope;
+      }
+      float* x = states.data() + row * group * width;
+      for (int64_t i = 0; i < width; ++i) x[i] += contract_bias[i];
+    }
+    add_product(inner.data(), rows * group, contract, states.data());
+  }
+
+  const Tensor gradients = at::empty_like(inputs);
+  std::vector<float> slopes(width);
+  for (int64_t row = 0; row < rows; ++row) {
+    const float* x = states.data() + row * group * width;
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) slopes[i] = head.const_data_ptr<float>()[i] * SiLU::at(x[i]).slope;
+    for (int64_t j = 0; j < dimensions; ++j)
+      gradients.mutable_data_ptr<float>()[row * dimensions + j] = dot(slopes.data(), x + (1 + j) * width, width);
+  }
+  return gradients;
 }
 
 }  // namespace
@@ -368,13 +571,35 @@ Tensor mlp_autograd(const Tensor& x, TensorList parameters, std::string_view act
 TORCH_LIBRARY(lit_offrl_native, m) {
   m.def("use_onednn(bool use, int fewest_columns, int fewest_multiplications) -> ()", use_onednn);
   m.def("mlp(Tensor x, Tensor[] parameters, str activation, bool norm, bool activated, float eps) -> Tensor");
+  m.def(
+      "mlp_forward(Tensor x, Tensor[] parameters, str activation, bool norm, bool activated, float eps) "
+      "-> (Tensor, Tensor[])");
+  m.def(
+      "mlp_backward(Tensor gradient, Tensor? x, Tensor[] parameters, Tensor[] memories, int[] needed, bool norm) "
+      "-> Tensor[]");
+  m.def("feature_block(Tensor x, Tensor shift, Tensor[] parameters) -> Tensor");
+  m.def(
+      "bottleneck_gradient(Tensor actions, Tensor shift, Tensor action_map, Tensor head, Tensor[] blocks, float eps) "
+      "-> Tensor");
 }
 
-TORCH_LIBRARY_IMPL(lit_offrl_native, CPU, m) { m.impl("mlp", mlp_forward); }
+TORCH_LIBRARY_IMPL(lit_offrl_native, CPU, m) {
+  m.impl("mlp", mlp);
+  m.impl("mlp_forward", mlp_forward);
+  m.impl("mlp_backward", mlp_backward);
+  m.impl("feature_block", feature_block);
+  m.impl("bottleneck_gradient", bottleneck_gradient);
+}
 
 TORCH_LIBRARY_IMPL(lit_offrl_native, AutogradCPU, m) { m.impl("mlp", mlp_autograd); }
 
+struct Silence : c10::WarningHandler {
+  void process(const c10::Warning&) override {}
+};
+
 TORCH_LIBRARY_IMPL(aten, CPU, m) {
+  Silence silence;  // that these take the places of PyTorch's own is intended
+  const c10::WarningUtils::WarningHandlerGuard guard(&silence);
   m.impl("mm", product);
   m.impl("mm.out", product_out);
   m.impl("addmm", product_plus);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -10,8 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_offrl import native
 from lit_offrl.networks.at_observations import AtObservations
 from lit_offrl.networks.embeddings import FourierEmbedding
+from lit_offrl.networks.mlp import EPSILON
+
+FORWARD_ROWS, FORWARD_DIMENSIONS = 4, 5  # up to which `BottleneckNetwork._forward_mode` pays
 
 Pullback = Callable[[Tensor], Tensor]  # from the gradient at an output to the gradient at the input
 
@@ -153,6 +158,7 @@ class BottleneckNetwork(nn.Module):
         with full_precision(observations):
             action_map, shift = self.entrance(observations)
             head = self.head.weight.sum(0)
+        parameters = [*self.blocks.parameters()]
 
         def prepare(time: Tensor) -> tuple[Tensor]:
             with full_precision(time):
@@ -160,6 +166,10 @@ class BottleneckNetwork(nn.Module):
 
         def gradient(actions: Tensor, shift: Tensor) -> Tensor:
             with full_precision(actions):
+                if masks is None and self._forward_mode(actions):
+                    kernel = torch.ops.lit_offrl_native.bottleneck_gradient
+                    result: Tensor = kernel(actions, shift, action_map, head, parameters, EPSILON)
+                    return result
                 first = F.linear(actions, action_map) + shift
                 hidden, pullbacks = first.flatten(0, -2), []
                 for i, block in enumerate(self.blocks):
@@ -173,3 +183,13 @@ class BottleneckNetwork(nn.Module):
                 return result.mm(action_map).view(*first.shape[:-1], -1)
 
         return AtObservations(observations, prepare, gradient)
+
+    def _forward_mode(self, actions: Tensor) -> bool:
+        """Return whether derivatives are to go forward, beside the values, all of them and as one kernel.
+
+        Weights are then read once, not twice, but multiplied with `action_dim` + 1 numbers for each row: where there
+        are few, it is reading that takes the time.
+        """
+        *shape, dimensions = actions.shape
+        few = math.prod(shape) <= FORWARD_ROWS and dimensions <= FORWARD_DIMENSIONS
+        return few and not torch.is_grad_enabled() and native.take(actions)

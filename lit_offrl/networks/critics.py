@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_offrl.networks.embeddings import StepEmbedding
-from lit_offrl.networks.mlp import Mish, forward_blocks, mlp, side_by_side
+from lit_offrl.networks.mlp import Mish, mlp, side_by_side
 
 
 class EnsembleQ(nn.Module):
@@ -43,7 +43,7 @@ class EnsembleQ(nn.Module):
         """Return the Q values `[members, ...]` of `[..., observation_dim]` and `[..., action_dim]`, which broadcast."""
         inputs = side_by_side(observations, actions)
         if len(inputs) > 1:
-            return torch.stack([forward_blocks(member, *inputs) for member in self.members]).squeeze(-1)
+            return torch.stack([member(*inputs) for member in self.members]).squeeze(-1)
         *shape, width = inputs[0].shape
         rows = inputs[0].reshape(-1, width)  # once: of more than two dimensions every layer would make two by itself
         return torch.stack([member(rows) for member in self.members]).view(len(self.members), *shape)
@@ -80,7 +80,7 @@ class DiffusionValue(nn.Module):
         The leading dimensions broadcast.
         """
         values = [
-            forward_blocks(member, observations, noisy_actions, embedding(step))
+            member(observations, noisy_actions, embedding(step))
             for embedding, member in zip(self.embeddings, self.members, strict=True)
         ]
         return torch.stack(values).squeeze(-1)

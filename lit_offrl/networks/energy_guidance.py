@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_offrl import native
 from lit_offrl.networks.at_observations import AtObservations
 from lit_offrl.networks.bottleneck import full_precision, silu_with_pullback
 from lit_offrl.networks.embeddings import FourierEmbedding
-from lit_offrl.networks.mlp import affine, forward_blocks, mlp
+from lit_offrl.networks.mlp import affine, mlp
 
 
 class FeatureBlock(nn.Module):
@@ -34,7 +35,15 @@ class FeatureBlock(nn.Module):
         """Return the output, `[..., width_out]`, as a function of x, `[..., width_in]`, and of map(features)."""
         first, second = affine(self.first), affine(self.second)
         skip = affine(self.skip) if isinstance(self.skip, nn.Linear) else self.skip
-        return lambda x, shift: F.silu(second(F.silu(first(x)) + shift)) + skip(x)
+        parameters = [p for each in (self.first, self.second, self.skip) for p in each.parameters()]
+
+        def forward(x: Tensor, shift: Tensor) -> Tensor:
+            if not torch.is_grad_enabled() and native.take(x):
+                output: Tensor = torch.ops.lit_offrl_native.feature_block(x, shift, parameters)
+                return output
+            return F.silu(second(F.silu(first(x)) + shift)) + skip(x)
+
+        return forward
 
 
 class NoiseNetwork(nn.Module):
@@ -79,7 +88,7 @@ class NoiseNetwork(nn.Module):
         maps, middle, head = [block.after_features() for block in blocks], len(self.down), affine(self.head)
 
         def prepare(time: Tensor) -> tuple[Tensor, ...]:
-            features = F.silu(forward_blocks(self.features, self.time(time), *state))
+            features = F.silu(self.features(self.time(time), *state))
             return tuple(block.features(features) for block in blocks)
 
         def predict(actions: Tensor, *shifts: Tensor) -> Tensor:
@@ -128,7 +137,8 @@ class EnergyNetwork(nn.Module):
         """Return f, `[...]`, at `[..., action_dim]`, `[...]` and `[..., observation_dim]`, which broadcast."""
         with full_precision(actions):
             seen = (observations,) if self.widths[2] else ()
-            return forward_blocks(self.layers, actions, self.time(time), *seen).squeeze(-1)
+            value: Tensor = self.layers(actions, self.time(time), *seen).squeeze(-1)
+            return value
 
     def gradient(self, observations: Tensor) -> AtObservations:
         """Return df/da as a function of actions and times at fixed observations, shapes as in `forward`.

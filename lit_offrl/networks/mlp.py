@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -63,39 +63,70 @@ class Mish(nn.Module):
         return output
 
 
+FEW_ROWS = 64  # up to which one product of everything costs less than the calls of several
+
+
+def side_by_side(*inputs: Tensor) -> tuple[Tensor, ...]:
+    """Return `inputs` `[..., width]`, whose leading dimensions broadcast, as one where that pays an `MLP`."""
+    shapes = {each.shape[:-1] for each in inputs}
+    if len(shapes) > 1:
+        shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+        if shape.numel() > FEW_ROWS:
+            return inputs
+        inputs = tuple(each.expand(*shape, -1) for each in inputs)
+    return (torch.cat(inputs, dim=-1),) if len(inputs) > 1 else inputs
+
+
+EPSILON = 1e-5  # of LayerNorm, PyTorch's default
+
+
 class MLP(nn.Sequential):
     """Linear layers with one activation between them, maybe with LayerNorm before it; other modules before and after.
 
-    On a CPU everything from the first linear layer to the last is one kernel, forward and backward, if there are
+    On a CPU everything from the first linear layer to the last is one kernel, forward and backward, where there are
     kernels for it (`lit_offrl.native`).
+
+    Attributes:
+        fused: Whether they may be used.
     """
 
     def __init__(self, *modules: nn.Module) -> None:
         super().__init__(*modules)
-        linear = [i for i, module in enumerate(self) if isinstance(module, nn.Linear)]
+        linear = [i for i, module in enumerate(self) if isinstance(module, nn.Linear)] or [len(self)]
         self.first, self.end = linear[0], linear[-1] + 1
-        between = [type(module).__name__ for module in list(self)[self.first : self.end]]
-        self.norm = "LayerNorm" in between
-        kinds = {*between} - {"Linear", "LayerNorm"}
-        self.activation = kinds.pop() if kinds else ""
+        kinds = {type(module).__name__ for module in list(self)[self.first : self.end]} - {"Linear"}
+        self.norm = "LayerNorm" in kinds
+        self.activation = "".join(kinds - {"LayerNorm"})
         self.fused = self.activation in native.ACTIVATIONS
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `[..., width]` to `[..., width of the last layer]`."""
-        return self._run(x, 0)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Return the output at `cat(inputs)` for inputs `[..., width]` whose leading dimensions broadcast.
+
+        Where they differ, e.g. one observation `[batch, 1, width]` for many actions `[batch, samples, width]`, the
+        first layer is computed block by block and what is shared is computed once; unless there are few rows.
+        """
+        inputs = side_by_side(*inputs)
+        if len(inputs) == 1:
+            return self._run(inputs[0], 0)
+        first = cast(nn.Linear, self[self.first])
+        weights = torch.split(first.weight, [each.shape[-1] for each in inputs], dim=1)
+        products = [F.linear(each, weight) for each, weight in zip(inputs, weights, strict=True)]
+        small_first = sorted([*products, first.bias], key=Tensor.numel)
+        return self.after_first(reduce(torch.add, small_first))
 
     def after_first(self, hidden: Tensor) -> Tensor:
         """Return the output where that of the first linear layer is `hidden`, `[..., width]`."""
         return self._run(hidden, self.first + 1)
 
     def _run(self, x: Tensor, start: int) -> Tensor:
+        """Return the output where `x` is the input of module number `start`, at most the one after the first layer."""
         modules = [*self._modules.values()]
         if self.fused and native.take(x):
             for module in modules[start : self.first]:
                 x = module(x)
-            start = max(start, self.first)
-            parameters = [each for module in modules[start : self.end] for each in module._parameters.values()]
-            x = torch.ops.lit_offrl_native.mlp(x, parameters, self.activation, self.norm, start > self.first, EPSILON)
+            activated, start = start > self.first, max(start, self.first)
+            parameters = [p for module in modules[start : self.end] for p in module._parameters.values()]
+            x = torch.ops.lit_offrl_native.mlp(x, parameters, self.activation, self.norm, activated, EPSILON)
             start = self.end
         for module in modules[start:]:
             x = module(x)
@@ -123,39 +154,6 @@ def mlp(
                 layers.append(nn.LayerNorm(width_out))
             layers.append(activation())
     return MLP(*layers)
-
-
-EPSILON = 1e-5  # of LayerNorm, PyTorch's default
-FEW_ROWS = 64  # up to which one product of everything costs less than the calls of several
-
-
-def side_by_side(*inputs: Tensor) -> tuple[Tensor, ...]:
-    """Return `inputs` `[..., width]`, whose leading dimensions broadcast, as one where that pays `forward_blocks`."""
-    shapes = {each.shape[:-1] for each in inputs}
-    if len(shapes) > 1:
-        shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
-        if shape.numel() > FEW_ROWS:
-            return inputs
-        inputs = tuple(each.expand(*shape, -1) for each in inputs)
-    return (torch.cat(inputs, dim=-1),) if len(inputs) > 1 else inputs
-
-
-def forward_blocks(layers: MLP, *inputs: Tensor) -> Tensor:
-    """Return `layers(cat(inputs))` for inputs `[..., width]` whose leading dimensions broadcast.
-
-    Where they differ, e.g. one observation `[batch, 1, width]` for many actions `[batch, samples, width]`, the first
-    layer is computed block by block and what is shared is computed once; unless there are few rows.
-    """
-    inputs = side_by_side(*inputs)
-    if len(inputs) == 1:
-        output: Tensor = layers(*inputs)
-    else:
-        first = layers[0]
-        assert isinstance(first, nn.Linear)
-        weights = torch.split(first.weight, [each.shape[-1] for each in inputs], dim=1)
-        products = [F.linear(each, weight) for each, weight in zip(inputs, weights, strict=True)]
-        output = layers.after_first(reduce(torch.add, sorted([*products, first.bias], key=Tensor.numel)))  # small ones first
-    return output
 
 
 def affine(layer: nn.Linear) -> Callable[[Tensor], Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 
 from lit_offrl.networks.at_observations import AtObservations
 from lit_offrl.networks.embeddings import SinusoidalEmbedding, StepEmbedding
-from lit_offrl.networks.mlp import MLP, affine, forward_blocks, mlp, orthogonal_
+from lit_offrl.networks.mlp import MLP, mlp, orthogonal_
 
 
 class DiffusionMLP(nn.Module):
@@ -73,12 +72,12 @@ class StepDenoisingMLP(nn.Module):
 
     def forward(self, noisy_actions: Tensor, step: Tensor, observations: Tensor) -> Tensor:
         """Map `[..., action_dim]`, integers `[...]` and `[..., observation_dim]`, which broadcast, to noise."""
-        return forward_blocks(self.layers, noisy_actions, self.embedding(step), observations)
+        output: Tensor = self.layers(noisy_actions, self.embedding(step), observations)
+        return output
 
     def at(self, observations: Tensor) -> AtObservations:
         """Return the same as a function of noisy actions and steps at fixed observations."""
-        first, *rest = self.layers
-        maps = [affine(layer) if isinstance(layer, nn.Linear) else layer for layer in rest]
+        first = self.layers[0]
         assert isinstance(first, nn.Linear)
         action_map, step_map, state_map = torch.split(first.weight, list(self.widths), dim=1)
         shift = F.linear(observations, state_map, first.bias)
@@ -87,8 +86,7 @@ class StepDenoisingMLP(nn.Module):
             return (shift + F.linear(self.embedding(step), step_map),)
 
         def predict(noisy_actions: Tensor, entrance: Tensor) -> Tensor:
-            hidden = F.linear(noisy_actions, action_map) + entrance
-            return reduce(lambda x, function: function(x), maps, hidden)
+            return self.layers.after_first(F.linear(noisy_actions, action_map) + entrance)
 
         return AtObservations(observations, prepare, predict)
 
