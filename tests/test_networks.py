@@ -6,7 +6,7 @@ from torch import nn
 
 from lit_offrl.networks.critics import EnsembleQ, ValueNetwork
 from lit_offrl.networks.embeddings import SinusoidalEmbedding
-from lit_offrl.networks.mlp import Mish, forward_blocks, mlp
+from lit_offrl.networks.mlp import Mish, mlp
 from lit_offrl.networks.policies import DiffusionMLP, TanhGaussian, TanhGaussianPolicy
 
 
@@ -102,9 +102,9 @@ def test_log_density_by_hand():
 def test_few_rows_are_computed_as_one_product_with_the_same_result(monkeypatch: pytest.MonkeyPatch):
     torch.manual_seed(0)
     layers, observations, actions = mlp((3 + 2, 8, 1)), torch.randn(4, 1, 3), torch.randn(4, 5, 2)
-    as_one = forward_blocks(layers, observations, actions)
+    as_one = layers(observations, actions)
     monkeypatch.setattr("lit_offrl.networks.mlp.FEW_ROWS", 0)
-    in_blocks = forward_blocks(layers, observations, actions)
+    in_blocks = layers(observations, actions)
     torch.testing.assert_close(as_one, in_blocks, rtol=0, atol=1e-6)  # float32: sums in another order
 
 

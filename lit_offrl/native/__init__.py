@@ -7,7 +7,6 @@ a compiler everything runs on PyTorch's own kernels, more slowly and with the sa
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import platform
@@ -87,6 +86,8 @@ def compiled(compiler: str) -> Path:
         return library
     if shutil.which(compiler) is None:
         raise FileNotFoundError(f"there is no compiler {compiler}")
+    import fcntl  # not on every system
+
     cache_folder.mkdir(parents=True, exist_ok=True)
     with (cache_folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # let go when a process ends, however it ends

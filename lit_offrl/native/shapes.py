@@ -50,6 +50,16 @@ def _mlp_backward(
     return [gradient.new_empty(shapes[i]) for i in needed]
 
 
+@torch.library.register_fake("lit_offrl_native::feature_block")  # type: ignore[untyped-decorator]
+def _feature_block(x: Tensor, shift: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    return x.new_empty((*x.shape[:-1], parameters[0].shape[0]))
+
+
+@torch.library.register_fake("lit_offrl_native::bottleneck_gradient")  # type: ignore[untyped-decorator]
+def _bottleneck_gradient(actions: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(actions, memory_format=torch.contiguous_format)
+
+
 @register_flop_formula([OPS.mlp, OPS.mlp_forward])
 def _mlp_flops(x: Shape, parameters: Sequence[Shape], *_: Any, **__: Any) -> int:
     return 2 * math.prod(x[:-1]) * sum(map(math.prod, _weights(parameters)))

@@ -121,10 +121,10 @@ class MLP(nn.Sequential):
     def _run(self, x: Tensor, start: int) -> Tensor:
         """Return the output where `x` is the input of module number `start`, at most the one after the first layer."""
         modules = [*self._modules.values()]
+        for module in modules[start : self.first]:
+            x = module(x)
+        activated, start = start > self.first, max(start, self.first)
         if self.fused and native.take(x):
-            for module in modules[start : self.first]:
-                x = module(x)
-            activated, start = start > self.first, max(start, self.first)
             parameters = [p for module in modules[start : self.end] for p in module._parameters.values()]
             x = torch.ops.lit_offrl_native.mlp(x, parameters, self.activation, self.norm, activated, EPSILON)
             start = self.end
