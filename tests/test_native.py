@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lit_offrl import native
 from lit_offrl.networks import bottleneck, energy_guidance
-from lit_offrl.networks.mlp import MLP, Mish, mlp
+from lit_offrl.networks.mlp import MLP, Ensemble, Mish, mlp
 
 needs_kernels = pytest.mark.skipif(not native.available(), reason="no kernels could be compiled here")
 ACTIVATIONS = {"Mish": Mish, "SiLU": nn.SiLU, "ReLU": nn.ReLU}
@@ -79,12 +79,15 @@ def test_of_large_and_strange_numbers():
 
 
 @needs_kernels
-@pytest.mark.parametrize("layer_norm", [False, True])
-def test_threads_change_nothing_but_the_order_of_sums(layer_norm: bool):
-    network, x = mlp((8, 256, 256, 1), layer_norm=layer_norm), torch.randn(700, 8)
+@pytest.mark.parametrize("members", [1, 2, 5])
+def test_threads_change_nothing_but_the_order_of_sums(members: int):
+    """One network is shared by the threads, several are given out to them."""
+    networks = Ensemble(mlp((8, 256, 256, 1), layer_norm=True) for _ in range(members))
+    x = torch.randn(700, 8, requires_grad=True)
 
     def gradients() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(network(x).square().mean(), list(network.parameters()))
+        loss = networks(*[(x,)] * members).square().mean()
+        return torch.autograd.grad(loss, [x, *networks.parameters()])
 
     one = gradients()
     torch.set_num_threads(2)
@@ -95,6 +98,24 @@ def test_threads_change_nothing_but_the_order_of_sums(layer_norm: bool):
     for a, b, c in zip(one, two, again, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
         assert torch.equal(b, c)
+
+
+@needs_kernels
+@pytest.mark.parametrize("rows", [(6, 1), (50, 1)])  # one product for all inputs, and products of each
+def test_ensembles_are_their_members(rows: tuple[int, int]):
+    networks = Ensemble(mlp((4 + 2, 16, 16, 1), layer_norm=True) for _ in range(3))
+    inputs = [(torch.randn(*rows, 4), torch.randn(rows[0], 3, 2)) for _ in networks]
+    weight = torch.randn(3, rows[0], 3, 1)
+    together = networks(*inputs)
+    singly = torch.stack([plain(network, *own) for network, own in zip(networks, inputs, strict=True)])
+    torch.testing.assert_close(together, singly, **TOLERANCE)
+    parameters = [p for network in (networks[0], networks[2]) for p in network.parameters()]  # one stays frozen
+    for one, two in zip(
+        torch.autograd.grad((together * weight).sum(), parameters),
+        torch.autograd.grad((singly * weight).sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, two, **TOLERANCE)
 
 
 @needs_kernels
@@ -142,7 +163,7 @@ def test_schemas_and_traces(layer_norm: bool, activated: bool):
     """What tracing is told of the kernels holds, and their derivative can be traced."""
     parameters = list(mlp((6, 8, 2), layer_norm=layer_norm).parameters())[2 if activated else 0 :]
     x = torch.randn(5, 8 if activated else 6, requires_grad=True)
-    torch.library.opcheck(torch.ops.lit_offrl_native.mlp, (x, parameters, "Mish", layer_norm, activated, 1e-5))
+    torch.library.opcheck(torch.ops.lit_offrl_native.mlp, ([x], parameters, "Mish", layer_norm, activated, 1e-5))
 
 
 @needs_kernels

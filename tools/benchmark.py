@@ -48,7 +48,7 @@ from reference_loops import LOOPS, EDALoop, ReferenceLoop
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from lit_offrl import algorithms
+from lit_offrl import algorithms, native
 from lit_offrl.algorithms import AEPO, EDA, QGPO, OfflineAlgorithm
 from lit_offrl.algorithms.base import run_eagerly
 from lit_offrl.algorithms.eda import Labels
@@ -833,6 +833,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parse(arguments)
     if not given.default_allocator:
         keep_freed_memory()
+    native.available()  # before anything is measured, and for all that is forked from here
     rows = all_rows(given)
     results = measure(rows, given.rounds, given.device)
     gemm = gemm_rate(given.device)

@@ -1,7 +1,7 @@
 // What a gradient step costs beside its matrix products, and those: fused for the CPU. See __init__.py.
 //
 //   aten::mm, addmm         by oneDNN where `use_onednn` says so, else PyTorch's own
-//   mlp                     a multi-layer perceptron with its first derivative
+//   mlp                     multi-layer perceptrons with their first derivative
 //   feature_block           a block of a noise network, without a graph
 //   bottleneck_gradient     df/da of a bottleneck network (EDA, Eq. 9) for few rows, without a graph
 //
@@ -310,42 +310,76 @@ Tensor run(const Tensor& x, TensorList parameters, Activate activate, Layout lay
   return hidden;
 }
 
-Tensor mlp(const Tensor& x, TensorList parameters, std::string_view activation, bool norm, bool activated, double eps) {
+// Networks that are alike, each with an input and parameters of its own; as many at a time as there are threads: they
+// would wait for one another in each operation of one network, here they do at the end.
+template <class F>
+void each_network(int64_t networks, const F& f) {
+  if (networks == 1 || networks < at::get_num_threads()) {
+    for (int64_t network = 0; network < networks; ++network) f(network);
+    return;
+  }
+  at::parallel_for(0, networks, 1, [&](int64_t begin, int64_t end) {
+    const at::AutoDispatchBelowADInplaceOrView guard;  // each thread has a state of its own
+    for (int64_t network = begin; network < end; ++network) f(network);
+  });
+}
+
+TensorList part(TensorList all, int64_t networks, int64_t network) {
+  const int64_t count = all.size() / networks;
+  return all.slice(network * count, count);
+}
+
+std::vector<Tensor> mlp(TensorList x, TensorList parameters, std::string_view activation, bool norm, bool activated,
+                        double eps) {
   using Nothing = void (*)(const Tensor&, const Memory&);
   const Nothing* none = nullptr;
-  return like_rows(run(rows_of(x), parameters, activation_of(activation), {norm, activated}, eps, none), x);
+  const Activate activate = activation_of(activation);
+  const int64_t networks = x.size();
+  std::vector<Tensor> outputs(networks);
+  each_network(networks, [&](int64_t i) {
+    const TensorList own = part(parameters, networks, i);
+    outputs[i] = like_rows(run(rows_of(x[i]), own, activate, {norm, activated}, eps, none), x[i]);
+  });
+  return outputs;
 }
 
-// The output, and what the way back needs beside input and parameters: of each activation the slope, its value and,
+// The outputs, and what the way back needs beside inputs and parameters: of each activation the slope, its value and,
 // where it follows a norm, the normalised input and the reciprocal standard deviations.
-std::tuple<Tensor, std::vector<Tensor>> mlp_forward(const Tensor& x, TensorList parameters, std::string_view activation,
-                                                    bool norm, bool activated, double eps) {
-  std::vector<Tensor> memories;
-  const auto remember = [&](const Tensor& value, const Memory& memory) {
-    if (!memory.slope.defined()) return;
-    memories.insert(memories.end(), {memory.slope, value});
-    if (norm) memories.insert(memories.end(), {memory.normalised, memory.rstd});
-  };
-  const Tensor y = run(rows_of(x), parameters, activation_of(activation), {norm, activated}, eps, &remember);
-  return {like_rows(y, x), memories};
+std::tuple<std::vector<Tensor>, std::vector<Tensor>> mlp_forward(TensorList x, TensorList parameters,
+                                                                 std::string_view activation, bool norm, bool activated,
+                                                                 double eps) {
+  const Activate activate = activation_of(activation);
+  const int64_t networks = x.size();
+  std::vector<Tensor> outputs(networks), memories;
+  std::vector<std::vector<Tensor>> kept(networks);
+  each_network(networks, [&](int64_t i) {
+    const auto remember = [&](const Tensor& value, const Memory& memory) {
+      if (!memory.slope.defined()) return;
+      kept[i].insert(kept[i].end(), {memory.slope, value});
+      if (norm) kept[i].insert(kept[i].end(), {memory.normalised, memory.rstd});
+    };
+    const TensorList own = part(parameters, networks, i);
+    outputs[i] = like_rows(run(rows_of(x[i]), own, activate, {norm, activated}, eps, &remember), x[i]);
+  });
+  for (const auto& each : kept) memories.insert(memories.end(), each.begin(), each.end());
+  return {outputs, memories};
 }
 
-// The gradients that are `needed`: of the input, number 0, and of the parameters, from number 1 on.
-std::vector<Tensor> mlp_backward(const Tensor& output_gradient, const Optional& x, TensorList parameters,
-                                 TensorList memories, at::IntArrayRef needed, bool norm) {
-  const Layout layout{norm, !x};
-  std::vector<Tensor> gradients(1 + parameters.size());
-  const auto wanted = [&](int64_t i) { return std::find(needed.begin(), needed.end(), i) != needed.end(); };
-  const bool any = std::any_of(needed.begin(), needed.end(), [](int64_t i) { return i > 0; });
+// Gradients of one network: of its input, number 0, and of its parameters, from number 1 on, where they are `wanted`.
+std::vector<Tensor> gradients_of(const Tensor& output_gradient, const Tensor* x, TensorList parameters,
+                                 TensorList memories, const std::vector<bool>& wanted, bool norm) {
+  const Layout layout{norm, x == nullptr};
+  const bool any = std::find(wanted.begin() + 1, wanted.end(), true) != wanted.end();
+  std::vector<Tensor> gradients(wanted.size());
   Tensor gradient = rows_of(output_gradient), bias_gradient;
   int64_t memory = memories.size();
   for (int64_t layer = layout.layers(parameters.size()) - 1; layer >= 0; --layer) {
     const bool active = layout.active(layer);
     if (active) memory -= norm ? 4 : 2;
     const int64_t weight = layout.weight(layer);
-    if (wanted(1 + weight)) gradients[1 + weight] = product(gradient.t(), active ? memories[memory + 1] : rows_of(*x));
-    if (wanted(2 + weight)) gradients[2 + weight] = bias_gradient.defined() ? bias_gradient : gradient.sum(0);
-    if (active || wanted(0)) gradient = product(gradient, parameters[weight]).contiguous();
+    if (wanted[1 + weight]) gradients[1 + weight] = product(gradient.t(), active ? memories[memory + 1] : rows_of(*x));
+    if (wanted[2 + weight]) gradients[2 + weight] = bias_gradient.defined() ? bias_gradient : gradient.sum(0);
+    if (active || wanted[0]) gradient = product(gradient, parameters[weight]).contiguous();
     if (!active) break;
     const int64_t scale = layout.scale(layer);
     const Memory kept{norm ? memories[memory + 2] : Tensor(), memories[memory], norm ? memories[memory + 3] : Tensor()};
@@ -354,26 +388,45 @@ std::vector<Tensor> mlp_backward(const Tensor& output_gradient, const Optional& 
     if (norm) gradients[1 + scale] = sums.scale, gradients[2 + scale] = sums.shift;
   }
   gradients[0] = like_rows(gradient, output_gradient);
+  return gradients;
+}
+
+// The gradients that are `needed`, by their numbers: first come the inputs, then the parameters. `x` is empty where the
+// inputs are activated.
+std::vector<Tensor> mlp_backward(TensorList output_gradients, TensorList x, TensorList parameters, TensorList memories,
+                                 at::IntArrayRef needed, bool norm) {
+  const int64_t networks = output_gradients.size(), count = parameters.size() / networks;
+  std::vector<std::vector<bool>> wanted(networks, std::vector<bool>(1 + count));
+  const auto place = [&](int64_t i) {  // the network, and the number in it
+    return i < networks ? std::pair{i, int64_t{0}} : std::pair{(i - networks) / count, 1 + (i - networks) % count};
+  };
+  for (const int64_t i : needed) wanted[place(i).first][place(i).second] = true;
+  std::vector<std::vector<Tensor>> gradients(networks);
+  each_network(networks, [&](int64_t i) {
+    gradients[i] = gradients_of(output_gradients[i], x.empty() ? nullptr : &x[i], part(parameters, networks, i),
+                                part(memories, networks, i), wanted[i], norm);
+  });
   std::vector<Tensor> result;
-  for (const int64_t i : needed) result.push_back(gradients[i].contiguous());
+  for (const int64_t i : needed) result.push_back(gradients[place(i).first][place(i).second].contiguous());
   return result;
 }
 
 // Both through the dispatcher, so that they can be traced, counted and profiled.
 struct MlpFunction : torch::autograd::Function<MlpFunction> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& x, TensorList parameters,
-                        std::string_view activation, bool norm, bool activated, double eps) {
+  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx, TensorList x,
+                                                TensorList parameters, std::string_view activation, bool norm,
+                                                bool activated, double eps) {
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("lit_offrl_native::mlp_forward", "")
                                .typed<decltype(mlp_forward)>();
     const at::AutoDispatchBelowADInplaceOrView guard;
-    auto [y, saved] = op.call(x, parameters, activation, norm, activated, eps);
+    auto [outputs, saved] = op.call(x, parameters, activation, norm, activated, eps);
     saved.insert(saved.end(), parameters.begin(), parameters.end());
-    if (!activated) saved.push_back(x);
+    if (!activated) saved.insert(saved.end(), x.begin(), x.end());
     ctx->save_for_backward(std::move(saved));
     ctx->saved_data["norm"] = norm, ctx->saved_data["activated"] = activated;
     ctx->saved_data["parameters"] = static_cast<int64_t>(parameters.size());
-    return y;
+    return outputs;
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
@@ -381,24 +434,24 @@ struct MlpFunction : torch::autograd::Function<MlpFunction> {
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("lit_offrl_native::mlp_backward", "")
                                .typed<decltype(mlp_backward)>();
-    auto saved = ctx->get_saved_variables();
-    Optional x;
-    if (!ctx->saved_data["activated"].toBool()) x = saved.back(), saved.pop_back();
+    const auto saved = ctx->get_saved_variables();
+    const int64_t networks = outputs.size(), parameters = ctx->saved_data["parameters"].toInt();
+    const int64_t inputs = ctx->saved_data["activated"].toBool() ? 0 : networks;
+    const int64_t memories = saved.size() - parameters - inputs;
     const TensorList all(saved);
-    const int64_t count = ctx->saved_data["parameters"].toInt(), memories = all.size() - count;
     std::vector<int64_t> needed;
-    for (int64_t i = 0; i <= count; ++i)
+    for (int64_t i = 0; i < networks + parameters; ++i)
       if (ctx->needs_input_grad(i)) needed.push_back(i);
-    const auto found = op.call(outputs[0], x, all.slice(memories), all.slice(0, memories), needed,
-                               ctx->saved_data["norm"].toBool());
-    torch::autograd::variable_list gradients(1 + count + 4);  // and for each argument that is not a tensor
+    const auto found = op.call(outputs, all.slice(memories + parameters, inputs), all.slice(memories, parameters),
+                               all.slice(0, memories), needed, ctx->saved_data["norm"].toBool());
+    torch::autograd::variable_list gradients(networks + parameters + 4);  // and for each argument that is not a tensor
     for (size_t i = 0; i < needed.size(); ++i) gradients[needed[i]] = found[i];
     return gradients;
   }
 };
 
-Tensor mlp_autograd(const Tensor& x, TensorList parameters, std::string_view activation, bool norm, bool activated,
-                    double eps) {
+std::vector<Tensor> mlp_autograd(TensorList x, TensorList parameters, std::string_view activation, bool norm,
+                                 bool activated, double eps) {
   static const auto plain =
       c10::Dispatcher::singleton().findSchemaOrThrow("lit_offrl_native::mlp", "").typed<decltype(mlp)>();
   if (!at::GradMode::is_enabled()) {
@@ -570,12 +623,12 @@ Tensor bottleneck_gradient(const Tensor& actions, const Tensor& shift, const Ten
 
 TORCH_LIBRARY(lit_offrl_native, m) {
   m.def("use_onednn(bool use, int fewest_columns, int fewest_multiplications) -> ()", use_onednn);
-  m.def("mlp(Tensor x, Tensor[] parameters, str activation, bool norm, bool activated, float eps) -> Tensor");
+  m.def("mlp(Tensor[] x, Tensor[] parameters, str activation, bool norm, bool activated, float eps) -> Tensor[]");
   m.def(
-      "mlp_forward(Tensor x, Tensor[] parameters, str activation, bool norm, bool activated, float eps) "
-      "-> (Tensor, Tensor[])");
+      "mlp_forward(Tensor[] x, Tensor[] parameters, str activation, bool norm, bool activated, float eps) "
+      "-> (Tensor[], Tensor[])");
   m.def(
-      "mlp_backward(Tensor gradient, Tensor? x, Tensor[] parameters, Tensor[] memories, int[] needed, bool norm) "
+      "mlp_backward(Tensor[] gradients, Tensor[] x, Tensor[] parameters, Tensor[] memories, int[] needed, bool norm) "
       "-> Tensor[]");
   m.def("feature_block(Tensor x, Tensor shift, Tensor[] parameters) -> Tensor");
   m.def(

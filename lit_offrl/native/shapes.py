@@ -19,35 +19,40 @@ def _weights(shapes: Sequence[Shape]) -> list[Shape]:
 
 
 @torch.library.register_fake("lit_offrl_native::mlp")  # type: ignore[untyped-decorator]
-def _mlp(x: Tensor, parameters: Sequence[Tensor], activation: str, norm: bool, activated: bool, eps: float) -> Tensor:
-    return x.new_empty((*x.shape[:-1], parameters[-1].shape[0]))
+def _mlp(
+    x: Sequence[Tensor], parameters: Sequence[Tensor], activation: str, norm: bool, activated: bool, eps: float
+) -> list[Tensor]:
+    return [each.new_empty((*each.shape[:-1], parameters[-1].shape[0])) for each in x]
 
 
 @torch.library.register_fake("lit_offrl_native::mlp_forward")  # type: ignore[untyped-decorator]
 def _mlp_forward(
-    x: Tensor, parameters: Sequence[Tensor], activation: str, norm: bool, activated: bool, eps: float
-) -> tuple[Tensor, list[Tensor]]:
+    x: Sequence[Tensor], parameters: Sequence[Tensor], activation: str, norm: bool, activated: bool, eps: float
+) -> tuple[list[Tensor], list[Tensor]]:
     memories: list[Tensor] = []
-    rows = x.shape[:-1].numel()
-    for _, width in _weights([each.shape for each in parameters])[0 if activated else 1 :]:
-        memories += [x.new_empty((rows, width)) for _ in ("slope", "value")]
-        if norm:
-            memories += [x.new_empty((rows, width)), x.new_empty((rows,))]
+    shapes = [each.shape for each in parameters[: len(parameters) // len(x)]]
+    for each in x:
+        rows = each.shape[:-1].numel()
+        for _, width in _weights(shapes)[0 if activated else 1 :]:
+            memories += [each.new_empty((rows, width)) for _ in ("slope", "value")]
+            if norm:
+                memories += [each.new_empty((rows, width)), each.new_empty((rows,))]
     return _mlp(x, parameters, activation, norm, activated, eps), memories
 
 
 @torch.library.register_fake("lit_offrl_native::mlp_backward")  # type: ignore[untyped-decorator]
 def _mlp_backward(
-    gradient: Tensor,
-    x: Tensor | None,
+    gradients: Sequence[Tensor],
+    x: Sequence[Tensor],
     parameters: Sequence[Tensor],
     memories: Sequence[Tensor],
     needed: Sequence[int],
     norm: bool,
 ) -> list[Tensor]:
-    width = _weights([each.shape for each in parameters])[0][1]
-    shapes = [(*gradient.shape[:-1], width), *(each.shape for each in parameters)]
-    return [gradient.new_empty(shapes[i]) for i in needed]
+    own = [each.shape for each in parameters]
+    width = _weights(own)[0][1]
+    shapes = [*((*each.shape[:-1], width) for each in gradients), *own]
+    return [gradients[0].new_empty(shapes[i]) for i in needed]
 
 
 @torch.library.register_fake("lit_offrl_native::feature_block")  # type: ignore[untyped-decorator]
@@ -61,25 +66,30 @@ def _bottleneck_gradient(actions: Tensor, *_: Any) -> Tensor:
 
 
 @register_flop_formula([OPS.mlp, OPS.mlp_forward])
-def _mlp_flops(x: Shape, parameters: Sequence[Shape], *_: Any, **__: Any) -> int:
-    return 2 * math.prod(x[:-1]) * sum(map(math.prod, _weights(parameters)))
+def _mlp_flops(x: Sequence[Shape], parameters: Sequence[Shape], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x[0][:-1]) * sum(map(math.prod, _weights(parameters)))
 
 
 @register_flop_formula(OPS.mlp_backward)
 def _mlp_backward_flops(
-    gradient: Shape,
-    x: Shape | None,
+    gradients: Sequence[Shape],
+    x: Sequence[Shape],
     parameters: Sequence[Shape],
     memories: Any,
     needed: Sequence[int],
     *_: Any,
     **__: Any,
 ) -> int:
-    own = [math.prod(shape) for i, shape in enumerate(parameters, 1) if len(shape) == 2 and i in needed]
-    onward = [math.prod(shape) for shape in _weights(parameters)]
-    if x is not None and 0 not in needed:
-        onward = onward[1:]
-    return 2 * math.prod(gradient[:-1]) * (sum(own) + sum(onward))
+    networks = len(gradients)
+    count = len(parameters) // networks
+    elements = sum(map(math.prod, _weights(parameters)))  # for the gradients of the inputs of all layers
+    for network in range(networks):
+        own = range(networks + network * count, networks + (network + 1) * count)
+        numbers = [i for i in own if len(parameters[i - networks]) == 2]
+        elements += sum(math.prod(parameters[i - networks]) for i in numbers if i in needed)
+        if x and network not in needed:
+            elements -= math.prod(parameters[numbers[0] - networks])
+    return 2 * math.prod(gradients[0][:-1]) * elements
 
 
 @register_flop_formula(OPS.feature_block)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from lit_offrl.networks.embeddings import StepEmbedding
-from lit_offrl.networks.mlp import Mish, mlp, side_by_side
+from lit_offrl.networks.mlp import Ensemble, Mish, mlp, side_by_side
 
 
 class EnsembleQ(nn.Module):
@@ -37,16 +36,13 @@ class EnsembleQ(nn.Module):
     ) -> None:
         super().__init__()
         widths = (observation_dim + action_dim, *hidden, 1)
-        self.members = nn.ModuleList(mlp(widths, activation, layer_norm=layer_norm) for _ in range(members))
+        self.members = Ensemble(mlp(widths, activation, layer_norm=layer_norm) for _ in range(members))
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Return the Q values `[members, ...]` of `[..., observation_dim]` and `[..., action_dim]`, which broadcast."""
-        inputs = side_by_side(observations, actions)
-        if len(inputs) > 1:
-            return torch.stack([member(*inputs) for member in self.members]).squeeze(-1)
-        *shape, width = inputs[0].shape
-        rows = inputs[0].reshape(-1, width)  # once: of more than two dimensions every layer would make two by itself
-        return torch.stack([member(rows) for member in self.members]).view(len(self.members), *shape)
+        inputs = side_by_side(observations, actions)  # once for all
+        values: Tensor = self.members(*[inputs] * len(self.members)).squeeze(-1)
+        return values
 
 
 class DiffusionValue(nn.Module):
@@ -72,18 +68,16 @@ class DiffusionValue(nn.Module):
         super().__init__()
         self.embeddings = nn.ModuleList(StepEmbedding(steps, hidden=128) for _ in range(members))
         widths = (observation_dim + action_dim + StepEmbedding.WIDTH, *hidden, 1)
-        self.members = nn.ModuleList(mlp(widths, layer_norm=True) for _ in range(members))
+        self.members = Ensemble(mlp(widths, layer_norm=True) for _ in range(members))
 
     def forward(self, observations: Tensor, noisy_actions: Tensor, step: Tensor) -> Tensor:
         """Return the values `[members, ...]` of `[..., observation_dim]`, `[..., action_dim]` and integers `[...]`.
 
         The leading dimensions broadcast.
         """
-        values = [
-            member(observations, noisy_actions, embedding(step))
-            for embedding, member in zip(self.embeddings, self.members, strict=True)
-        ]
-        return torch.stack(values).squeeze(-1)
+        inputs = [(observations, noisy_actions, embedding(step)) for embedding in self.embeddings]
+        values: Tensor = self.members(*inputs).squeeze(-1)
+        return values
 
 
 class ValueNetwork(nn.Module):

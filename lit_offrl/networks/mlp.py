@@ -105,32 +105,50 @@ class MLP(nn.Sequential):
         Where they differ, e.g. one observation `[batch, 1, width]` for many actions `[batch, samples, width]`, the
         first layer is computed block by block and what is shared is computed once; unless there are few rows.
         """
-        inputs = side_by_side(*inputs)
-        if len(inputs) == 1:
-            return self._run(inputs[0], 0)
-        first = cast(nn.Linear, self[self.first])
-        weights = torch.split(first.weight, [each.shape[-1] for each in inputs], dim=1)
-        products = [F.linear(each, weight) for each, weight in zip(inputs, weights, strict=True)]
-        small_first = sorted([*products, first.bias], key=Tensor.numel)
-        return self.after_first(reduce(torch.add, small_first))
+        return run_together([self], *self.entrance(*inputs))[0]
 
     def after_first(self, hidden: Tensor) -> Tensor:
         """Return the output where that of the first linear layer is `hidden`, `[..., width]`."""
-        return self._run(hidden, self.first + 1)
+        return run_together([self], self.first + 1, hidden)[0]
 
-    def _run(self, x: Tensor, start: int) -> Tensor:
-        """Return the output where `x` is the input of module number `start`, at most the one after the first layer."""
-        modules = [*self._modules.values()]
-        for module in modules[start : self.first]:
-            x = module(x)
-        activated, start = start > self.first, max(start, self.first)
-        if self.fused and native.take(x):
-            parameters = [p for module in modules[start : self.end] for p in module._parameters.values()]
-            x = torch.ops.lit_offrl_native.mlp(x, parameters, self.activation, self.norm, activated, EPSILON)
-            start = self.end
-        for module in modules[start:]:
-            x = module(x)
-        return x
+    def entrance(self, *inputs: Tensor) -> tuple[int, Tensor]:
+        """Return the number of the module where to go on with `inputs`, as `forward` takes them, and its input."""
+        inputs = side_by_side(*inputs)
+        if len(inputs) == 1:
+            return 0, inputs[0]
+        first = cast(nn.Linear, self[self.first])
+        weights = torch.split(first.weight, [each.shape[-1] for each in inputs], dim=1)
+        products = [F.linear(each, weight) for each, weight in zip(inputs, weights, strict=True)]
+        return self.first + 1, reduce(torch.add, sorted([*products, first.bias], key=Tensor.numel))  # small ones first
+
+
+class Ensemble(nn.ModuleList):
+    """MLPs that are alike, run together: as many at a time as there are threads, where they are one kernel."""
+
+    def forward(self, *inputs: Sequence[Tensor]) -> Tensor:
+        """Return the outputs `[members, ..., width]`, where a member's inputs are as `MLP` takes them."""
+        members = [cast(MLP, member) for member in self]
+        starts, hidden = zip(*(member.entrance(*own) for member, own in zip(members, inputs, strict=True)), strict=True)
+        return torch.stack(run_together(members, starts[0], *hidden))
+
+
+def run_together(networks: Sequence[MLP], start: int, *x: Tensor) -> list[Tensor]:
+    """Return outputs of networks that are alike, given the inputs of their modules number `start`.
+
+    It is at most the one after the first linear layer.
+    """
+    one, modules = networks[0], [list(network) for network in networks]
+    activated, middle = start > one.first, max(start, one.first)
+    hidden = [_in_turn(own[start:middle], each) for own, each in zip(modules, x, strict=True)]
+    if one.fused and native.take(hidden[0]):
+        parameters = [p for own in modules for module in own[middle : one.end] for p in module._parameters.values()]
+        kernel = torch.ops.lit_offrl_native.mlp
+        hidden, middle = kernel(hidden, parameters, one.activation, one.norm, activated, EPSILON), one.end
+    return [_in_turn(own[middle:], each) for own, each in zip(modules, hidden, strict=True)]
+
+
+def _in_turn(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
+    return reduce(lambda x, module: module(x), modules, x)
 
 
 def mlp(
