@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import warnings
 from pathlib import Path
 
 import torch
@@ -54,13 +53,13 @@ def _load() -> bool:
         torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
         import lit_offrl.native.shapes  # noqa: F401 (it describes what has been loaded)
     except (OSError, subprocess.CalledProcessError) as error:
-        output = getattr(error, "stderr", None)
-        reason = output.strip().splitlines()[0] if output else str(error)
-        warnings.warn(
-            f"no kernels for this processor: {reason}. Training is slower without them; they need a C++ compiler "
-            f"({compiler}, or the one that CXX names) and a cache that can be written (XDG_CACHE_HOME), and {SWITCH}=0 "
-            "says that they are not wanted",
-            stacklevel=2,
+        lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        reason = next((line for line in lines if "error" in line), lines[0])
+        print(
+            f"note: no kernels for this processor, training is slower without them: {reason}. They need a C++ compiler "
+            f"({compiler}, or the one that CXX names) and a cache that can be written (XDG_CACHE_HOME); {SWITCH}=0 "
+            "does without",
+            file=sys.stderr,
         )
         return False
     return True
@@ -73,13 +72,8 @@ def compiled(compiler: str) -> Path:
         OSError: There is no compiler, or the cache cannot be written.
         CalledProcessError: The compiler fails; `stderr` tells why.
     """
-    home = Path(torch.__file__).parent
-    command = [
-        *(compiler, *FLAGS, f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"),
-        *(f"-I{home / 'include'}", f"-I{home / 'include/torch/csrc/api/include'}", str(SOURCE)),
-        *(f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10"),
-    ]
-    identity = (SOURCE.read_text(), torch.__version__, *command, processor())
+    command = [compiler, *FLAGS, f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
+    identity = (SOURCE.read_text(), torch.__version__, torch.version.git_version, *command, processor())
     cache_folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit_offrl"
     library = cache_folder / f"kernels-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}.so"
     if library.exists():
@@ -92,10 +86,12 @@ def compiled(compiler: str) -> Path:
     with (cache_folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # let go when a process ends, however it ends
         if not library.exists():
-            print("Compiling kernels for this processor, once", file=sys.stderr)
+            print("note: compiling kernels for this processor, once", file=sys.stderr)
             with tempfile.TemporaryDirectory(dir=cache_folder) as folder:
-                made = Path(folder, library.name)
-                subprocess.run([*command, "-o", str(made)], check=True, capture_output=True, text=True)
+                made, pytorch = Path(folder, library.name), Path(torch.__file__).parent
+                command += (f"-I{pytorch / 'include'}", f"-I{pytorch / 'include/torch/csrc/api/include'}")
+                command += (str(SOURCE), "-o", str(made), f"-L{pytorch / 'lib'}", "-ltorch_cpu", "-lc10")
+                subprocess.run(command, check=True, capture_output=True, text=True)
                 made.replace(library)
     return library
 

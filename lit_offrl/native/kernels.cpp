@@ -1,4 +1,4 @@
-// What a gradient step costs beside its matrix products, and those: fused for the CPU. See __init__.py.
+// Kernels for the CPU: matrix products, and the short operations between them, fused. See __init__.py.
 //
 //   aten::mm, addmm         by oneDNN where `use_onednn` says so, else PyTorch's own
 //   mlp                     multi-layer perceptrons with their first derivative
@@ -56,9 +56,8 @@ Tensor dense(const Tensor& matrix) {
 Tensor onednn_linear(const Tensor& a, const Tensor& weight, const Optional& bias = std::nullopt) {
   using Signature = Tensor(const Tensor&, const Tensor&, const Optional&, std::string_view,
                            c10::List<std::optional<Scalar>>, std::optional<std::string_view>);
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("mkldnn::_linear_pointwise", "")
-                             .typed<Signature>();
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("mkldnn::_linear_pointwise", "").typed<Signature>();
   return op.call(dense(a), dense(weight), bias, "none", c10::List<std::optional<Scalar>>(), "");
 }
 
@@ -83,7 +82,7 @@ Tensor& product_out(const Tensor& a, const Tensor& b, Tensor& out) {
 }
 
 Tensor& product_plus_out(const Tensor& c, const Tensor& a, const Tensor& b, const Scalar& beta, const Scalar& alpha,
-                  Tensor& out) {
+                         Tensor& out) {
   if (!pays(a, b)) return at::cpu::addmm_out(out, c, a, b, beta, alpha);
   return out.resize_({a.size(0), b.size(1)}).copy_(product_plus(c, a, b, beta, alpha));
 }
@@ -164,12 +163,14 @@ Tensor activate(const Tensor& u, bool ours, const Tensor* scale, const Tensor* s
   const bool norm = scale != nullptr;
   const Tensor own = ours ? u : at::empty_like(u);
   const Tensor value = memory ? at::empty_like(u) : own;
-  if (memory && norm) memory->normalised = own, memory->slope = at::empty_like(u), memory->rstd = at::empty({rows}, u.options());
+  if (memory && norm)
+    memory->normalised = own, memory->slope = at::empty_like(u), memory->rstd = at::empty({rows}, u.options());
   if (memory && !norm) memory->slope = own;
   const float *in = u.const_data_ptr<float>(), *w = norm ? scale->const_data_ptr<float>() : nullptr,
               *b = norm ? shift->const_data_ptr<float>() : nullptr;
   float *out = value.mutable_data_ptr<float>(), *slope = memory ? memory->slope.mutable_data_ptr<float>() : nullptr;
-  float *normalised = own.mutable_data_ptr<float>(), *rstd = memory && norm ? memory->rstd.mutable_data_ptr<float>() : nullptr;
+  float *normalised = own.mutable_data_ptr<float>(),
+        *rstd = memory && norm ? memory->rstd.mutable_data_ptr<float>() : nullptr;
 
   each_chunk(chunks(rows, width), rows, [&](int64_t, int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
@@ -222,7 +223,9 @@ Sums activate_backward(Tensor& gradient, const Memory& memory, const Tensor* sca
   const int64_t rows = gradient.size(0), width = gradient.size(1), parts = chunks(rows, width);
   const bool norm = scale != nullptr;
   Sums sums;
-  const auto begin_sum = [&](Tensor& sum) { return (sum = at::zeros({parts, width}, gradient.options())).data_ptr<float>(); };
+  const auto begin_sum = [&](Tensor& sum) {
+    return (sum = at::zeros({parts, width}, gradient.options())).data_ptr<float>();
+  };
   float *biases = wanted ? begin_sum(sums.bias) : nullptr, *scales = wanted && norm ? begin_sum(sums.scale) : nullptr,
         *shifts = wanted && norm ? begin_sum(sums.shift) : nullptr;
   float* gradients = gradient.mutable_data_ptr<float>();
@@ -277,9 +280,7 @@ Activate activation_of(std::string_view name) {
 // `activated`.
 struct Layout {
   bool norm, activated;
-  int64_t layers(int64_t parameters) const {
-    return norm ? (parameters + (activated ? 0 : 2)) / 4 : parameters / 2;
-  }
+  int64_t layers(int64_t parameters) const { return norm ? (parameters + (activated ? 0 : 2)) / 4 : parameters / 2; }
   bool active(int64_t layer) const { return layer > 0 || activated; }
   int64_t scale(int64_t layer) const { return 4 * layer - (activated ? 0 : 2); }
   int64_t weight(int64_t layer) const { return norm ? scale(layer) + 2 : 2 * layer; }
@@ -293,25 +294,27 @@ Tensor like_rows(const Tensor& y, const Tensor& x) {
   return y.view(shape);
 }
 
-// The output at rows `x`; `remember` is given the input of each layer, and the memory of an activation before it.
-template <class F>
-Tensor run(const Tensor& x, TensorList parameters, Activate activate, Layout layout, double eps, const F* remember) {
+// The output at rows `x`. For the way back `kept` is given, of each activation, its slope and value and, where it
+// follows a norm, the normalised input and the reciprocal standard deviations.
+Tensor run(const Tensor& x, TensorList parameters, Activate activate, Layout layout, double eps,
+           std::vector<Tensor>* kept) {
   Tensor hidden = x;
   for (int64_t layer = 0; layer < layout.layers(parameters.size()); ++layer) {
-    Memory memory;
     if (layout.active(layer)) {
       const Tensor* scale = layout.norm ? &parameters[layout.scale(layer)] : nullptr;
-      hidden = activate(hidden, layer > 0, scale, scale ? scale + 1 : nullptr, eps, remember ? &memory : nullptr);
+      Memory memory;
+      hidden = activate(hidden, layer > 0, scale, scale ? scale + 1 : nullptr, eps, kept ? &memory : nullptr);
+      if (kept) kept->insert(kept->end(), {memory.slope, hidden});
+      if (kept && layout.norm) kept->insert(kept->end(), {memory.normalised, memory.rstd});
     }
-    if (remember) (*remember)(hidden, memory);
     const int64_t weight = layout.weight(layer);
     hidden = linear(hidden, parameters[weight], parameters[weight + 1]);
   }
   return hidden;
 }
 
-// Networks that are alike, each with an input and parameters of its own; as many at a time as there are threads: they
-// would wait for one another in each operation of one network, here they do at the end.
+// Do something for each of several networks, as many at a time as there are threads: threads that share the operations
+// of one network wait for one another in each of them, these do at the end alone.
 template <class F>
 void each_network(int64_t networks, const F& f) {
   if (networks == 1 || networks < at::get_num_threads()) {
@@ -331,20 +334,17 @@ TensorList part(TensorList all, int64_t networks, int64_t network) {
 
 std::vector<Tensor> mlp(TensorList x, TensorList parameters, std::string_view activation, bool norm, bool activated,
                         double eps) {
-  using Nothing = void (*)(const Tensor&, const Memory&);
-  const Nothing* none = nullptr;
   const Activate activate = activation_of(activation);
   const int64_t networks = x.size();
   std::vector<Tensor> outputs(networks);
   each_network(networks, [&](int64_t i) {
     const TensorList own = part(parameters, networks, i);
-    outputs[i] = like_rows(run(rows_of(x[i]), own, activate, {norm, activated}, eps, none), x[i]);
+    outputs[i] = like_rows(run(rows_of(x[i]), own, activate, {norm, activated}, eps, nullptr), x[i]);
   });
   return outputs;
 }
 
-// The outputs, and what the way back needs beside inputs and parameters: of each activation the slope, its value and,
-// where it follows a norm, the normalised input and the reciprocal standard deviations.
+// The outputs, and what `run` keeps of all networks, one after another.
 std::tuple<std::vector<Tensor>, std::vector<Tensor>> mlp_forward(TensorList x, TensorList parameters,
                                                                  std::string_view activation, bool norm, bool activated,
                                                                  double eps) {
@@ -353,13 +353,8 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> mlp_forward(TensorList x, T
   std::vector<Tensor> outputs(networks), memories;
   std::vector<std::vector<Tensor>> kept(networks);
   each_network(networks, [&](int64_t i) {
-    const auto remember = [&](const Tensor& value, const Memory& memory) {
-      if (!memory.slope.defined()) return;
-      kept[i].insert(kept[i].end(), {memory.slope, value});
-      if (norm) kept[i].insert(kept[i].end(), {memory.normalised, memory.rstd});
-    };
     const TensorList own = part(parameters, networks, i);
-    outputs[i] = like_rows(run(rows_of(x[i]), own, activate, {norm, activated}, eps, &remember), x[i]);
+    outputs[i] = like_rows(run(rows_of(x[i]), own, activate, {norm, activated}, eps, &kept[i]), x[i]);
   });
   for (const auto& each : kept) memories.insert(memories.end(), each.begin(), each.end());
   return {outputs, memories};
@@ -387,7 +382,7 @@ std::vector<Tensor> gradients_of(const Tensor& output_gradient, const Tensor* x,
     bias_gradient = sums.bias;
     if (norm) gradients[1 + scale] = sums.scale, gradients[2 + scale] = sums.shift;
   }
-  gradients[0] = like_rows(gradient, output_gradient);
+  if (wanted[0]) gradients[0] = like_rows(gradient, output_gradient);
   return gradients;
 }
 
@@ -463,8 +458,8 @@ std::vector<Tensor> mlp_autograd(TensorList x, TensorList parameters, std::strin
 
 // ---------------------------------------------------------------- blocks of a noise network
 
-// SiLU(second(SiLU(first(x)) + shift)) + skip(x), without a graph; `parameters` has weight and bias of first, second and,
-// unless it is the identity, skip. `shift` broadcasts.
+// SiLU(second(SiLU(first(x)) + shift)) + skip(x), without a graph; `parameters` has weight and bias of first, second
+// and, unless it is the identity, skip. `shift` broadcasts.
 Tensor feature_block(const Tensor& x, const Tensor& shift, TensorList parameters) {
   const auto silu = [](const Tensor& u) { return activate<SiLU>(u, true, nullptr, nullptr, 0, nullptr); };
   const Tensor rows = rows_of(x);
@@ -488,7 +483,8 @@ inline Vector load(const float* from) {
 inline float total(const Vector& vector) {
   const auto half = __builtin_shufflevector(vector, vector, 0, 1, 2, 3, 4, 5, 6, 7) +
                     __builtin_shufflevector(vector, vector, 8, 9, 10, 11, 12, 13, 14, 15);
-  const auto quarter = __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
+  const auto quarter =
+      __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
   return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
 }
 
@@ -539,10 +535,10 @@ inline float dot(const float* x, const float* y, int64_t width) {
   return sum;
 }
 
-// df/da, [..., action_dim], at actions of that shape, where the first hidden layer is shift + action_map a, [..., width].
-// Derivatives in all dimensions of the action go forward beside the values: the weights, most of what is to be read,
-// serve all of them at once and are not read again on a way back. `blocks` has the weight and the bias of norm, expand
-// and contract, block by block.
+// df/da, [..., action_dim], at actions of that shape, where the first hidden layer is shift + action_map a, [...,
+// width]. Derivatives in all dimensions of the action go forward beside the values: the weights, most of what is to be
+// read, serve all of them at once and are not read again on a way back. `blocks` has the weight and the bias of norm,
+// expand and contract, block by block.
 Tensor bottleneck_gradient(const Tensor& actions, const Tensor& shift, const Tensor& action_map, const Tensor& head,
                            TensorList blocks, double eps) {
   const int64_t width = action_map.size(0), dimensions = action_map.size(1), group = 1 + dimensions;
