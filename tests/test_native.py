@@ -119,6 +119,13 @@ def test_ensembles_are_their_members(rows: tuple[int, int]):
 
 
 @needs_kernels
+def test_a_second_derivative_is_refused():
+    x = torch.randn(4, 3, requires_grad=True)
+    with pytest.raises(RuntimeError, match="a first derivative only"):
+        torch.autograd.grad(mlp((3, 8, 1))(x).sum(), x, create_graph=True)
+
+
+@needs_kernels
 def test_frozen_layers_cost_no_gradients_of_weights():
     network, x = mlp((6, 32, 32, 2)), torch.randn(10, 6, requires_grad=True) * 1  # the counter takes no leaf
     first, second, third = (2 * 10 * each.weight.numel() for each in network if isinstance(each, nn.Linear))

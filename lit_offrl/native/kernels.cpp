@@ -429,6 +429,7 @@ struct MlpFunction : torch::autograd::Function<MlpFunction> {
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("lit_offrl_native::mlp_backward", "")
                                .typed<decltype(mlp_backward)>();
+    TORCH_CHECK(!at::GradMode::is_enabled(), "the kernel of a multi-layer perceptron has a first derivative only");
     const auto saved = ctx->get_saved_variables();
     const int64_t networks = outputs.size(), parameters = ctx->saved_data["parameters"].toInt();
     const int64_t inputs = ctx->saved_data["activated"].toBool() ? 0 : networks;
