@@ -377,7 +377,7 @@ class OfflineAlgorithm(lightning.LightningModule):
         """Return actions like `act`, row by row of the actor that is named, with the noise of that actor's stream."""
         normalised = (observations.to(self.observation_mean) - self.observation_mean) / self.observation_std
         rows = len(observations) * self.candidates
-        onednn.use(rows)
+        self.expect_rows(rows)
         with one_thread() if rows < onednn.FEWEST_ROWS else nullcontext():
             actions = self.sample_each(normalised, actors, generators).clamp(-self.action_limit, self.action_limit)
         return self.action_center + self.action_scale * actions
@@ -404,6 +404,7 @@ class OfflineAlgorithm(lightning.LightningModule):
     def on_fit_start(self) -> None:
         """Check what must hold before the first update."""
         check_trainer(self.trainer)
+        self.expect_rows(0)  # kernels that are to be compiled are so now, before anything is timed
         if self.trainer.world_size != self.ranks:
             raise UserError("training on several devices needs the DistributedTraining callback")
         self.main_steps = max(self.trainer.max_steps - self.main_start, 1)
@@ -433,7 +434,7 @@ class OfflineAlgorithm(lightning.LightningModule):
         """Perform the updates of one block, then log the means of what they returned, with one host sync."""
         sums: dict[tuple[str, ...], Tensor] = {}  # by the names of what is summed: updates may differ in what they tell
         counts: dict[tuple[str, ...], int] = {}
-        onednn.use(rows=block.rewards.shape[-1])
+        self.expect_rows(block.rewards.shape[-1])
         for batch in block.updates():
             names, values = self.advance(batch)
             sums[names] = sums.get(names, 0) + values
@@ -508,7 +509,12 @@ class OfflineAlgorithm(lightning.LightningModule):
 
     def teardown(self, stage: str) -> None:
         """Leave the process as it was found."""
-        onednn.use(rows=0)
+        self.expect_rows(0)
+
+    def expect_rows(self, rows: int) -> None:
+        """Let the CPU's matrix products be made by what is fastest for so many rows, until told otherwise."""
+        if self.device.type == "cpu":
+            onednn.use(rows)
 
     def _count_updates(self, updates: int) -> None:
         # Lightning's global_step counts calls of its own optimizer wrapper, once per optimizer. The raw optimizers

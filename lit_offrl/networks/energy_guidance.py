@@ -30,6 +30,7 @@ class FeatureBlock(nn.Module):
         self.features = nn.Linear(features, width_out)
         self.second = nn.Linear(width_out, width_out)
         self.skip = nn.Identity() if width_in == width_out else nn.Linear(width_in, width_out)
+        self.fused = True  # where there is a kernel for it and no gradient to take
 
     def after_features(self) -> Callable[[Tensor, Tensor], Tensor]:
         """Return the output, `[..., width_out]`, as a function of x, `[..., width_in]`, and of map(features)."""
@@ -38,7 +39,7 @@ class FeatureBlock(nn.Module):
         parameters = [p for each in (self.first, self.second, self.skip) for p in each.parameters()]
 
         def forward(x: Tensor, shift: Tensor) -> Tensor:
-            if not torch.is_grad_enabled() and native.take(x):
+            if self.fused and not torch.is_grad_enabled() and native.take(x):
                 output: Tensor = torch.ops.lit_offrl_native.feature_block(x, shift, parameters)
                 return output
             return F.silu(second(F.silu(first(x)) + shift)) + skip(x)
