@@ -87,8 +87,75 @@ Tensor& product_plus_out(const Tensor& c, const Tensor& a, const Tensor& b, cons
   return out.resize_({a.size(0), b.size(1)}).copy_(product_plus(c, a, b, beta, alpha));
 }
 
+constexpr int LANES = 16;
+typedef float Vector __attribute__((vector_size(4 * LANES)));
+
+inline Vector load(const float* from) {
+  Vector vector;
+  std::memcpy(&vector, from, sizeof vector);
+  return vector;
+}
+
+inline float total(const Vector& vector) {
+  const auto half = __builtin_shufflevector(vector, vector, 0, 1, 2, 3, 4, 5, 6, 7) +
+                    __builtin_shufflevector(vector, vector, 8, 9, 10, 11, 12, 13, 14, 15);
+  const auto quarter =
+      __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
+  return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
+}
+
+// out += x w^T for M rows of x and N of w, `width` numbers each.
+template <int M, int N>
+void add_tile(const float* x, const float* w, int64_t width, float* out, int64_t stride) {
+  Vector sums[M][N] = {};
+  int64_t k = 0;
+  for (; k + LANES <= width; k += LANES) {
+    Vector rows[M];
+    for (int m = 0; m < M; ++m) rows[m] = load(x + m * width + k);
+    for (int n = 0; n < N; ++n) {
+      const Vector weights = load(w + n * width + k);
+      for (int m = 0; m < M; ++m) sums[m][n] += rows[m] * weights;
+    }
+  }
+  for (int m = 0; m < M; ++m) {
+    for (int n = 0; n < N; ++n) {
+      float sum = total(sums[m][n]);
+      for (int64_t rest = k; rest < width; ++rest) sum += x[m * width + rest] * w[n * width + rest];
+      out[m * stride + n] += sum;
+    }
+  }
+}
+
+template <int N>
+void add_tiles(const float* x, int64_t rows, const float* w, int64_t width, float* out, int64_t stride) {
+  int64_t m = 0;
+  for (; m + 4 <= rows; m += 4) add_tile<4, N>(x + m * width, w, width, out + m * stride, stride);
+  if (rows - m == 3) add_tile<3, N>(x + m * width, w, width, out + m * stride, stride);
+  if (rows - m == 2) add_tile<2, N>(x + m * width, w, width, out + m * stride, stride);
+  if (rows - m == 1) add_tile<1, N>(x + m * width, w, width, out + m * stride, stride);
+}
+
+// out[rows, n] += x[rows, k] w[n, k]^T. With few rows most of the time is that of reading w, once.
+void add_product(const float* x, int64_t rows, const Tensor& weight, float* out) {
+  const float* w = weight.const_data_ptr<float>();
+  const int64_t columns = weight.size(0), width = weight.size(1);
+  int64_t n = 0;
+  for (; n + 4 <= columns; n += 4) add_tiles<4>(x, rows, w + n * width, width, out + n, columns);
+  for (; n < columns; ++n) add_tiles<1>(x, rows, w + n * width, width, out + n, columns);
+}
+
+constexpr int64_t FEW_ROWS = 4;  // up to which a product of ours costs less than the call of another
+
+// x weight^T + bias
 Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  return product_plus(bias, x, weight.t(), 1, 1);
+  const int64_t rows = x.size(0), columns = weight.size(0);
+  if (rows > FEW_ROWS || !x.is_contiguous() || !weight.is_contiguous() || !bias.is_contiguous())
+    return product_plus(bias, x, weight.t(), 1, 1);
+  const Tensor out = at::empty({rows, columns}, x.options());
+  for (int64_t row = 0; row < rows; ++row)
+    std::copy_n(bias.const_data_ptr<float>(), columns, out.mutable_data_ptr<float>() + row * columns);
+  add_product(x.const_data_ptr<float>(), rows, weight, out.mutable_data_ptr<float>());
+  return out;
 }
 
 // ---------------------------------------------------------------- activations
@@ -471,63 +538,6 @@ Tensor feature_block(const Tensor& x, const Tensor& shift, TensorList parameters
 }
 
 // ---------------------------------------------------------------- the gradient of a bottleneck network
-
-constexpr int LANES = 16;
-typedef float Vector __attribute__((vector_size(4 * LANES)));
-
-inline Vector load(const float* from) {
-  Vector vector;
-  std::memcpy(&vector, from, sizeof vector);
-  return vector;
-}
-
-inline float total(const Vector& vector) {
-  const auto half = __builtin_shufflevector(vector, vector, 0, 1, 2, 3, 4, 5, 6, 7) +
-                    __builtin_shufflevector(vector, vector, 8, 9, 10, 11, 12, 13, 14, 15);
-  const auto quarter =
-      __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
-  return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
-}
-
-// out += x w^T for M rows of x and N of w, `width` numbers each.
-template <int M, int N>
-void add_tile(const float* x, const float* w, int64_t width, float* out, int64_t stride) {
-  Vector sums[M][N] = {};
-  int64_t k = 0;
-  for (; k + LANES <= width; k += LANES) {
-    Vector rows[M];
-    for (int m = 0; m < M; ++m) rows[m] = load(x + m * width + k);
-    for (int n = 0; n < N; ++n) {
-      const Vector weights = load(w + n * width + k);
-      for (int m = 0; m < M; ++m) sums[m][n] += rows[m] * weights;
-    }
-  }
-  for (int m = 0; m < M; ++m) {
-    for (int n = 0; n < N; ++n) {
-      float sum = total(sums[m][n]);
-      for (int64_t rest = k; rest < width; ++rest) sum += x[m * width + rest] * w[n * width + rest];
-      out[m * stride + n] += sum;
-    }
-  }
-}
-
-template <int N>
-void add_tiles(const float* x, int64_t rows, const float* w, int64_t width, float* out, int64_t stride) {
-  int64_t m = 0;
-  for (; m + 4 <= rows; m += 4) add_tile<4, N>(x + m * width, w, width, out + m * stride, stride);
-  if (rows - m == 3) add_tile<3, N>(x + m * width, w, width, out + m * stride, stride);
-  if (rows - m == 2) add_tile<2, N>(x + m * width, w, width, out + m * stride, stride);
-  if (rows - m == 1) add_tile<1, N>(x + m * width, w, width, out + m * stride, stride);
-}
-
-// out[rows, n] += x[rows, k] w[n, k]^T. With few rows most of the time is that of reading w, once.
-void add_product(const float* x, int64_t rows, const Tensor& weight, float* out) {
-  const float* w = weight.const_data_ptr<float>();
-  const int64_t columns = weight.size(0), width = weight.size(1);
-  int64_t n = 0;
-  for (; n + 4 <= columns; n += 4) add_tiles<4>(x, rows, w + n * width, width, out + n, columns);
-  for (; n < columns; ++n) add_tiles<1>(x, rows, w + n * width, width, out + n, columns);
-}
 
 inline float dot(const float* x, const float* y, int64_t width) {
   float sum = 0;
