@@ -89,18 +89,21 @@ Tensor& product_plus_out(const Tensor& c, const Tensor& a, const Tensor& b, cons
 
 constexpr int LANES = 16;
 typedef float Vector __attribute__((vector_size(4 * LANES)));
+typedef float Half __attribute__((vector_size(2 * LANES)));
+typedef float Quarter __attribute__((vector_size(LANES)));
 
-inline Vector load(const float* from) {
-  Vector vector;
-  std::memcpy(&vector, from, sizeof vector);
-  return vector;
+template <class To, class From>
+inline To read_as(const From* from) {
+  To to;
+  std::memcpy(&to, from, sizeof to);
+  return to;
 }
 
 inline float total(const Vector& vector) {
-  const auto half = __builtin_shufflevector(vector, vector, 0, 1, 2, 3, 4, 5, 6, 7) +
-                    __builtin_shufflevector(vector, vector, 8, 9, 10, 11, 12, 13, 14, 15);
-  const auto quarter =
-      __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
+  const auto* part = reinterpret_cast<const char*>(&vector);
+  const Half half = read_as<Half>(part) + read_as<Half>(part + sizeof(Half));
+  part = reinterpret_cast<const char*>(&half);
+  const Quarter quarter = read_as<Quarter>(part) + read_as<Quarter>(part + sizeof(Quarter));
   return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
 }
 
@@ -111,9 +114,9 @@ void add_tile(const float* x, const float* w, int64_t width, float* out, int64_t
   int64_t k = 0;
   for (; k + LANES <= width; k += LANES) {
     Vector rows[M];
-    for (int m = 0; m < M; ++m) rows[m] = load(x + m * width + k);
+    for (int m = 0; m < M; ++m) rows[m] = read_as<Vector>(x + m * width + k);
     for (int n = 0; n < N; ++n) {
-      const Vector weights = load(w + n * width + k);
+      const Vector weights = read_as<Vector>(w + n * width + k);
       for (int m = 0; m < M; ++m) sums[m][n] += rows[m] * weights;
     }
   }
