@@ -31,6 +31,12 @@ using at::Tensor;
 using at::TensorList;
 using Optional = std::optional<Tensor>;
 
+// The operator of this name, called through the dispatcher.
+template <class Signature>
+c10::TypedOperatorHandle<Signature> registered(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
 // ---------------------------------------------------------------- matrix products
 
 std::atomic<bool> onednn{false};
@@ -56,8 +62,7 @@ Tensor dense(const Tensor& matrix) {
 Tensor onednn_linear(const Tensor& a, const Tensor& weight, const Optional& bias = std::nullopt) {
   using Signature = Tensor(const Tensor&, const Tensor&, const Optional&, std::string_view,
                            c10::List<std::optional<Scalar>>, std::optional<std::string_view>);
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("mkldnn::_linear_pointwise", "").typed<Signature>();
+  static const auto op = registered<Signature>("mkldnn::_linear_pointwise");
   return op.call(dense(a), dense(weight), bias, "none", c10::List<std::optional<Scalar>>(), "");
 }
 
@@ -226,6 +231,26 @@ void each_chunk(int64_t parts, int64_t rows, const F& f) {
   });
 }
 
+inline float mean_of(const float* x, int64_t width) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < width; ++i) sum += x[i];
+  return sum / width;
+}
+
+// The mean, and the reciprocal standard deviation as LayerNorm has it.
+struct Moments {
+  float mean, reciprocal;
+};
+
+inline Moments moments(const float* x, int64_t width, double eps) {
+  const float mean = mean_of(x, width);
+  float square = 0;
+#pragma omp simd reduction(+ : square)
+  for (int64_t i = 0; i < width; ++i) square += (x[i] - mean) * (x[i] - mean);
+  return {mean, 1 / std::sqrt(square / width + static_cast<float>(eps))};
+}
+
 // value = act(u) or act(LayerNorm(u)), [rows, width]. `u` is overwritten if it is `ours`.
 template <class Act>
 Tensor activate(const Tensor& u, bool ours, const Tensor* scale, const Tensor* shift, double eps, Memory* memory) {
@@ -247,13 +272,8 @@ Tensor activate(const Tensor& u, bool ours, const Tensor* scale, const Tensor* s
       const float* x = in + row * width;
       float* y = out + row * width;
       if (norm) {
-        float mean = 0, square = 0;
-#pragma omp simd reduction(+ : mean)
-        for (int64_t i = 0; i < width; ++i) mean += x[i];
-        mean /= width;
-#pragma omp simd reduction(+ : square)
-        for (int64_t i = 0; i < width; ++i) square += (x[i] - mean) * (x[i] - mean);
-        const float reciprocal = 1 / std::sqrt(square / width + static_cast<float>(eps));
+        const Moments of = moments(x, width, eps);
+        const float mean = of.mean, reciprocal = of.reciprocal;
         if (memory) {
           rstd[row] = reciprocal;
           float *z = normalised + row * width, *d = slope + row * width;
@@ -402,30 +422,31 @@ TensorList part(TensorList all, int64_t networks, int64_t network) {
   return all.slice(network * count, count);
 }
 
-std::vector<Tensor> mlp(TensorList x, TensorList parameters, std::string_view activation, bool norm, bool activated,
-                        double eps) {
+// The outputs of all networks; `kept` is given what `run` keeps of each.
+std::vector<Tensor> run_all(TensorList x, TensorList parameters, std::string_view activation, Layout layout, double eps,
+                            std::vector<std::vector<Tensor>>* kept) {
   const Activate activate = activation_of(activation);
   const int64_t networks = x.size();
   std::vector<Tensor> outputs(networks);
   each_network(networks, [&](int64_t i) {
     const TensorList own = part(parameters, networks, i);
-    outputs[i] = like_rows(run(rows_of(x[i]), own, activate, {norm, activated}, eps, nullptr), x[i]);
+    outputs[i] = like_rows(run(rows_of(x[i]), own, activate, layout, eps, kept ? &(*kept)[i] : nullptr), x[i]);
   });
   return outputs;
 }
 
-// The outputs, and what `run` keeps of all networks, one after another.
+std::vector<Tensor> mlp(TensorList x, TensorList parameters, std::string_view activation, bool norm, bool activated,
+                        double eps) {
+  return run_all(x, parameters, activation, {norm, activated}, eps, nullptr);
+}
+
+// The outputs, and what was kept of all networks, one after another.
 std::tuple<std::vector<Tensor>, std::vector<Tensor>> mlp_forward(TensorList x, TensorList parameters,
                                                                  std::string_view activation, bool norm, bool activated,
                                                                  double eps) {
-  const Activate activate = activation_of(activation);
-  const int64_t networks = x.size();
-  std::vector<Tensor> outputs(networks), memories;
-  std::vector<std::vector<Tensor>> kept(networks);
-  each_network(networks, [&](int64_t i) {
-    const TensorList own = part(parameters, networks, i);
-    outputs[i] = like_rows(run(rows_of(x[i]), own, activate, {norm, activated}, eps, &kept[i]), x[i]);
-  });
+  std::vector<std::vector<Tensor>> kept(x.size());
+  const auto outputs = run_all(x, parameters, activation, {norm, activated}, eps, &kept);
+  std::vector<Tensor> memories;
   for (const auto& each : kept) memories.insert(memories.end(), each.begin(), each.end());
   return {outputs, memories};
 }
@@ -481,9 +502,7 @@ struct MlpFunction : torch::autograd::Function<MlpFunction> {
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx, TensorList x,
                                                 TensorList parameters, std::string_view activation, bool norm,
                                                 bool activated, double eps) {
-    static const auto op = c10::Dispatcher::singleton()
-                               .findSchemaOrThrow("lit_offrl_native::mlp_forward", "")
-                               .typed<decltype(mlp_forward)>();
+    static const auto op = registered<decltype(mlp_forward)>("lit_offrl_native::mlp_forward");
     const at::AutoDispatchBelowADInplaceOrView guard;
     auto [outputs, saved] = op.call(x, parameters, activation, norm, activated, eps);
     saved.insert(saved.end(), parameters.begin(), parameters.end());
@@ -496,9 +515,7 @@ struct MlpFunction : torch::autograd::Function<MlpFunction> {
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  const torch::autograd::variable_list& outputs) {
-    static const auto op = c10::Dispatcher::singleton()
-                               .findSchemaOrThrow("lit_offrl_native::mlp_backward", "")
-                               .typed<decltype(mlp_backward)>();
+    static const auto op = registered<decltype(mlp_backward)>("lit_offrl_native::mlp_backward");
     TORCH_CHECK(!at::GradMode::is_enabled(), "the kernel of a multi-layer perceptron has a first derivative only");
     const auto saved = ctx->get_saved_variables();
     const int64_t networks = outputs.size(), parameters = ctx->saved_data["parameters"].toInt();
@@ -518,8 +535,7 @@ struct MlpFunction : torch::autograd::Function<MlpFunction> {
 
 std::vector<Tensor> mlp_autograd(TensorList x, TensorList parameters, std::string_view activation, bool norm,
                                  bool activated, double eps) {
-  static const auto plain =
-      c10::Dispatcher::singleton().findSchemaOrThrow("lit_offrl_native::mlp", "").typed<decltype(mlp)>();
+  static const auto plain = registered<decltype(mlp)>("lit_offrl_native::mlp");
   if (!at::GradMode::is_enabled()) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     return plain.call(x, parameters, activation, norm, activated, eps);
@@ -579,22 +595,14 @@ Tensor bottleneck_gradient(const Tensor& actions, const Tensor& shift, const Ten
     for (int64_t row = 0; row < rows; ++row) {
       const float* x = states.data() + row * group * width;
       float* y = normalised.data() + row * group * width;
-      float mean = 0, square = 0;
-#pragma omp simd reduction(+ : mean)
-      for (int64_t i = 0; i < width; ++i) mean += x[i];
-      mean /= width;
-#pragma omp simd reduction(+ : square)
-      for (int64_t i = 0; i < width; ++i) square += (x[i] - mean) * (x[i] - mean);
-      const float reciprocal = 1 / std::sqrt(square / width + static_cast<float>(eps));
+      const Moments of = moments(x, width, eps);
+      const float mean = of.mean, reciprocal = of.reciprocal;
 #pragma omp simd
       for (int64_t i = 0; i < width; ++i) y[i] = (x[i] - mean) * reciprocal;
       for (int64_t j = 1; j < group; ++j) {
         const float* t = x + j * width;
         float* d = y + j * width;
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < width; ++i) sum += t[i];
-        const float average = sum / width, along = dot(t, y, width) / width;
+        const float average = mean_of(t, width), along = dot(t, y, width) / width;
 #pragma omp simd
         for (int64_t i = 0; i < width; ++i) d[i] = reciprocal * (t[i] - average - y[i] * along) * scale[i];
       }

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from lit_offrl import native
 from lit_offrl.networks.at_observations import AtObservations
 from lit_offrl.networks.embeddings import FourierEmbedding
-from lit_offrl.networks.mlp import EPSILON
+from lit_offrl.networks.mlp import EPSILON, parameters_of
 
 FORWARD_ROWS, FORWARD_DIMENSIONS = 4, 5  # up to which `BottleneckNetwork._forward_mode` pays
 
@@ -158,7 +158,7 @@ class BottleneckNetwork(nn.Module):
         with full_precision(observations):
             action_map, shift = self.entrance(observations)
             head = self.head.weight.sum(0)
-        parameters = [*self.blocks.parameters()]
+        parameters = parameters_of(layer for block in self.blocks for layer in block.children())
 
         def prepare(time: Tensor) -> tuple[Tensor]:
             with full_precision(time):

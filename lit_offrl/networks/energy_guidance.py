@@ -12,7 +12,7 @@ from lit_offrl import native
 from lit_offrl.networks.at_observations import AtObservations
 from lit_offrl.networks.bottleneck import full_precision, silu_with_pullback
 from lit_offrl.networks.embeddings import FourierEmbedding
-from lit_offrl.networks.mlp import affine, mlp
+from lit_offrl.networks.mlp import affine, mlp, parameters_of
 
 
 class FeatureBlock(nn.Module):
@@ -36,7 +36,7 @@ class FeatureBlock(nn.Module):
         """Return the output, `[..., width_out]`, as a function of x, `[..., width_in]`, and of map(features)."""
         first, second = affine(self.first), affine(self.second)
         skip = affine(self.skip) if isinstance(self.skip, nn.Linear) else self.skip
-        parameters = [p for each in (self.first, self.second, self.skip) for p in each.parameters()]
+        parameters = parameters_of((self.first, self.second, self.skip))
 
         def forward(x: Tensor, shift: Tensor) -> Tensor:
             if self.fused and not torch.is_grad_enabled() and native.take(x):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial, reduce
 from itertools import pairwise
 from typing import Any, cast
@@ -141,10 +141,15 @@ def run_together(networks: Sequence[MLP], start: int, *x: Tensor) -> list[Tensor
     activated, middle = start > one.first, max(start, one.first)
     hidden = [_in_turn(own[start:middle], each) for own, each in zip(modules, x, strict=True)]
     if one.fused and native.take(hidden[0]):
-        parameters = [p for own in modules for module in own[middle : one.end] for p in module._parameters.values()]
+        parameters = parameters_of(module for own in modules for module in own[middle : one.end])
         kernel = torch.ops.lit_offrl_native.mlp
         hidden, middle = kernel(hidden, parameters, one.activation, one.norm, activated, EPSILON), one.end
     return [_in_turn(own[middle:], each) for own, each in zip(modules, hidden, strict=True)]
+
+
+def parameters_of(layers: Iterable[nn.Module]) -> list[Tensor]:
+    """Return the parameters of layers that have no parts; `Module.parameters` takes ten times as long."""
+    return [cast(Tensor, each) for layer in layers for each in layer._parameters.values()]
 
 
 def _in_turn(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
