@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lit_offrl.data.local import is_own_path
 from lit_offrl.errors import UserError
+from lit_offrl.system.files import write_atomically
 
 RUN_FILES = ("config.yaml", "metrics.csv", "eval.csv", "results.json", "actions.npy")
 
@@ -98,26 +98,6 @@ class RunFolder:
         for pattern in patterns:
             for file in self.path.glob(pattern):
                 file.unlink()
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then put it in its place in one step.
-
-    Raises:
-        OSError: It could not be written; what was at `path` is still there.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write `content` as JSON, atomically."""
-    write_atomically(path, lambda file: file.write_text(json.dumps(content, indent=2) + "\n"))
 
 
 class GrowingCSV:

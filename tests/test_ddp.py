@@ -38,7 +38,7 @@ from lit_offrl.data.datamodule import D4RLDataModule
 from lit_offrl.data.transitions import BlockSampler
 from lit_offrl.envs.rollout import Episode
 from lit_offrl.errors import RunFailure, UserError
-from lit_offrl.ranks import launched_rank
+from lit_offrl.system.ranks import launched_rank
 
 OBSERVATION_DIM, ACTION_DIM, BATCH_SIZE, STEPS = 3, 2, 24, 50
 # Phases so short that 50 updates go through all of them, and sizes that leave parts of batches to be shared out.

@@ -7,6 +7,7 @@ import multiprocessing
 import subprocess
 import sys
 import tempfile
+import uuid
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -374,6 +375,24 @@ def test_worker_processes_end_with_the_rollouts_and_hand_on_failures() -> None:
     assert multiprocessing.active_children() == []
     with pytest.raises(RuntimeError, match="closed"):
         rollouts.run(feedback(1), [3])
+
+
+def count_construction(folder: Path) -> Countdown:
+    (folder / uuid.uuid4().hex).touch()
+    return Countdown()
+
+
+@pytest.mark.parametrize(("cores", "num_envs"), [(1, 20), (1, 3), (2, 5), (4, 4), (4, 2)])
+def test_worker_processes_build_as_many_environments_as_were_asked_for(
+    cores: int, num_envs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lit_offrl.envs.rollout.available_cores", lambda: cores)
+    with Rollouts(partial(count_construction, tmp_path), num_envs, processes=True) as rollouts:
+        built = len(list(tmp_path.iterdir())) - 1  # the first one shows this process the action space
+        assert built == num_envs
+        assert [episode.length for episode in rollouts.run(feedback(1), range(1, num_envs + 3))] == [
+            *range(1, num_envs + 3)
+        ]
 
 
 def test_a_nonsensical_number_of_environments_or_kind_of_action_is_refused() -> None:

@@ -15,8 +15,8 @@ from conftest import DATASET
 
 from lit_offrl.cli import main
 from lit_offrl.data.datamodule import SHARED_TABLES, D4RLDataModule
-from lit_offrl.jobs import SHARED_TABLES as NAME_IN_JOBS
-from lit_offrl.jobs import Job, run_jobs, take_option
+from lit_offrl.jobs.local import SHARED_TABLES as NAME_IN_JOBS
+from lit_offrl.jobs.local import Job, run_jobs, take_option
 from lit_offrl.run_folder import RunFolder
 
 NO_SCORE = "--evaluation.enabled=false"

@@ -9,7 +9,7 @@ import pytest
 # 40 MB each, more than glibc can be told to take from its heap by a threshold.
 FAULTS = """
 import resource, sys, torch
-from lit_offrl.memory import keep_freed_memory
+from lit_offrl.system.memory import keep_freed_memory
 
 assert sys.argv[1] == "default" or keep_freed_memory()
 

@@ -27,11 +27,11 @@ from optuna.trial import TrialState, create_trial
 from test_cli import failure
 
 from lit_offrl.cli import main
+from lit_offrl.cli.sweep import Plan
 from lit_offrl.errors import RunFailure, UserError
 from lit_offrl.search import study as studies
 from lit_offrl.search.space import Objective, Parameter, Search, read_search
 from lit_offrl.search.trial import Outcome, SeedRun, mean_of_last, run_trial
-from lit_offrl.sweep_cli import Plan
 
 ALPHA = "model.init_args.alpha"
 SEARCH: dict[str, Any] = {

@@ -9,7 +9,7 @@ so that whatever else a machine does meets all of them alike; medians are shown,
 Ratios are to the loops of `reference_loops.py`, which test_benchmark.py holds to compute the same losses. Times are CPU
 seconds of this process; on a GPU they are wall seconds, synchronised.
 
-The allocator keeps freed memory, as in training (`lit_offrl/memory.py`), for the reference loops too.
+The allocator keeps freed memory, as in training (`lit_offrl/system/memory.py`), for the reference loops too.
 
 A gradient step includes drawing its minibatch, its target networks, and reading its losses back: ours once per block,
 as in training. Lightning's loop, loggers and callbacks are left out; they act once per block (`profile_block.py`).
@@ -57,8 +57,8 @@ from lit_offrl.batch import Batch
 from lit_offrl.callbacks.acceleration import CapturedUpdates, CompiledUpdates
 from lit_offrl.callbacks.ema import EMATargets
 from lit_offrl.data.transitions import BlockSampler
-from lit_offrl.memory import keep_freed_memory
 from lit_offrl.networks import onednn
+from lit_offrl.system.memory import keep_freed_memory
 
 SHAPES = {"hopper": (11, 3), "walker2d": (17, 6), "antmaze": (29, 8)}  # widths of observations and actions
 TRANSITIONS = 100_000

@@ -40,7 +40,8 @@ from lit_offrl.callbacks import figures
 from lit_offrl.callbacks.bandit import BanditTarget
 from lit_offrl.cli import main as command_line
 from lit_offrl.data.bandits import BanditData, find_bandit
-from lit_offrl.run_folder import RunFolder, write_atomically
+from lit_offrl.run_folder import RunFolder
+from lit_offrl.system.files import write_atomically
 
 CONF = Path(__file__).parent.parent / "conf"
 

@@ -22,7 +22,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from lit_offrl.cli import main as command_line
-from lit_offrl.jobs import Job, report_failures, run_jobs
+from lit_offrl.jobs.local import Job, report_failures, run_jobs
 
 CONF = Path(__file__).parent.parent / "conf"
 QUICK_DATASETS = ("offrl/pointmaze/medium-v0", "offrl/halfcheetah/medium-replay-v0")

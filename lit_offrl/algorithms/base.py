@@ -21,7 +21,7 @@ from lit_offrl.algorithms.optimizers import OptimizerSpec as OptimizerSpec  # al
 from lit_offrl.batch import Batch
 from lit_offrl.errors import RunFailure, UserError, require
 from lit_offrl.networks import onednn
-from lit_offrl.progress import progress_bar
+from lit_offrl.system.progress import progress_bar
 
 if TYPE_CHECKING:
     from tqdm import tqdm

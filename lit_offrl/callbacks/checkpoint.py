@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lit_offrl.algorithms.base import OfflineAlgorithm
 from lit_offrl.data.transitions import BlockSampler
 from lit_offrl.errors import RunFailure
-from lit_offrl.run_folder import write_atomically
+from lit_offrl.system.files import write_atomically
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lit_offrl.algorithms.base import OfflineAlgorithm
-from lit_offrl.run_folder import write_atomically
+from lit_offrl.system.files import write_atomically
 
 DPI = 100
 PANEL_INCHES = (3.3, 2.9)

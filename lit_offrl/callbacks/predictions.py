@@ -9,7 +9,7 @@ import lightning
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_offrl.run_folder import write_atomically
+from lit_offrl.system.files import write_atomically
 
 
 class PredictionsFile(lightning.Callback):

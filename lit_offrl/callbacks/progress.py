@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from lit_offrl.algorithms.base import OfflineAlgorithm
-from lit_offrl.progress import progress_bar
+from lit_offrl.system.progress import progress_bar
 
 
 class GradientStepBar(ProgressBar):

@@ -14,7 +14,7 @@ from lit_offrl import __version__
 from lit_offrl.algorithms.base import OfflineAlgorithm
 from lit_offrl.callbacks.checkpoint import stop_requested
 from lit_offrl.data.datamodule import D4RLDataModule
-from lit_offrl.run_folder import write_json
+from lit_offrl.system.files import write_json
 
 PACKAGES = ("torch", "lightning", "gymnasium", "mujoco", "minari", "numpy")
 

@@ -27,7 +27,7 @@ from lit_offrl.collect.journal import Journal
 from lit_offrl.collect.workers import ordered_records
 from lit_offrl.data.local import minari_root
 from lit_offrl.errors import RunFailure, UserError, did_you_mean, one_line
-from lit_offrl.progress import progress_bar
+from lit_offrl.system.progress import progress_bar
 
 _HIDDEN = ".lit_offrl"  # Minari skips hidden folders when it lists datasets
 _EPISODE_BYTES = 20_000  # what HDF5 needs for an episode besides its numbers, and more

@@ -26,7 +26,7 @@ from lit_offrl.data.local import COLLECTED_NAMESPACE, SHARED_TABLES, is_present
 from lit_offrl.data.rewards import reward_rule
 from lit_offrl.data.transitions import BlockSampler, Transitions
 from lit_offrl.errors import UserError, require
-from lit_offrl.ranks import launched_rank
+from lit_offrl.system.ranks import launched_rank
 
 
 class D4RLDataModule(lightning.LightningDataModule):
@@ -257,7 +257,7 @@ class D4RLDataModule(lightning.LightningDataModule):
         """Return what `table` does, in memory that all processes share to which the same folder of tables is named.
 
         The first of them writes the table into a file there, which the others wait for; all map it. Where no folder is
-        named, in the environment variable that `lit_offrl.jobs` sets, the table is this process's own.
+        named, in the environment variable that `lit_offrl.jobs.local` sets, the table is this process's own.
         """
         folder = os.environ.get(SHARED_TABLES)
         if folder is None:

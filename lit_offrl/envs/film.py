@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from lit_offrl.data.info import EnvironmentInfo
 from lit_offrl.envs.make import build_env
-from lit_offrl.run_folder import write_atomically
+from lit_offrl.system.files import write_atomically
 
 BACKENDS = ("egl", "osmesa")  # of MuJoCo without a display: on the graphics card, in software
 SECONDS = 300  # that rendering may take

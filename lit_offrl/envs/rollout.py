@@ -18,8 +18,8 @@ from gymnasium.spaces import Box
 from gymnasium.vector.utils import CloudpickleWrapper
 from numpy.typing import NDArray
 
-from lit_offrl.cores import available_cores
 from lit_offrl.errors import RunFailure, UserError
+from lit_offrl.system.cores import available_cores
 
 Array = NDArray[np.float32]
 Policy = Callable[[Array, Sequence[int]], Array]
@@ -269,16 +269,16 @@ class _Workers:
         return answers
 
 
-def _work(pipe: Connection, make: Callable[[], gym.Env[Any, Any]], number: int) -> None:
-    """Carry out commands until the other end of the pipe is closed."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group, they are the main process's business
-        signal.signal(number, signal.SIG_IGN)
+def _work(pipe: Connection, make: Callable[[], gym.Env[Any, Any]], copy_count: int) -> None:
+    """Build `copy_count` environments and carry out commands until the other end of the pipe is closed."""
+    for stop_signal in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the main process handles them
+        signal.signal(stop_signal, signal.SIG_IGN)
     copies = None
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             commands = pipe.recv()
             try:
-                copies = copies or _Copies(make, number)
+                copies = copies or _Copies(make, copy_count)
                 answer: dict[int, _Outcome] | str = copies.advance(commands)
             except Exception:
                 answer = traceback.format_exc()

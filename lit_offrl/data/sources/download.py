@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lit_offrl.errors import UserError, one_line
-from lit_offrl.progress import progress_bar
+from lit_offrl.system.progress import progress_bar
 
 _ATTEMPTS = 3
 _SECONDS_TO_CONNECT = 4.0

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_offrl.arguments import CommandParser
+from lit_offrl.cli.parser import CommandParser
 from lit_offrl.data import local
 from lit_offrl.errors import UserError, did_you_mean
 

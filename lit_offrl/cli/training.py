@@ -39,8 +39,9 @@ from lit_offrl.callbacks.throughput import Throughput
 from lit_offrl.callbacks.video import RolloutVideo
 from lit_offrl.data.datamodule import D4RLDataModule
 from lit_offrl.errors import RunFailure, UserError, did_you_mean
-from lit_offrl.ranks import launched_rank
-from lit_offrl.run_folder import RunFolder, write_atomically
+from lit_offrl.run_folder import RunFolder
+from lit_offrl.system.files import write_atomically
+from lit_offrl.system.ranks import launched_rank
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_offrl.arguments import CommandParser
+from lit_offrl.cli.parser import CommandParser
 from lit_offrl.errors import UserError, require
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def run_report(words: list[str]) -> int:
 def _write(report: Report, output: Path) -> list[str]:
     """Write all files; return their names."""
     from lit_offrl.report import page, plots
-    from lit_offrl.run_folder import write_atomically
+    from lit_offrl.system.files import write_atomically
 
     colors = plots.colors_of(report.algorithms)
     figures = {page.curve_name(task): plots.learning_curves(report, task, colors) for task in report.tasks}

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from lit_offrl.cores import available_cores
 from lit_offrl.data.local import SHARED_TABLES
 from lit_offrl.errors import UserError
+from lit_offrl.system.cores import available_cores
 
 
 @dataclass(frozen=True)

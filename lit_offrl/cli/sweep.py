@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from lit_offrl.arguments import CommandParser
+from lit_offrl.cli.parser import CommandParser
 from lit_offrl.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class Plan:
         self.max_steps = int(look_up(self.config, "trainer.max_steps"))
 
     def _resolve(self, *changes: Mapping[str, Any]) -> dict[str, Any]:
-        from lit_offrl.training_cli import resolved_config
+        from lit_offrl.cli.training import resolved_config
 
         return resolved_config([*self.search.flags(*changes), f"--seed_everything={self.search.seeds[0]}"])
 
@@ -346,9 +346,9 @@ def _conclude(search: Search, study: optuna.Study, plan: Plan) -> int:
     from optuna.trial import TrialState
 
     from lit_offrl.report.plots import png
-    from lit_offrl.run_folder import write_atomically
     from lit_offrl.search.pictures import pictures
     from lit_offrl.search.study import best_trial
+    from lit_offrl.system.files import write_atomically
 
     states = Counter(trial.state for trial in study.get_trials(deepcopy=False))
     complete, pruned, failed = (states[each] for each in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from lit_offrl import __version__
 from lit_offrl.errors import RunFailure, UserError, did_you_mean, one_line
-from lit_offrl.jobs import run_seeds, take_option
-from lit_offrl.ranks import launched_rank
+from lit_offrl.jobs.local import run_seeds, take_option
+from lit_offrl.system.ranks import launched_rank
 
 HELP = """\
 usage: python -m lit_offrl <command> [options]
@@ -72,22 +72,22 @@ def _rank() -> str:
 
 def _run(command: str, words: list[str]) -> int:
     if command == "data":
-        from lit_offrl.data_cli import run_data
+        from lit_offrl.cli.data import run_data
 
         return run_data(words)
     if command == "sweep":
-        from lit_offrl.sweep_cli import run_sweep
+        from lit_offrl.cli.sweep import run_sweep
 
         return run_sweep(words)
     if command == "report":
-        from lit_offrl.report_cli import run_report
+        from lit_offrl.cli.report import run_report
 
         return run_report(words)
     if command == "fit" and (seeds := take_option(words, "--seeds")) is not None:
         return run_seeds(words, seeds, take_option(words, "--parallel"))
     if command in TRAINING:
-        from lit_offrl.memory import keep_freed_memory
-        from lit_offrl.training_cli import run_training
+        from lit_offrl.cli.training import run_training
+        from lit_offrl.system.memory import keep_freed_memory
 
         keep_freed_memory()
         return run_training(command, words)

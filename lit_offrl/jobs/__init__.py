@@ -1,0 +1,1 @@
+"""Several commands at once: the seeds of a training, the runs of a grid."""
