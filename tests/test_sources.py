@@ -89,7 +89,9 @@ def test_table_normalization_and_rewards(tmp_path: Path):
     assert terminals.sum() == 1
 
 
-def test_a_dataset_of_this_package_is_collected_on_first_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_lightnings_hook_collects_a_dataset_of_this_package_and_reading_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     from lit_offrl.collect import recorder
 
     asked: list[str] = []
@@ -98,8 +100,12 @@ def test_a_dataset_of_this_package_is_collected_on_first_use(tmp_path: Path, mon
     monkeypatch.setattr(
         recorder, "collect_dataset", lambda name: (asked.append(name), collect(name, steps=50, progress=False))[1]
     )
+    with pytest.raises(UserError, match="has not been collected: run `data collect offrl/pointmaze/umaze-v0`"):
+        D4RLDataModule("offrl/pointmaze/umaze-v0").load()
     for _ in range(2):
-        assert len(D4RLDataModule("offrl/pointmaze/umaze-v0").transitions) == 50
+        module = D4RLDataModule("offrl/pointmaze/umaze-v0")
+        module.prepare_data()
+        assert len(module.transitions) == 50
     assert asked == ["offrl/pointmaze/umaze-v0"]
 
 

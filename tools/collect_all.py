@@ -12,7 +12,7 @@ import time
 
 from lit_offrl.collect.catalog import CATALOG
 from lit_offrl.collect.recorder import collect_dataset
-from lit_offrl.data.local import is_present, minari_root, read_metadata
+from lit_offrl.data.sources.minari import is_present, minari_root, read_metadata
 
 COLUMNS = ("dataset", "steps", "episodes", "seconds", "mean return", "success", "mean score", "MB")
 

@@ -25,7 +25,7 @@ import re, sys, time
 from pathlib import Path
 import h5py, torch
 from lit_offrl.data import sources, transitions
-from lit_offrl.data.sources import d4rl, files
+from lit_offrl.data.formats import d4rl, files
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024

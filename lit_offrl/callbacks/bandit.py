@@ -16,6 +16,7 @@ from lit_offrl.callbacks.checkpoint import stop_requested
 from lit_offrl.callbacks.rollout import evaluating, log_directly, log_in_hook, say
 from lit_offrl.data.bandits import find_bandit
 from lit_offrl.data.datamodule import D4RLDataModule
+from lit_offrl.data.sources import source_of
 from lit_offrl.errors import require
 
 
@@ -156,7 +157,9 @@ class BanditEvaluation(lightning.Callback):
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Make the target, if the dataset is a bandit."""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        if stage != "predict" and isinstance(datamodule, D4RLDataModule) and datamodule.info.source == "bandit":
+        if stage == "predict" or not isinstance(datamodule, D4RLDataModule):
+            return
+        if not source_of(datamodule.info).plays_episodes:
             self._target = BanditTarget(datamodule.info.id, self.beta, self.samples)
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

@@ -6,7 +6,6 @@ collection that was stopped, however rudely, therefore goes on where it was, and
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -20,12 +19,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 import lit_offrl
 from lit_offrl.collect.catalog import CATALOG, CollectedDataset, MazeDataset
 from lit_offrl.collect.episodes import Episode, make_environment
 from lit_offrl.collect.journal import Journal
 from lit_offrl.collect.workers import ordered_records
-from lit_offrl.data.local import minari_root
+from lit_offrl.data.sources.minari import minari_root
 from lit_offrl.errors import RunFailure, UserError, did_you_mean, one_line
 from lit_offrl.system.progress import progress_bar
 
@@ -255,18 +256,26 @@ def _made_with(folder: Path, steps: int, seed: int) -> bool:
 
 @contextmanager
 def _locked(path: Path, notice: str | None) -> Iterator[bool]:
-    """Hold the lock file; yield whether another process held it first, after telling the user so."""
+    """Hold an exclusive lock; yield whether another process held it first.
+
+    Args:
+        path: The lock file.
+        notice: Printed to standard error if the lock has to be waited for.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        waited = False
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waited = True
-            if notice:
-                print(notice, file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield waited  # closing the file unlocks it
+    lock = FileLock(path)
+    waited = False
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        waited = True
+        if notice:
+            print(notice, file=sys.stderr)
+        lock.acquire()
+    try:
+        yield waited
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -15,13 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_offrl.data.info import BANDIT_NAMESPACE, DatasetInfo
+from lit_offrl.data.sources.bandit import NAMESPACE
 from lit_offrl.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -242,45 +241,31 @@ BANDITS: dict[str, Bandit] = {
 
 
 def find_bandit(dataset: str) -> Bandit:
-    """Return the set of the id, e.g. `bandit/8gaussians`.
+    """Return the set of an id, e.g. `bandit/8gaussians`.
 
     Raises:
         UserError: There is no such set.
     """
-    name = dataset.removeprefix(BANDIT_NAMESPACE)
+    name = dataset.removeprefix(NAMESPACE)
     if name not in BANDITS:
-        completions = [each for each in BANDITS if each.startswith(name)]  # who leaves out the reward
+        completions = [each for each in BANDITS if each.startswith(name)]  # where only the reward is missing
         suggestion = did_you_mean(name, completions or BANDITS)
         raise UserError(f"data.dataset: no bandit '{name}'{suggestion}; there are {', '.join(BANDITS)}")
     return BANDITS[name]
 
 
-def load_bandit(dataset: str) -> tuple[Transitions, DatasetInfo]:
-    """Return a set as one-step terminal episodes in a dummy state 0: actions are its points, rewards its labels.
+def bandit_transitions(bandit: Bandit) -> Transitions:
+    """Return a set as terminal episodes of one step from a dummy state 0: actions are points, rewards are labels."""
+    from lit_offrl.data.transitions import Transitions  # needs torch, which `data list` must not import
 
-    Raises:
-        UserError: There is no such set.
-    """
-    from lit_offrl.data.transitions import Transitions  # torch, which `data list` can do without
-
-    bandit = find_bandit(dataset)
     data = bandit.draw()
     n = len(data.points)
     states = np.zeros((n, 1), np.float32)
-    transitions = Transitions(
+    return Transitions(
         observations=states,
         actions=data.points.astype(np.float32),
         rewards=data.labels.astype(np.float32),
         next_observations=states,
         terminals=np.ones(n, np.bool_),
         timeouts=np.zeros(n, np.bool_),
-    )
-    low, high = (-bandit.bound,) * 2, (bandit.bound,) * 2
-    return transitions, DatasetInfo(
-        dataset,
-        source="bandit",
-        path=Path(dataset),
-        sha256=None,
-        action_bounds=(low, high),
-        environment_note="none: samples of the policy are compared with the target distribution",
     )

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,8 +19,8 @@ from torch.utils.data import DataLoader
 from lit_offrl.batch import Batch
 from lit_offrl.data import sources
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo
-from lit_offrl.data.local import COLLECTED_NAMESPACE, SHARED_TABLES, is_present
 from lit_offrl.data.rewards import reward_rule
+from lit_offrl.data.shared_tables import share_table
 from lit_offrl.data.transitions import BlockSampler, Transitions
 from lit_offrl.errors import UserError, require
 from lit_offrl.system.ranks import launched_rank
@@ -123,9 +120,13 @@ class D4RLDataModule(lightning.LightningDataModule):
         return module
 
     def load(self) -> tuple[Transitions, DatasetInfo]:
-        """Return the dataset, read (and collected, where it is ours and missing) on the first call."""
+        """Return the dataset, which is read on the first call.
+
+        Raises:
+            UserError: The dataset is of this package and has not been collected (`prepare_data` or `data collect ID`
+                does so), or it cannot be read.
+        """
         if self._loaded is None:
-            self.prepare_data()
             transitions, info = sources.load(self.dataset, self.d4rl_compat)
             self._loaded = transitions, self._with_environment(info)
         return self._loaded
@@ -161,14 +162,20 @@ class D4RLDataModule(lightning.LightningDataModule):
         return self.transitions.action_dim
 
     def prepare_data(self) -> None:
-        """Collect a dataset of this package that is not there yet; ranks other than the first wait until it is."""
-        while launched_rank() > 0 and not sources.is_here(self.dataset):
-            time.sleep(self.SECONDS_BETWEEN_LOOKS)
-        if self.dataset.startswith(COLLECTED_NAMESPACE) and not is_present(self.dataset):
-            # The one step upwards in the import order: a dataset that makes itself on first use must call its maker.
-            from lit_offrl.collect.recorder import collect_dataset
+        """Collect or download the dataset if it is not here; ranks other than the first wait for it.
 
-            collect_dataset(self.dataset)
+        Lightning calls this hook before `setup`. A script that reads the dataset before `Trainer.fit`, e.g. its
+        dimensions, calls it first.
+
+        Raises:
+            UserError: The id is unknown, or the dataset can neither be collected nor downloaded.
+        """
+        if self._loaded is not None:  # e.g. arrays in memory
+            return
+        source = sources.find_source(self.dataset)
+        while launched_rank() > 0 and not source.is_here(self.dataset):
+            time.sleep(self.SECONDS_BETWEEN_LOOKS)
+        source.prepare(self.dataset)
 
     def setup(self, stage: str) -> None:
         """Read the data; when training, tell the algorithm how its networks see observations and actions."""
@@ -254,26 +261,10 @@ class D4RLDataModule(lightning.LightningDataModule):
         return table, widths
 
     def shared_table(self) -> tuple[Tensor, tuple[int, ...]]:
-        """Return what `table` does, in memory that all processes share to which the same folder of tables is named.
-
-        The first of them writes the table into a file there, which the others wait for; all map it. Where no folder is
-        named, in the environment variable that `lit_offrl.jobs.local` sets, the table is this process's own.
-        """
-        folder = os.environ.get(SHARED_TABLES)
-        if folder is None:
-            return self.table()
-        options = repr([getattr(self, name) for name in self.TABLE_OPTIONS])
-        path = Path(folder) / hashlib.sha256(options.encode()).hexdigest()
-        part = path.with_suffix(".part")
-        with part.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if not path.is_file():  # else another process was faster
-                file.truncate(0)
-                self.table()[0].numpy().tofile(file)
-                part.replace(path)
-        widths, size = self.widths, path.stat().st_size // 4
-        table = torch.from_file(str(path), shared=True, size=size, dtype=torch.float32)
-        return table.view(-1, sum(widths)), widths
+        """Return the table of training, in memory shared with other processes where `SHARED_TABLES` names a folder."""
+        widths = self.widths
+        options = [getattr(self, name) for name in self.TABLE_OPTIONS]
+        return share_table(lambda: self.table()[0], sum(widths), options), widths
 
     def train_dataloader(self) -> BlockSampler:
         """Return the block sampler over the table, on the training device."""

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-BANDIT_NAMESPACE = "bandit/"
-
 
 @dataclass(frozen=True)
 class EnvironmentInfo:
@@ -34,7 +32,7 @@ class DatasetInfo:
 
     Attributes:
         id: The name the user typed, e.g. `offrl/antmaze/umaze-v0`.
-        source: `offrl` (collected by this package), `minari`, `d4rl`, `file`, `arrays` or `bandit`.
+        source: One of the `names` of its source, see `lit_offrl.data.sources`.
         path: Where the data lies.
         sha256: Digest of the data file's bytes; None for arrays in memory and for bandits, which are generated.
         observation_keys: Keys of a dictionary observation whose values are concatenated, in this order, into the

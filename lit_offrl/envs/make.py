@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 import tempfile
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -18,56 +16,29 @@ from gymnasium.wrappers import TransformObservation
 from numpy.typing import NDArray
 
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo
+from lit_offrl.data.sources import source_of
 from lit_offrl.errors import UserError, did_you_mean
 
 FlatEnv = gym.Env[NDArray[np.float32], NDArray[np.float32]]
 """An environment whose observations and actions are flat float32 vectors."""
 
-_FIXED_GOAL = {"continuing_task": True, "reset_target": False}
-_EPISODIC = {"continuing_task": False, "reset_target": False}
-_D4RL_RULES: tuple[tuple[str, dict[str, Any], int | None], ...] = (
-    # dataset, keyword arguments of the environment, time limit (None: as the dataset says). The environments stored
-    # with Minari's D4RL datasets are those that recorded the data: goals move, episodes go on at the goal, and
-    # PointMaze's last a million steps. The limits are those that D4RL registers its own environments with.
-    # A dense reward is positive everywhere, so that ending at the goal would punish reaching it: D4RL does not.
-    (r"pointmaze-(open|umaze)-dense", _FIXED_GOAL, 300),
-    (r"pointmaze-medium-dense", _FIXED_GOAL, 600),
-    (r"pointmaze-large-dense", _FIXED_GOAL, 800),
-    (r"pointmaze-(open|umaze)", _EPISODIC, 300),
-    (r"pointmaze-medium", _EPISODIC, 600),
-    (r"pointmaze-large", _EPISODIC, 800),
-    (r"antmaze-umaze", _EPISODIC, 700),
-    (r"antmaze-(medium|large)", _EPISODIC, 1000),
-    (r"pen-", {}, 100),  # D4RL's reference returns are of 100 steps; AdroitHandPen-v1 allows 200
-    (r"kitchen-", {"remove_task_when_completed": True}, None),  # else a task pays in every step after its completion
-)
-
 
 def environment_for(info: DatasetInfo) -> EnvironmentInfo:
     """Return the environment for evaluating policies trained on a dataset.
 
-    That is `info.environment`, except for D4RL datasets (original or from Minari), whose time limits and goals are made
-    those of D4RL's evaluation, see `_D4RL_RULES`.
+    That is the environment that the dataset names; of D4RL datasets (original files or from Minari) with the goals and
+    the time limit of D4RL's evaluation.
 
     Raises:
         UserError: The dataset names no environment.
     """
-    environment = info.environment
+    environment = source_of(info).environment(info)
     if environment is None:
         note = f" ({info.environment_note})" if info.environment_note else ""
         raise UserError(
             f"{info.id}: no environment is known for this dataset{note}, so policies cannot be evaluated on it: "
             "name one with --data.environment, e.g. Hopper-v5, or train with --evaluation.enabled false"
         )
-    if info.source == "d4rl" or (info.source == "minari" and info.id.startswith("D4RL/")):
-        name = info.id.removeprefix("D4RL/").replace("/", "-")
-        for pattern, kwargs, limit in _D4RL_RULES:
-            if re.match(pattern, name):
-                return replace(
-                    environment,
-                    kwargs={**environment.kwargs, **kwargs},
-                    max_episode_steps=limit or environment.max_episode_steps,
-                )
     return environment
 
 

@@ -14,7 +14,6 @@ end with exactly as many finished trials as were asked for, whoever is killed an
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import inspect
 import json
@@ -22,14 +21,15 @@ import socket
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import optuna
+from filelock import FileLock, lock_descriptor
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, UpdateFinishedTrialError
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, PercentilePruner
@@ -182,13 +182,10 @@ def _check_same(study: optuna.Study, common: Mapping[str, Any], search: Search) 
             )
 
 
-@contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold the search folder's lock; the operating system drops it with the process."""
+def folder_lock(folder: Path) -> FileLock:
+    """Return the lock of a search folder; the operating system releases it when its process dies."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return FileLock(folder / ".lock")
 
 
 # ------------------------------------------------------------------------------------------------- sampler and pruner
@@ -297,7 +294,7 @@ class Worker:
         path = self.locks / self.name
         waiting = False
         with path.open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock_descriptor(lock.fileno())  # a descriptor, unlike a FileLock, can be handed to the runs
             try:
                 while True:
                     self.revive()
@@ -416,12 +413,11 @@ class Worker:
         if worker.rpartition("-")[0] == socket.gethostname():
             path = self.locks / worker
             try:
-                with path.open() as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with path.open("r+") as file:
+                    dead = lock_descriptor(file.fileno(), blocking=False)
+                if dead:  # else the worker lives, or one of its runs, which is about to stop
                     path.unlink(missing_ok=True)
-                    return True
-            except BlockingIOError:
-                return False  # it lives, or a run that it has left behind does, which is about to stop
+                return dead
             except OSError:  # no such file: e.g. the other worker has another folder
                 pass
         beat, now = trial.user_attrs.get(HEARTBEAT), time.monotonic()

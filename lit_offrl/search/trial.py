@@ -8,25 +8,20 @@ not among the ranks, which receive the parameters as flags.
 from __future__ import annotations
 
 import csv
-import ctypes
 import json
 import math
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lit_offrl.search.space import Objective
+from lit_offrl.system.processes import start_detached, stop
 
 POLL_S = 0.2
 # Reading the growing metrics.csv may take this share of the time.
 READING_SHARE = 0.05
-# A run that is asked to stop does so after the present block of updates, or between two environment steps.
-PATIENCE_S = 120.0
-PR_SET_PDEATHSIG = 1  # prctl(2)
 
 Watch = Callable[[int, float], bool]
 
@@ -174,19 +169,9 @@ def _fit(
 ) -> tuple[int, bool]:
     """Run a training; return its exit code and whether it was given up."""
     run.log.parent.mkdir(parents=True, exist_ok=True)
-    # It may go on with a run that died with an earlier search.
-    command = [sys.executable, "-m", "lit_offrl", "fit", *run.words, "--ckpt_path=auto"]
     with run.log.open("ab") as log:
-        # In a session of its own: Ctrl-C reaches the search alone, which passes it on once.
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=_stop_with_parent,
-            pass_fds=inherited,
-        )
+        # `auto` continues a run that ended with an earlier search.
+        process = start_detached(["fit", *run.words, "--ckpt_path=auto"], log, inherited)
     changed, pause = None, POLL_S
     try:
         while process.poll() is None:
@@ -194,12 +179,12 @@ def _fit(
             if (now := _changed(run)) != changed:
                 changed, started = now, time.perf_counter()
                 if give_up():
-                    _stop(process)
+                    stop(process)
                     return process.returncode, True
                 pause = max(POLL_S, (time.perf_counter() - started) / READING_SHARE)
             time.sleep(pause)
     finally:
-        _stop(process)
+        stop(process)
     return process.returncode, False
 
 
@@ -210,24 +195,6 @@ def _changed(run: SeedRun) -> tuple[int, int] | None:
     except OSError:
         return None
     return state.st_size, state.st_mtime_ns
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a run as SIGTERM does: after the present block of updates, with a checkpoint."""
-    if process.poll() is not None:
-        return
-    process.terminate()
-    try:
-        process.wait(PATIENCE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _stop_with_parent() -> None:
-    """Let the kernel send SIGTERM when the search dies, however it does. Linux only; elsewhere the run goes on."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _reason(code: int, log: Path) -> str:
