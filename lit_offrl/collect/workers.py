@@ -1,9 +1,9 @@
-"""Episodes from several processes, in order.
+"""Episodes from several worker processes, in order.
 
-The workers are fresh interpreters that run this module's `serve`, not `multiprocessing` children: those would import
-the caller's main module again, which breaks scripts without a main guard. They are single-threaded, so that an
-episode's bits do not depend on how a linear algebra library splits its work, and end by themselves when the parent
-goes away.
+Workers are fresh interpreters that run `serve`. Neither library that was looked at serves: `multiprocessing` imports
+the caller's main module again, which breaks scripts without a main guard, and joblib's workers outlive a killed parent.
+These workers end when their standard input closes. They are single-threaded, so that the bits of an episode do not
+depend on how a linear algebra library splits its work.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _COMMAND = "from lit_offrl.collect.workers import serve; serve()"
 
 
 def make_recorder(dataset: CollectedDataset, seed: int) -> Recorder:
-    """Return what plays the episodes of a dataset."""
+    """Return the recorder of a dataset."""
     if isinstance(dataset, MazeDataset):
         return MazeRecorder(dataset, seed)
     assert isinstance(dataset, LocomotionDataset)
@@ -39,9 +39,9 @@ def make_recorder(dataset: CollectedDataset, seed: int) -> Recorder:
 
 
 def ordered_records(dataset_id: str, seed: int, processes: int, first: int = 0) -> Iterator[bytes]:
-    """Yield episodes `first`, `first` + 1, ... without end, as bytes; the same for any number of processes.
+    """Yield the episodes `first`, `first` + 1, ... as bytes; they do not depend on the number of processes.
 
-    Close the iterator to stop the workers.
+    The iterator is endless; close it to stop the workers.
 
     Args:
         dataset_id: A key of the catalog.
@@ -50,7 +50,7 @@ def ordered_records(dataset_id: str, seed: int, processes: int, first: int = 0) 
         first: Number of the first episode.
 
     Raises:
-        RunFailure: A worker died; carries the last line it printed.
+        RunFailure: A worker died; the message holds the last line that it printed.
     """
     workers: list[_Worker] = []
     try:
@@ -74,7 +74,7 @@ def ordered_records(dataset_id: str, seed: int, processes: int, first: int = 0) 
 
 
 class _Worker:
-    """One process; at most one episode is asked for at a time."""
+    """One process, which records one episode at a time."""
 
     def __init__(self, dataset_id: str, seed: int) -> None:
         self.asked = -1
@@ -87,7 +87,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=self._complaints,
             env={**os.environ, **_ONE_THREAD, "PYTHONPATH": paths},
-            cwd=home,  # first on the worker's path: this very package, not whatever lies where the user stands
+            cwd=home,  # first on the worker's path, so that it imports this package and not a folder of the same name
         )
 
     @property
@@ -126,8 +126,8 @@ class _Worker:
 
 
 def serve() -> None:
-    """Answer each episode number on standard input with the episode on standard output (the worker's main program)."""
-    # Libraries print to standard output, too: keep it for the episodes.
+    """Main program of a worker: read episode numbers from standard input, write episodes to standard output."""
+    # Libraries may print to standard output; send that to standard error.
     with os.fdopen(os.dup(1), "wb") as output:
         os.dup2(2, 1)
         recorder = make_recorder(CATALOG[sys.argv[1]], int(sys.argv[2]))

@@ -1,4 +1,4 @@
-"""The data module that all algorithms share."""
+"""The data module of all algorithms."""
 
 from __future__ import annotations
 
@@ -27,28 +27,27 @@ from lit_offrl.system.ranks import launched_rank
 
 
 class D4RLDataModule(lightning.LightningDataModule):
-    """Offline transitions as blocks of minibatches, sampled from a table on the training device.
+    """Offline transitions as blocks of minibatches from a table on the training device.
 
     Args:
-        dataset: Dataset id, e.g. `offrl/antmaze/umaze-v0` (collected here if it is not there yet), `D4RL/pen/human-v2`
+        dataset: Dataset id, e.g. `offrl/antmaze/umaze-v0` (collected with this package), `D4RL/pen/human-v2`
             (Minari), `hopper-medium-v2` (original D4RL file), or the path of a file or folder of one's own.
-        batch_size: Transitions per gradient step, of all devices together.
+        batch_size: Transitions per gradient step, over all devices.
         block_size: Gradient steps per training block; affects speed only.
         steps_per_epoch: Gradient steps per epoch.
         reward: Reward rule: `raw`, `minus_one` (sparse mazes), `cql_antmaze` (4 (r - 0.5)), `times_100`, `return_range`
             (r * 1000 / range of returns: locomotion), `standardize`, or `affine:SCALE:BIAS`.
-        normalize_observations: Shift and scale each observation dimension to mean 0 and deviation 1; the figures
-            travel with the checkpoint.
-        action_bounds: Lowest and highest action of every dimension, e.g. `[-2, 2]`: networks see actions scaled to
-            [-1, 1]. Where it is not given, that of the dataset's action space (Minari), or -1 and 1.
-        action_limit: Networks see actions scaled to [-limit, limit] instead; for 2-D sets half the width of their
-            bounds, 6 or 16, keeps them in their own units, which the noise schedules of the papers were made for.
+        normalize_observations: Shift and scale each observation dimension to mean 0 and standard deviation 1; the
+            checkpoint holds the statistics.
+        action_bounds: Lowest and highest action of every dimension, e.g. `[-2, 2]`; networks see actions scaled to
+            [-1, 1]. Default: the bounds of the dataset's action space (Minari), or -1 and 1.
+        action_limit: Networks see actions scaled to [-limit, limit] instead. For 2-D sets the bound of their points, 6
+            or 16, keeps the units that the noise schedules of the papers were made for.
         d4rl_compat: Read original D4RL files as D4RL's `qlearning_dataset` does, which drops the last transition of
-            episodes that ran into the time limit; false keeps what the file knows of the true episode ends.
-        environment: Gymnasium id of the environment of evaluation, for datasets that name none, e.g. `Hopper-v5` for a
-            file of one's own.
-        validation_fraction: Share of the episodes, whole ones, that training does not see; algorithms log their losses
-            on them as `val/...` whenever Lightning validates. The same ones whatever the seed, so that runs compare.
+            episodes that ran into the time limit; false keeps the true episode ends.
+        environment: Gymnasium id of the environment of evaluation, e.g. `Hopper-v5`, for datasets that name none.
+        validation_fraction: Share of the episodes that training does not see; algorithms log their losses on them as
+            `val/...` whenever Lightning validates. All seeds hold out the same episodes.
         seed: Seed of the minibatches (set from `seed_everything`).
     """
 
@@ -56,9 +55,9 @@ class D4RLDataModule(lightning.LightningDataModule):
     PREDICTION_BATCH = 64
     HELD_OUT_BATCH = 4096
     SECONDS_BETWEEN_LOOKS = 1.0
-    # Dimensions that hardly vary (constant ones among them) are not blown up by the normalisation.
+    # Smallest divisor of the normalization, so that (almost) constant dimensions stay small.
     SMALLEST_STD = 1e-3
-    # What the table is a function of.
+    # Options that the table depends on.
     TABLE_OPTIONS = (
         *("dataset", "d4rl_compat", "validation_fraction", "reward"),
         *("normalize_observations", "action_bounds", "action_limit"),
@@ -83,7 +82,7 @@ class D4RLDataModule(lightning.LightningDataModule):
         sizes = {"batch_size": batch_size, "block_size": block_size, "steps_per_epoch": steps_per_epoch}
         for name, value in sizes.items():
             require(value >= 1, f"data.{name}", "at least 1", value)
-        reward_rule(reward)  # raises where there is none
+        reward_rule(reward)  # raises for an unknown rule
         if action_bounds is not None:
             require(action_bounds[0] < action_bounds[1], "data.action_bounds", "[low, high]", list(action_bounds))
         require(action_limit > 0, "data.action_limit", "positive", action_limit)
@@ -143,12 +142,12 @@ class D4RLDataModule(lightning.LightningDataModule):
 
     @property
     def transitions(self) -> Transitions:
-        """The table as recorded."""
+        """The recorded transitions."""
         return self.load()[0]
 
     @property
     def info(self) -> DatasetInfo:
-        """What is known of the dataset besides its transitions."""
+        """Facts about the dataset besides its transitions."""
         return self.load()[1]
 
     @property
@@ -193,19 +192,19 @@ class D4RLDataModule(lightning.LightningDataModule):
 
     @property
     def action_units(self) -> tuple[Tensor, Tensor]:
-        """Zero and unit of the actions that networks see, in the dataset's units, each `[action_dim]`."""
+        """Zero and unit of the actions that networks see, in units of the dataset, each `[action_dim]`."""
         bounds = self.action_bounds or self.info.action_bounds or (-1.0, 1.0)
         low, high = torch.tensor(bounds).reshape(2, -1).expand(2, self.action_dim)
         return (low + high) / 2, (high - low) / (2 * self.action_limit)
 
     @cached_property
     def observation_statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the observations that are trained on, each `[observation_dim]`."""
+        """Mean and standard deviation of the observations of training, each `[observation_dim]`."""
         observations = self.transitions.observations
         if self.held_out is not None:
             observations = observations[~self.held_out]
         mean = observations.mean(axis=0, dtype=np.float64)
-        # In pieces: the table in double precision would be the largest thing in memory.
+        # In pieces, because the whole table in double precision would take twice the memory of the table.
         pieces = np.array_split(observations, -(-len(observations) // 65_536))
         variance = sum(((piece - mean) ** 2).sum(axis=0) for piece in pieces) / len(observations)
         std = np.maximum(np.sqrt(variance), self.SMALLEST_STD)
@@ -218,10 +217,10 @@ class D4RLDataModule(lightning.LightningDataModule):
 
     @cached_property
     def held_out(self) -> NDArray[np.bool_] | None:
-        """Which transitions training does not see, bool `[n]`; None where it sees all.
+        """Mask of the held-out transitions, bool `[n]`; None where none are held out.
 
         Raises:
-            UserError: Nothing would be left to train on.
+            UserError: No episode is left for training.
         """
         if not self.validation_fraction:
             return None
@@ -239,11 +238,11 @@ class D4RLDataModule(lightning.LightningDataModule):
         """Return the fields of `Batch` side by side, `[n, width]`, and the width of each.
 
         Args:
-            held_out: The transitions that training does not see, instead of those that it does.
+            held_out: Return the held-out transitions instead of those of training.
         """
         transitions, widths = self.transitions, self.widths
         table = torch.empty(len(transitions), sum(widths))
-        # Filled and changed in place: besides the recorded data there is one more copy of it in memory, not three.
+        # Filled and normalized in place, so that memory holds one copy besides the recorded data.
         observations, actions, rewards, next_observations, terminals = torch.split(table, list(widths), dim=1)
         observations.copy_(torch.from_numpy(transitions.observations))
         next_observations.copy_(torch.from_numpy(transitions.next_observations))
@@ -283,10 +282,7 @@ class D4RLDataModule(lightning.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Return the held-out transitions as batches; where there are none, one empty batch.
-
-        Rollouts need an occasion, not data.
-        """
+        """Return the held-out transitions in batches; without any, one empty batch, so that rollouts take place."""
         if self.held_out is None:
             return self.test_dataloader()
         table, widths = self.table(held_out=True)
@@ -297,7 +293,7 @@ class D4RLDataModule(lightning.LightningDataModule):
         return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Return one empty batch."""
+        """Return one empty batch: a test consists of rollouts."""
         return DataLoader(range(1), batch_size=None)  # type: ignore[arg-type]
 
     def predict_dataloader(self) -> DataLoader[Tensor]:

@@ -1,4 +1,4 @@
-"""Which rows of an original D4RL file become transitions: D4RL's own choice, or all that the file knows."""
+"""Original D4RL files: the transitions of D4RL's `qlearning_dataset`, or all transitions with their true ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lit_offrl.data.formats.arrays import (
 )
 from lit_offrl.data.transitions import Transitions
 
-# In D4RL's mazes an observation begins with the position, in meters, and a step changes it by less than half of this.
+# Meters: a step in D4RL's mazes changes the position, where an observation begins, by less than half of this.
 _LARGEST_MOVE = 1.0
 
 
@@ -43,11 +43,11 @@ def read_d4rl(path: Path, time_limit: int, compat: bool, is_maze: bool) -> tuple
 
 
 def compat_fields(columns: Columns, time_limit: int) -> Fields:
-    """Keep the transitions that D4RL's `qlearning_dataset` keeps, with the successors it gives them.
+    """Return the transitions and successors of D4RL's `qlearning_dataset`.
 
-    The next row is the successor, also of a terminal state. The last step of an episode that ran into the time limit
-    is dropped, even where it is terminal too, and so is the last row of the file. What came before a dropped step ends
-    its episode here (`timeouts`), which `qlearning_dataset` does not say.
+    The next row is the successor, also of a terminal step. The last step of an episode that ran into the time limit is
+    dropped, even if it is terminal, and so is the last row of the file. The step before a dropped step ends its episode
+    (`timeouts`), which `qlearning_dataset` does not mark.
 
     Args:
         columns: The arrays of the file.
@@ -57,7 +57,7 @@ def compat_fields(columns: Columns, time_limit: int) -> Fields:
     terminals = np.zeros(n, bool) if columns.terminals is None else columns.terminals
     timeouts = columns.timeouts
     if timeouts is None:
-        # There the step counter stands at 1, not 0, after a terminal state.
+        # D4RL's step counter is 1, not 0, after a terminal step.
         timeouts = steps_at_limit(terminals, time_limit, first_after_terminal=1)
     kept = ~timeouts
     kept[-1:] = False
@@ -66,12 +66,12 @@ def compat_fields(columns: Columns, time_limit: int) -> Fields:
 
 
 def true_fields(columns: Columns, time_limit: int, is_maze: bool) -> Fields:
-    """Keep what the file knows, by the rules of flat files (see `files`), and the true ends of episodes.
+    """Return all transitions with the true ends of episodes, by the rules of flat files.
 
     Args:
         columns: The arrays of the file.
         time_limit: Limit of an episode, for files without `timeouts`.
-        is_maze: Observations begin with a position: where it jumps an episode ended, although nothing is marked there.
+        is_maze: Observations begin with a position; an episode ends where it jumps, even if nothing is marked there.
     """
     terminals = np.zeros(len(columns.rewards), bool) if columns.terminals is None else columns.terminals
     timeouts = columns.timeouts
@@ -89,12 +89,12 @@ def _moved_far(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArr
 
 
 def steps_at_limit(terminals: NDArray[np.bool_], limit: int, first_after_terminal: int) -> NDArray[np.bool_]:
-    """Return which rows are the last step before the time limit, `[n]`, where only terminal states are known.
+    """Return a mask of the last steps before the time limit, `[n]`, for files that mark terminal steps only.
 
     Args:
         terminals: bool `[n]`.
         limit: Steps of an episode.
-        first_after_terminal: Number of the first step after a terminal state; after a time limit it is 0.
+        first_after_terminal: Number of the first step after a terminal step; it is 0 after a time limit.
     """
     at_limit = np.zeros(len(terminals), bool)
     origin = 0  # the row that is, or would be, step 0 of the episode

@@ -7,10 +7,10 @@ Arrays of n transitions, one episode after another:
 - `timeouts` (or `truncations`) `[n]`: the episode was cut after this step. One of these two must be there.
 - `next_observations` `[n, observation_dim]`, optional.
 
-With `next_observations` every transition is kept, and an episode also ends where the next row does not start from the
-observation that the last one led to. Without, the next row's observation is the successor. After the last step of an
-episode that is no longer so: a terminal step is kept (its successor does not matter and is its own observation), any
-other is dropped and the step before it ends the episode.
+With `next_observations` every transition is kept, and an episode also ends where the next row's observation is not the
+successor. Without them, the next row's observation is the successor, which the last step of an episode does not have: a
+terminal last step is kept (its successor is not used and is set to its own observation), any other last step is dropped
+and the step before it ends the episode.
 
 A folder holds one `.npz` or `.hdf5` file per episode, in the natural order of their names. There `terminals` and
 `timeouts` are optional (the file's last step ends the episode), and observations may be n + 1: the last one is then the

@@ -36,7 +36,7 @@ def read_minari(path: Path, keys: tuple[str, ...] | None = None, repair_goals: b
         repair_goals: Replace the first goal of an episode by the second where they differ.
 
     Raises:
-        UserError: The file is broken, or its observations are no vectors.
+        UserError: The file is broken, or its observations are not vectors.
     """
     with reading(path), (_hdf5_episodes if path.is_file() else _arrow_episodes)(path) as episodes:
         if not episodes.names:
@@ -75,12 +75,12 @@ def _vectors(episode: Mapping[str, Any], keys: tuple[str, ...] | None, repair_go
 def observation_keys(episodes: Episodes) -> tuple[str, ...]:
     """Return the keys of a dictionary observation that make up the vector; `a/b` is key `b` of the dictionary at `a`.
 
-    Of a goal environment: `achieved_goal` unless `observation` begins with it, `observation`, and `desired_goal` unless
-    it is the same throughout (D4RL's conventions: 29 numbers in AntMaze, 4 in PointMaze). Where goals are dictionaries
-    of their own, one entry per task, `observation` and then the entries `desired_goal/<task>` in alphabetical order
-    unless all of them are the same throughout; the entries of `achieved_goal` are readings of the same state.
+    Goal environments: `achieved_goal` unless `observation` begins with it, `observation`, and `desired_goal` unless it
+    is constant (D4RL's conventions: 29 numbers in AntMaze, 4 in PointMaze). If goals are dictionaries with an entry per
+    task: `observation`, and `desired_goal/<task>` in alphabetical order unless all are constant; the entries of
+    `achieved_goal` repeat parts of the observation.
 
-    Of any other dictionary: every key, in alphabetical order.
+    Other dictionaries: every key, in alphabetical order.
     """
     leaves = sorted(episodes.leaves())
     groups = {leaf.partition("/")[0] for leaf in leaves}
@@ -115,11 +115,11 @@ class Episodes(Protocol):
         """Return the arrays of an episode under paths such as `rewards` or `observations/desired_goal`."""
 
     def leaves(self) -> list[str]:
-        """Return the paths below `observations`; none where observations are plain arrays."""
+        """Return the paths below `observations`; an empty list if observations are plain arrays."""
 
 
 class _Hdf5Episode(Mapping[str, Any]):
-    # h5py's own objects cost twice as much as what HDF5 does for one of our small arrays.
+    # h5py's high-level objects take twice the time that HDF5 needs to read one of these small arrays.
     def __init__(self, group: Any) -> None:
         self._group = group
 
@@ -128,7 +128,7 @@ class _Hdf5Episode(Mapping[str, Any]):
 
         dataset = h5d.open(self._group, name.encode())
         array = np.empty(dataset.shape, dataset.dtype)
-        if array.size and array.dtype.kind != "O":  # which is refused by all who ask
+        if array.size and array.dtype.kind != "O":  # `stored_array` refuses objects
             dataset.read(h5s.ALL, h5s.ALL, array)
         return array
 
@@ -182,7 +182,7 @@ class _ArrowEpisode(Mapping[str, Any]):
     def __getitem__(self, name: str) -> NDArray[Any]:
         column, *fields = name.split("/")
         array = np.concatenate([_numpy(batch.column(column), fields) for batch in self._batches])
-        # All columns are as long as the observations: the others have one row of padding.
+        # All columns have the length of the observations: the others end in one row of padding.
         return array if column == "observations" else array[:-1]
 
     def __contains__(self, name: object) -> bool:
