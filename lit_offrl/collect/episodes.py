@@ -25,10 +25,13 @@ class Episode:
     """The record of one episode of T steps.
 
     Attributes:
-        observations: Parts of the dictionary observation, `[T + 1, dim]` each; a plain vector is the part
-        `observation`. actions: `[T, action_dim]`. rewards: `[T]`. terminations: `[T]`, true at the goal, or where the
-        body fell and the environment ends the episode. truncations: `[T]`, true where the episode was cut off. kind:
-        Behavior or policy of the episode, as the catalog names it. fell: Whether the body fell, which ends the episode.
+        observations: Parts of the dictionary observation, `[T + 1, dim]` each; a vector is the part `observation`.
+        actions: `[T, action_dim]`.
+        rewards: `[T]`.
+        terminations: `[T]`, true at the goal, or where the body fell and the environment ends the episode.
+        truncations: `[T]`, true where the episode was cut off.
+        kind: Behavior or policy of the episode, as the catalog names it.
+        fell: Whether the body fell, which ends the episode.
     """
 
     observations: dict[str, NDArray[np.float64]]

@@ -1,4 +1,4 @@
-"""Reference scores: which return counts as 0 and which as 100, and who says so."""
+"""Normalized scores: which return scores 0, which 100, and who measured the two."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from lit_offrl.data.sources import source_of
 
 @dataclass(frozen=True)
 class ScoreReference:
-    """A scale for returns; scores on scales of different names must not be compared.
+    """A scale for returns. Scores of references with different names must not be compared.
 
     Attributes:
-        name: Who measured it: `d4rl`, `minari`, or `local` (this package, in the environment of evaluation).
-        minimum: Return of a score of 0, as a rule that of a random policy.
-        maximum: Return of a score of 100, as a rule that of an expert.
+        name: Origin: `d4rl`, `minari`, or `local` (measured with this package, in the environment of evaluation).
+        minimum: Return that scores 0, usually of a random policy.
+        maximum: Return that scores 100, usually of an expert.
     """
 
     name: str
