@@ -23,6 +23,7 @@ from lit_offrl.data.rewards import reward_rule
 from lit_offrl.data.shared_tables import share_table
 from lit_offrl.data.transitions import BlockSampler, Transitions
 from lit_offrl.errors import UserError, require
+from lit_offrl.ranges import Count, Positive, ProperFraction, Seed, checked
 from lit_offrl.system.ranks import launched_rank
 
 
@@ -63,30 +64,26 @@ class D4RLDataModule(lightning.LightningDataModule):
         *("normalize_observations", "action_bounds", "action_limit"),
     )
 
+    @checked("data")
     def __init__(
         self,
         dataset: str,
-        batch_size: int = 256,
-        block_size: int = 50,
-        steps_per_epoch: int = 1000,
+        batch_size: Count = 256,
+        block_size: Count = 50,
+        steps_per_epoch: Count = 1000,
         reward: str = "raw",
         normalize_observations: bool = False,
         action_bounds: tuple[float, float] | None = None,
-        action_limit: float = 1.0,
+        action_limit: Positive = 1.0,
         d4rl_compat: bool = True,
         environment: str | None = None,
-        validation_fraction: float = 0.0,
-        seed: int = 0,
+        validation_fraction: ProperFraction = 0.0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
-        sizes = {"batch_size": batch_size, "block_size": block_size, "steps_per_epoch": steps_per_epoch}
-        for name, value in sizes.items():
-            require(value >= 1, f"data.{name}", "at least 1", value)
         reward_rule(reward)  # raises for an unknown rule
         if action_bounds is not None:
             require(action_bounds[0] < action_bounds[1], "data.action_bounds", "[low, high]", list(action_bounds))
-        require(action_limit > 0, "data.action_limit", "positive", action_limit)
-        require(0 <= validation_fraction < 1, "data.validation_fraction", "from 0 to below 1", validation_fraction)
         self.dataset = dataset
         self.batch_size = batch_size
         self.block_size = block_size
@@ -177,18 +174,8 @@ class D4RLDataModule(lightning.LightningDataModule):
         source.prepare(self.dataset)
 
     def setup(self, stage: str) -> None:
-        """Read the data; when training, tell the algorithm how its networks see observations and actions."""
+        """Read the data. The algorithm takes `action_units` and `observation_statistics` from here."""
         self.load()
-        if stage == "fit" and self.trainer is not None:
-            module: Any = self.trainer.lightning_module
-            center, scale = self.action_units
-            module.action_center.copy_(center)
-            module.action_scale.copy_(scale)
-            module.action_limit.fill_(self.action_limit)
-            if self.normalize_observations:
-                mean, std = self.observation_statistics
-                module.observation_mean.copy_(mean)
-                module.observation_std.copy_(std)
 
     @property
     def action_units(self) -> tuple[Tensor, Tensor]:
