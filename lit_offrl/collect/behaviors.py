@@ -23,7 +23,10 @@ class Behavior(Protocol):
     def act(
         self, observation: NDArray[np.floating], x: float, y: float, target: tuple[float, float]
     ) -> NDArray[np.float64]:
-        """Return the action `[action_dim]` without noise at (x, y) on the way to `target` (meters)."""
+        """Return the action `[action_dim]` without noise at (x, y) on the way to `target` (meters).
+
+        `observation` is the environment's, `[observation_dim]`.
+        """
 
 
 class Actor(Protocol):
@@ -48,14 +51,7 @@ class PointController:
     def act(
         self, observation: NDArray[np.floating], x: float, y: float, target: tuple[float, float]
     ) -> NDArray[np.float64]:
-        """Return the force `[2]`, clipped to [-1, 1].
-
-        Args:
-            observation: `[4]`: position and velocity.
-            x: Position in meters.
-            y: Position in meters.
-            target: Point to go to, in meters.
-        """
+        """Return the force `[2]`, clipped to [-1, 1]; `observation` is position and velocity, `[4]`."""
         force_x = self._gain * (target[0] - x) - self._damping * float(observation[2])
         force_y = self._gain * (target[1] - y) - self._damping * float(observation[3])
         force = np.array([force_x, force_y])
@@ -171,14 +167,7 @@ class AntWalker:
     def act(
         self, observation: NDArray[np.floating], x: float, y: float, target: tuple[float, float]
     ) -> NDArray[np.float64]:
-        """Return the torques `[8]`, clipped to [-1, 1].
-
-        Args:
-            observation: `[27]`, AntMaze's `observation`.
-            x: Position in meters.
-            y: Position in meters.
-            target: Point to go to, in meters.
-        """
+        """Return the torques `[8]`, clipped to [-1, 1]; `observation` is AntMaze's, `[27]`."""
         direction = math.atan2(target[1] - y, target[0] - x)
         quarter_turns, error = ant_heading(observation, direction)
         return self.torques(ant_features(observation, direction, quarter_turns, error), quarter_turns)
@@ -193,11 +182,7 @@ class AntWalker:
 
 
 def ant_is_down(observation: NDArray[np.floating]) -> bool:
-    """Return whether the ant lies on its back or side, from where it cannot get up.
-
-    Args:
-        observation: `[27]`, AntMaze's `observation`.
-    """
+    """Return whether the ant lies on its back or side, where it cannot get up; `observation` is AntMaze's, `[27]`."""
     _, x, y, _ = observation[1:5].tolist()
     return bool(1 - 2 * (x * x + y * y) < 0.0)
 
@@ -237,12 +222,7 @@ class LinearActor:
         self._noise = float(weights["noise"])
 
     def act(self, observation: NDArray[np.floating], rng: np.random.Generator | None) -> NDArray[np.float64]:
-        """Return the action `[action_dim]`, without noise if `rng` is None.
-
-        Args:
-            observation: `[observation_dim]`.
-            rng: Generator of the noise.
-        """
+        """Return the action `[action_dim]`, without noise if `rng` is None."""
         action = self._weight @ observation + self._bias
         if rng is not None:
             action = action + self._noise * rng.standard_normal(len(action))
@@ -275,12 +255,7 @@ class SACActor:
         self._b2 = np.concatenate([weights["mu.bias"], weights["log_std.bias"]])
 
     def act(self, observation: NDArray[np.floating], rng: np.random.Generator | None) -> NDArray[np.float64]:
-        """Return a sampled action `[action_dim]`, or the mode if `rng` is None.
-
-        Args:
-            observation: `[observation_dim]`.
-            rng: Generator of the noise.
-        """
+        """Return a sampled action `[action_dim]`, or the mode if `rng` is None."""
         hidden = np.maximum(self._w0 @ observation + self._b0, 0.0)
         hidden = np.maximum(self._w1 @ hidden + self._b1, 0.0)
         mean, log_std = np.split(self._w2 @ hidden + self._b2, 2)

@@ -29,7 +29,6 @@ __all__ = [
     "Reference",
     "find_source",
     "from_arrays",
-    "is_here",
     "load",
     "source_of",
 ]
@@ -58,15 +57,6 @@ def find_source(dataset: str) -> DataSource:
 def source_of(info: DatasetInfo) -> DataSource:
     """Return the source that a loaded dataset came from."""
     return next(source for source in SOURCES if info.source in source.names)
-
-
-def is_here(dataset: str) -> bool:
-    """Return whether `load` works without a download or a collection.
-
-    Raises:
-        UserError: The id belongs to no source.
-    """
-    return find_source(dataset).is_here(dataset)
 
 
 def load(dataset: str, d4rl_compat: bool = True) -> tuple[Transitions, DatasetInfo]:
