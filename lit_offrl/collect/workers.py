@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import selectors
+import queue
 import subprocess
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Iterator
-from itertools import count
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, islice
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -27,6 +29,9 @@ from lit_offrl.collect.maze_episodes import MazeRecorder
 from lit_offrl.errors import RunFailure
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+# Episodes per worker that may be requested before the next one in order is there. With one, workers would wait while
+# another worker records a long episode.
+_AHEAD = 4
 _COMMAND = "from lit_offrl.collect.workers import serve; serve()"
 
 
@@ -52,77 +57,77 @@ def ordered_records(dataset_id: str, seed: int, processes: int, first: int = 0) 
     Raises:
         RunFailure: A worker died; the message holds the last line that it printed.
     """
-    workers: list[_Worker] = []
+    workers: queue.SimpleQueue[_Worker] = queue.SimpleQueue()  # those without work
+    started: list[_Worker] = []
+
+    def record(index: int) -> bytes:
+        worker = workers.get()
+        try:
+            return worker.record(index)
+        finally:
+            workers.put(worker)
+
+    pool = ThreadPoolExecutor(processes)
+    indices = count(first)
     try:
-        workers += (_Worker(dataset_id, seed) for _ in range(processes))
-        indices = count(first)
-        with selectors.DefaultSelector() as selector:
-            for worker in workers:
-                selector.register(worker.output, selectors.EVENT_READ, worker)
-                worker.ask(next(indices))
-            done: dict[int, bytes] = {}
-            for index in count(first):
-                while index not in done:
-                    for key, _ in selector.select():
-                        worker = key.data
-                        done[worker.asked] = worker.receive()
-                        worker.ask(next(indices))
-                yield done.pop(index)
+        for _ in range(processes):
+            started.append(_Worker(dataset_id, seed))
+            workers.put(started[-1])
+        pending = deque(pool.submit(record, index) for index in islice(indices, _AHEAD * processes))
+        while True:
+            yield pending.popleft().result()
+            pending.append(pool.submit(record, next(indices)))
     finally:
-        for worker in workers:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in started:
             worker.stop()
+        pool.shutdown()
 
 
 class _Worker:
     """One process, which records one episode at a time."""
 
     def __init__(self, dataset_id: str, seed: int) -> None:
-        self.asked = -1
-        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
-        home = Path(__file__).resolve().parents[2]
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
+        package_root = Path(__file__).resolve().parents[2]
         paths = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path)
         self._process = subprocess.Popen(
             [sys.executable, "-c", _COMMAND, dataset_id, str(seed)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._complaints,
+            stderr=self._errors,
             env={**os.environ, **_ONE_THREAD, "PYTHONPATH": paths},
-            cwd=home,  # first on the worker's path, so that it imports this package and not a folder of the same name
+            cwd=package_root,  # first on the worker's path, so that it imports this package and no folder of its name
         )
 
-    @property
-    def output(self) -> BinaryIO:
-        return cast(BinaryIO, self._process.stdout)
+    def record(self, index: int) -> bytes:
+        """Return an episode.
 
-    def ask(self, index: int) -> None:
-        self.asked = index
+        Raises:
+            RunFailure: The process died.
+        """
         assert self._process.stdin is not None
-        try:
+        assert self._process.stdout is not None
+        record = None
+        with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(b"%d\n" % index)
             self._process.stdin.flush()
-        except BrokenPipeError:
-            raise self._death() from None
-
-    def receive(self) -> bytes:
-        record = read_record(self.output)
+            record = read_record(cast(BinaryIO, self._process.stdout))
         if record is None:
-            raise self._death()
+            self._process.wait()
+            self._errors.seek(0)
+            lines = self._errors.read().decode(errors="replace").strip().splitlines() or ["no message"]
+            raise RunFailure(f"a collecting process died at episode {index}: {lines[-1]}")
         return record
 
     def stop(self) -> None:
+        """Kill the process."""
         self._process.kill()
         self._process.wait()
-        self._complaints.close()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
+        for file in (self._process.stdin, self._process.stdout, self._errors):
+            if file is not None:
                 with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
-
-    def _death(self) -> RunFailure:
-        self._process.wait()
-        self._complaints.seek(0)
-        lines = self._complaints.read().decode(errors="replace").strip().splitlines() or ["no message"]
-        return RunFailure(f"a collecting process died at episode {self.asked}: {lines[-1]}")
+                    file.close()
 
 
 def serve() -> None:
