@@ -23,14 +23,14 @@ ALLOWED = {  # room -> rooms of the package it may import, besides itself
     "search": {"report", "errors", "system"},  # it trains through the command line, in processes of their own
     "jobs": {"data", "errors", "system"},
     "system": {"errors"},
-    "batch": set(),
     "ranges": {"errors"},
+    "batch": set(),
     "errors": set(),
 }
 # What several papers make use of.
 SHARED_BY_ALGORITHMS = {
-    *("acting", "base", "checkpoints", "critic_losses", "energy_guided", "loop"),
-    *("module", "noise", "optimizers", "options", "targets", "vp_diffusion"),
+    *("base", "module", "noise", "loop", "optimizers", "targets", "acting", "checkpoints", "options"),
+    *("critic_losses", "vp_diffusion", "energy_guided"),
 }
 EXCEPTIONS = {("data/sources/offrl.py", "collect")}  # the source of collected datasets calls the collector
 
