@@ -55,6 +55,20 @@ def test_a_suggestion_may_be_a_local_dataset(minari_root: Path):
         sources.load("offrl/pointmaze/umaze")
 
 
+def test_every_id_belongs_to_one_source(minari_root: Path):
+    names = [name for source in sources.SOURCES for name in source.names]
+    assert len(set(names)) == len(names)
+    for source in sources.SOURCES:
+        assert "\n" not in source.help()
+        for dataset in {*source.ids(), *(row.dataset for row in source.listing())} - {DATASET}:
+            assert sources.find_source(dataset) is source
+    _, info = sources.load(DATASET)
+    assert sources.source_of(info) is sources.find_source(DATASET)
+    (size,) = [row.size_mb for row in sources.find_source(DATASET).listing() if row.dataset == DATASET]
+    assert size is not None
+    assert size > 0
+
+
 def test_importing_the_package_loads_nothing_heavy():
     code = "import sys, lit_offrl.data.sources; print({'torch', 'numpy', 'h5py', 'minari', 'pyarrow'} & {*sys.modules})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
