@@ -28,6 +28,7 @@ from lit_offrl.collect.journal import Journal
 from lit_offrl.collect.workers import ordered_records
 from lit_offrl.data.sources.minari import minari_root
 from lit_offrl.errors import RunFailure, UserError, did_you_mean, one_line
+from lit_offrl.system.cores import available_cores
 from lit_offrl.system.progress import progress_bar
 
 _HIDDEN = ".lit_offrl"  # Minari skips hidden folders when it lists datasets
@@ -73,7 +74,7 @@ def collect_dataset(
         raise UserError(f"steps: {steps} transitions are not a dataset; ask for at least 1")
     if seed < 0:
         raise UserError(f"seed: {seed} is negative; seeds start at 0")
-    processes = min(2, os.cpu_count() or 1) if processes is None else processes
+    processes = min(2, available_cores()) if processes is None else processes
     if processes < 1:
         raise UserError(f"processes: {processes} cannot collect anything; ask for at least 1")
     root = minari_root() if root is None else Path(root)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_offrl.data.info import DatasetInfo
-from lit_offrl.data.sources.base import DataSource
+from lit_offrl.data.sources.base import DataSource, Listing
 
 if TYPE_CHECKING:
     from lit_offrl.data.transitions import Transitions
@@ -22,18 +22,18 @@ class Bandits(DataSource):
     plays_episodes = False
 
     def help(self) -> str:
-        """Return the names of the sets."""
-        return f"2-D sets, generated when they are loaded: {', '.join(self.ids())}"
+        """Return how 2-D sets are named."""
+        return f"2-D sets, generated when they are loaded: {NAMESPACE}NAME"
 
     def matches(self, dataset: str) -> bool:
         """Return whether the id begins with `bandit/`."""
         return dataset.startswith(NAMESPACE)
 
-    def ids(self) -> Iterable[str]:
-        """Return all ids."""
+    def listing(self) -> Iterable[Listing]:
+        """Return all sets."""
         from lit_offrl.data.bandits import BANDITS
 
-        return (NAMESPACE + name for name in BANDITS)
+        return (Listing(NAMESPACE + name, "2-D set", steps=bandit.size) for name, bandit in BANDITS.items())
 
     def load(self, dataset: str, d4rl_compat: bool = True) -> tuple[Transitions, DatasetInfo]:
         """Generate a set."""

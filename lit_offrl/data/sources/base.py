@@ -86,7 +86,7 @@ class DataSource(ABC):
 
     def ids(self) -> Iterable[str]:
         """Return the known ids, for suggestions when an id is misspelled."""
-        return ()
+        return (row.dataset for row in self.listing())
 
     def environment(self, info: DatasetInfo) -> EnvironmentInfo | None:
         """Return the environment in which policies are evaluated; None where it is unknown."""

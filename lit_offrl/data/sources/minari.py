@@ -159,10 +159,6 @@ class Minari(DataSource):
         datasets = (dataset for dataset in local_datasets() if not dataset.startswith(COLLECTED_NAMESPACE))
         return (Listing(dataset, "Minari dataset", size_mb(dataset)) for dataset in datasets)
 
-    def ids(self) -> Iterable[str]:
-        """Return the datasets in the local root."""
-        return local_datasets()
-
     def environment(self, info: DatasetInfo) -> EnvironmentInfo | None:
         """Return the environment of the metadata, with D4RL's rules for the datasets below `D4RL/`."""
         if info.environment is None or not info.id.startswith(_D4RL_NAMESPACE):

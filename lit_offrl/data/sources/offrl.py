@@ -22,7 +22,7 @@ class Collected(Minari):
 
     def help(self) -> str:
         """Return when datasets are collected."""
-        return "'-' above: collected on first use by `fit`, or with another number of steps by `data collect ID`"
+        return "offrl/...: collected on first use by `fit`, or with another number of steps by `data collect ID`"
 
     def matches(self, dataset: str) -> bool:
         """Return whether this is a Minari id that begins with `offrl/`."""
@@ -58,9 +58,3 @@ class Collected(Minari):
         for dataset in local_datasets():
             if self.matches(dataset) and dataset not in CATALOG:
                 yield Listing(dataset, "Minari dataset", size_mb(dataset))
-
-    def ids(self) -> Iterable[str]:
-        """Return the ids of the catalog."""
-        from lit_offrl.collect.catalog import CATALOG
-
-        return CATALOG
