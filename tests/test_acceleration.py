@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import run_folder
-from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, batch
+from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, TINY, batch, nested
 
 from lit_offrl import algorithms
 from lit_offrl.algorithms import OfflineAlgorithm, aepo, energy_guided, optimizers
 from lit_offrl.algorithms.base import OptimizerSpec
 from lit_offrl.algorithms.eda import Labels
-from lit_offrl.algorithms.energy_guided import Support
+from lit_offrl.algorithms.loop import advance
+from lit_offrl.algorithms.qgpo import Support
 from lit_offrl.batch import Batch
 from lit_offrl.callbacks.acceleration import Acceleration, CapturedUpdates, CompiledUpdates
 from lit_offrl.callbacks.ema import EMATargets
@@ -26,24 +27,24 @@ from lit_offrl.networks import bottleneck, energy_guidance
 
 EVERY = [name for name in algorithms.__all__ if name != "OfflineAlgorithm"]
 # Small, and every kind of update within a few steps.
-BDPO = {"members": 2, "samples": 2, "warmup_steps": 3, "actor_every": 2, "critic_hidden_dim": 8, "pretrain_steps": 3}
-STAGES = {"pretrain_steps": 3, "critic_steps": 3, "critic_hidden_dim": 8}
+BDPO = {"warmup_steps": 3, "actor_every": 2, "pretrain_steps": 3}
+STAGES = {"pretrain_steps": 3, "critic.steps": 3}
 OPTIONS: dict[str, dict[str, Any]] = {
-    "DTQL": {"pretrain_steps": 3, "nll_weight": 1.0, "cosine_decay": True},
+    "DTQL": {"pretrain_steps": 3, "nll_weight": 1.0},
     "DTQLKL": {"pretrain_steps": 3},
     "BDPO": {**BDPO, "diffusion_steps": 2},
     "BDPOGaussian": BDPO,
     "BDPODeterministic": BDPO,
-    "EDA": {**STAGES, "candidates_per_state": 3, "label_fraction": 0.5},
-    "AEPO": {**STAGES, "table_size": 4, "table_samples": 8, "energy_hidden_dim": 8},
-    "QGPO": {**STAGES, "support_actions": 3, "energy_hidden_dim": 8, "critic": "conservative"},
+    "EDA": STAGES,
+    "AEPO": {**STAGES, "critic.kind": "conservative"},
+    "QGPO": STAGES,
 }
 STEPS = 13
 
 
 def make(cls: type[OfflineAlgorithm], device: str = "cpu", **options: Any) -> OfflineAlgorithm:
     torch.manual_seed(0)
-    algorithm = cls(OBSERVATION_DIM, ACTION_DIM, seed=3, **{"hidden_dim": 8, **options}).to(device)
+    algorithm = cls(OBSERVATION_DIM, ACTION_DIM, seed=3, **nested({**TINY.get(cls.__name__, {}), **options})).to(device)
     algorithm.configure_optimizers()
     algorithm.main_steps = 10
     EMATargets().on_fit_start(None, algorithm)  # type: ignore[arg-type]
@@ -60,7 +61,7 @@ def on(device: str, rows: Batch) -> Batch:
 def train(algorithm: OfflineAlgorithm) -> list[dict[str, float]]:
     told = []
     for step in range(STEPS):
-        names, values = algorithm.advance(on(str(algorithm.device), batch(seed=step)))
+        names, values = advance(algorithm, on(str(algorithm.device), batch(seed=step)))
         told.append(dict(zip(names, values.tolist(), strict=True)))
     return told
 
@@ -79,7 +80,7 @@ def test_every_update_can_be_traced_whole_and_is_the_same(name: str):
     assert train(eager) == train(traced)
     for (key, a), b in zip(eager.state_dict().items(), traced.state_dict().values(), strict=True):
         assert torch.equal(a, b), key
-    assert torch.equal(eager.normal(5), traced.normal(5))
+    assert torch.equal(eager.noise.normal(5), traced.noise.normal(5))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -92,7 +93,7 @@ def test_replayed_updates_are_the_same(name: str):
     assert train(eager) == train(captured)
     for (key, a), b in zip(eager.state_dict().items(), captured.state_dict().values(), strict=True):
         assert torch.equal(a, b), key
-    assert torch.equal(eager.normal(5), captured.normal(5))
+    assert torch.equal(eager.noise.normal(5), captured.noise.normal(5))
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -106,9 +107,10 @@ def test_updates_stay_on_their_device(name: str, monkeypatch: pytest.MonkeyPatch
     for phase in algorithm.phases():
         if isinstance(algorithm, algorithms.EDA):
             algorithm.labels = Labels(candidates[:, 0, 0].long(), candidates, candidates[..., 0])
-        if isinstance(algorithm, algorithms.QGPO):
+        if isinstance(algorithm, (algorithms.AEPO, algorithms.QGPO)):
             algorithm.support = Support(candidates, candidates)
-        with algorithm.drawing(lambda draw, shape, shared: draw(*shape, device="meta"), due=("actor", "penalty")):
+        on_meta = algorithm.noise.replaced_by(lambda draw: draw.distribution(*draw.shape, device="meta"))
+        with on_meta, algorithm.tracing(("actor", "penalty")):
             info = phase.update(rows)
         assert {value.device.type for value in info.values()} == {"meta"}
     with pytest.raises(RuntimeError, match="device"):  # this is how it is noticed
@@ -127,7 +129,7 @@ class Regression(OfflineAlgorithm):
         return {"network": OptimizerSpec((self.network,), 1e-2, clip_norm=1.0)}
 
     def update(self, batch: Batch) -> dict[str, torch.Tensor]:
-        noisy = batch.observations + 0.1 * self.normal(*batch.observations.shape)
+        noisy = batch.observations + 0.1 * self.noise.normal(*batch.observations.shape)
         loss = (self.network(noisy) - batch.actions).square().mean()
         if self.reads and loss.item() < 0:
             loss = loss * 2

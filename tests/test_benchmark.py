@@ -160,8 +160,7 @@ def test_reference_loop_computes_our_losses(loops: ModuleType, name: str, phase:
     for step in range(1, 6):
         drawn.clear()
         info = ours.update(dataset())
-        for hook in algorithm.update_hooks:
-            hook(step if phase in ("training", "energy", "alignment") else step - 100)
+        algorithm.target_updates.update(step if phase in ("training", "energy", "alignment") else step - 100)
         algorithm.gradient_step = step
         draws = script(algorithm, drawn, rows)
         play(loop, draws)

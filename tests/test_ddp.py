@@ -197,22 +197,22 @@ def shares(draw: Callable[[algorithms.OfflineAlgorithm], Tensor], ranks: int) ->
 def test_noise_of_the_ranks_is_that_of_one_process():
     for rows in (4, 7):
         draws: list[Callable[[Any], Tensor]] = [
-            lambda one, n=rows: one.normal(3 * n // one.ranks, 2),
-            lambda one, n=rows: one.uniform(3 * n // one.ranks),
-            lambda one, n=rows: one.stratified(3 * n // one.ranks),
+            lambda one, n=rows: one.noise.normal(3 * n // one.ranks, 2),
+            lambda one, n=rows: one.noise.uniform(3 * n // one.ranks),
+            lambda one, n=rows: one.noise.stratified(3 * n // one.ranks),
         ]
         for draw in draws:
             (whole,) = shares(draw, 1)
             parts = shares(draw, 3)
             assert torch.equal(torch.stack(parts, 1).flatten(0, 1), whole)
-    one, two = shares(lambda each: each.normal(5, shared=True), 2)
+    one, two = shares(lambda each: each.noise.normal(5, shared=True), 2)
     assert torch.equal(one, two)
 
 
 def test_stratified_times_are_sorted_and_spread_evenly_on_each_rank():
     # what BDPO.continuation relies on: the rows of step 1 come first, and are floor(b / N) or ceil(b / N) of b
     for seed in range(20):
-        for times in shares(lambda each, seed=seed: each.generator.manual_seed(seed) and each.stratified(13), 4):
+        for times in shares(lambda each, seed=seed: each.generator.manual_seed(seed) and each.noise.stratified(13), 4):
             steps = (5 * times).long()
             assert torch.equal(steps, steps.sort().values)
             assert 13 // 5 <= int((steps == 0).sum()) <= -(-13 // 5)

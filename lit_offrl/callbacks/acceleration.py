@@ -13,22 +13,24 @@ import lightning
 import torch
 from torch import Tensor
 
-from lit_offrl.algorithms.base import Draw, Noise, OfflineAlgorithm, Phase, run_eagerly
+from lit_offrl.algorithms.base import OfflineAlgorithm
+from lit_offrl.algorithms.loop import Named, Phase, run_eagerly
+from lit_offrl.algorithms.noise import Draw
 from lit_offrl.batch import Batch
+from lit_offrl.callbacks.base import AlgorithmCallback
 from lit_offrl.errors import UserError, one_line
 
-Told = tuple[tuple[str, ...], Tensor]  # names of what an update tells, and the values
-Kind = tuple[str, tuple[str, ...], tuple[bool, ...]]  # phase, what is due, which targets follow
+Kind = tuple[str, tuple[str, ...], tuple[bool, ...]]  # phase, what is active, which targets move
 
 
 def kind_of(algorithm: OfflineAlgorithm, phase: Phase) -> Kind:
-    """Return what the next update's course depends on: updates of one kind run the same operations."""
+    """Return the kind of the next update: updates of one kind run the same operations."""
     main_step = algorithm.gradient_step + 1 - algorithm.main_start
-    due = algorithm.due_at(main_step) if main_step > 0 else ()
-    return phase.name, due, tuple(target.due(main_step) for target in algorithm.targets())
+    active = algorithm.active_at(main_step) if main_step > 0 else ()
+    return phase.name, active, tuple(target.moves_at(main_step) for target in algorithm.targets())
 
 
-class Acceleration(lightning.Callback):
+class Acceleration(AlgorithmCallback):
     """Runs updates compiled, or replays them as CUDA graphs; where that fails, one line says why, and they run eagerly.
 
     The first update of each kind (e.g. with and without the actor's step) runs eagerly and makes what later ones find:
@@ -58,23 +60,21 @@ class Acceleration(lightning.Callback):
         self.tf32 = tf32
         self._precision = ""
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_fit_start(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Take over the running of updates."""
-        assert isinstance(pl_module, OfflineAlgorithm)
         self._precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
         note = partial(_note, trainer)
         if trainer.world_size > 1 and (self.compile or self.cuda_graph):
             note("note: updates run eagerly on several devices")
         elif self.compile:
-            pl_module.run_update = CompiledUpdates(note)
-        elif self.cuda_graph and _can_capture(pl_module.device, note):
-            pl_module.run_update = CapturedUpdates(note)
+            algorithm.run_update = CompiledUpdates(note)
+        elif self.cuda_graph and _can_capture(algorithm.device, note):
+            algorithm.run_update = CapturedUpdates(note)
 
-    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_fit_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Give it back."""
-        assert isinstance(pl_module, OfflineAlgorithm)
-        pl_module.run_update = run_eagerly
+        algorithm.run_update = run_eagerly
         torch.set_float32_matmul_precision(self._precision)
 
 
@@ -103,16 +103,16 @@ class _Compiled:
     """One kind of update.
 
     Attributes:
-        names: Of what it tells.
-        noise: What noise it draws: by which of torch's functions, of what shapes, whether ranks share it.
-        function: From a batch and that noise to the values.
-        proven: Whether it has been compiled, by its first call.
+        names: Names of the scalars that it reports.
+        draws: The noise that it draws.
+        function: Maps a batch and that noise to the values of the scalars.
+        is_proven: Whether its first call, which compiles it, has succeeded.
     """
 
     names: tuple[str, ...]
-    noise: list[tuple[Draw, tuple[int, ...], bool]]
+    draws: list[Draw]
     function: Callable[[Batch, list[Tensor]], Tensor]
-    proven: bool = False
+    is_proven: bool = False
 
 
 class CompiledUpdates:
@@ -129,44 +129,38 @@ class CompiledUpdates:
         self._kinds: dict[Kind, _Compiled] = {}
         self._failed = False
 
-    def __call__(self, algorithm: OfflineAlgorithm, phase: Phase, batch: Batch) -> Told:
+    def __call__(self, algorithm: OfflineAlgorithm, phase: Phase, batch: Batch) -> Named:
         """Run an update and what follows it."""
         if self._failed:
             return run_eagerly(algorithm, phase, batch)
         kind = kind_of(algorithm, phase)
         if kind not in self._kinds:
-            requests: list[tuple[Draw, tuple[int, ...], bool]] = []
-
-            def record(draw: Draw, shape: tuple[int, ...], shared: bool) -> Tensor:
-                requests.append((draw, shape, shared))
-                return algorithm.fresh(draw, shape, shared)
-
-            with algorithm.drawing(record):
+            with algorithm.noise.recording() as draws:
                 names, values = run_eagerly(algorithm, phase, batch)
-            self._kinds[kind] = _Compiled(names, requests, self._compile(algorithm, phase.update, kind))
+            self._kinds[kind] = _Compiled(names, draws, self._compile(algorithm, phase.update, kind))
             return names, values
         compiled = self._kinds[kind]
-        noise = [algorithm.fresh(*request) for request in compiled.noise]
+        noise = [algorithm.noise.draw_from_stream(draw) for draw in compiled.draws]
         try:
             values = compiled.function(batch, noise)
         except Exception as error:  # of the tracer, the compiler or what it calls
-            if compiled.proven:
+            if compiled.is_proven:
                 raise
             self._failed = True  # while compiling: nothing has been changed yet
             self.note(f"note: updates run eagerly: they could not be compiled ({one_line(error)[:200]})")
-            with algorithm.drawing(_play_back(noise)):
+            with algorithm.noise.replaying(noise):
                 return run_eagerly(algorithm, phase, batch)
-        compiled.proven = True
-        algorithm.follow_update()
+        compiled.is_proven = True
+        algorithm.update_targets()
         return compiled.names, values
 
     def _compile(
         self, algorithm: OfflineAlgorithm, update: Callable[[Batch], Any], kind: Kind
     ) -> Callable[[Batch, list[Tensor]], Tensor]:
-        _, due, _ = kind
+        _, active, _ = kind
 
         def function(batch: Batch, noise: list[Tensor]) -> Tensor:
-            with algorithm.drawing(_play_back(noise), due):
+            with algorithm.noise.replaying(noise), algorithm.tracing(active):
                 return torch.stack(list(update(batch).values()))
 
         compiled = torch.compile(function, fullgraph=True, dynamic=False, backend=self.backend)
@@ -177,10 +171,6 @@ class CompiledUpdates:
             return values
 
         return run
-
-
-def _play_back(noise: list[Tensor]) -> Noise:
-    return lambda draw, shape, shared: noise.pop(0)
 
 
 # ---------------------------------------------------------------- captured
@@ -216,16 +206,16 @@ class CapturedUpdates:
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._failed = False
 
-    def __call__(self, algorithm: OfflineAlgorithm, phase: Phase, batch: Batch) -> Told:
+    def __call__(self, algorithm: OfflineAlgorithm, phase: Phase, batch: Batch) -> Named:
         """Run an update and what follows it."""
         kind = kind_of(algorithm, phase)
         if self._failed or self._seen[kind] < self.WARM_UP:
             self._seen[kind] += 1
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
-                told = run_eagerly(algorithm, phase, batch)
+                named = run_eagerly(algorithm, phase, batch)
             torch.cuda.current_stream().wait_stream(self._stream)
-            return told
+            return named
         if kind not in self._graphs:
             try:
                 self._graphs[kind] = self._capture(algorithm, phase, batch)
@@ -240,7 +230,7 @@ class CapturedUpdates:
 
     def _capture(self, algorithm: OfflineAlgorithm, phase: Phase, batch: Batch) -> _Captured:
         graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(algorithm.generator)
+        graph.register_generator_state(algorithm.noise.generator)
         static = Batch._make(None if each is None else each.clone() for each in batch)
         torch.cuda.synchronize()
         with torch.cuda.graph(graph, stream=self._stream):

@@ -23,7 +23,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from lit_offrl import algorithms
-from lit_offrl.algorithms.base import check_trainer
 from lit_offrl.callbacks.acceleration import Acceleration
 from lit_offrl.callbacks.bandit import BanditEvaluation
 from lit_offrl.callbacks.checkpoint import RunCheckpoint
@@ -42,6 +41,7 @@ from lit_offrl.errors import RunFailure, UserError, did_you_mean
 from lit_offrl.run_folder import RunFolder
 from lit_offrl.system.files import write_atomically
 from lit_offrl.system.ranks import launched_rank
+from lit_offrl.system.trainer import check_trainer
 
 T = TypeVar("T")
 

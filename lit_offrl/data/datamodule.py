@@ -171,18 +171,8 @@ class D4RLDataModule(lightning.LightningDataModule):
             collect_dataset(self.dataset)
 
     def setup(self, stage: str) -> None:
-        """Read the data; when training, tell the algorithm how its networks see observations and actions."""
+        """Read the data. The algorithm takes `action_units` and `observation_statistics` from here."""
         self.load()
-        if stage == "fit" and self.trainer is not None:
-            module: Any = self.trainer.lightning_module
-            center, scale = self.action_units
-            module.action_center.copy_(center)
-            module.action_scale.copy_(scale)
-            module.action_limit.fill_(self.action_limit)
-            if self.normalize_observations:
-                mean, std = self.observation_statistics
-                module.observation_mean.copy_(mean)
-                module.observation_std.copy_(std)
 
     @property
     def action_units(self) -> tuple[Tensor, Tensor]:
