@@ -22,7 +22,6 @@ from lit_offrl.errors import UserError, did_you_mean, require
 
 RANGE_KEYS = ("low", "high", "log", "step", "choices")
 OBJECTIVE_KEYS = ("metric", "direction", "last")
-DIRECTIONS = ("maximize", "minimize")
 # The loss of one block of updates is noisy, so the score of a training loss is a mean over several blocks.
 BLOCKS_PER_SCORE = 20
 LARGEST_GRID = 10_000  # points
@@ -60,14 +59,10 @@ class Objective:
             if name not in entries:
                 raise UserError(f"objective.{name} is missing, e.g. {{metric: eval/return_mean, direction: maximize}}")
         metric, direction = str(entries["metric"]), entries["direction"]
-        if direction not in DIRECTIONS:
-            raise UserError(
-                f"objective.direction: no '{direction}'{did_you_mean(str(direction), DIRECTIONS)}; "
-                f"there are {' and '.join(DIRECTIONS)}"
-            )
+        if direction not in ("maximize", "minimize"):
+            raise UserError(f"objective.direction: no '{direction}'; there are maximize and minimize")
         last = entries.get("last", 1 if metric.startswith(("eval", "val/")) else BLOCKS_PER_SCORE)
-        require(_is_int(last) and last >= 1, "objective.last", "a whole number from 1", last)
-        return cls(metric, direction, last)
+        return cls(metric, direction, _whole_number(last, "objective.last", minimum=1))
 
 
 @dataclass(frozen=True)
@@ -252,12 +247,11 @@ def read_search(path: str | Path, changes: Mapping[str, Any]) -> Search:
     """
     try:
         content = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise UserError(f"config: no file {path}" if not Path(path).exists() else f"config: {path}: {error}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"config: {path} is not YAML: {error}") from error
-    names = [field.name for field in fields(Search)]
-    entries = _mapping(content, "", names)
+    except FileNotFoundError as error:
+        raise UserError(f"config: no file {path}") from error
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"config: {path} cannot be read: {error}") from error
+    entries = _mapping(content, "", [field.name for field in fields(Search)])
     overrides = _mapping(entries.get("overrides") or {}, "overrides") | dict(changes.get("overrides", {}))
     entries = {**entries, **changes}
     for name in ("configs", "space", "objective"):
@@ -267,21 +261,18 @@ def read_search(path: str | Path, changes: Mapping[str, Any]) -> Search:
     space = {key: Parameter.of(key, value) for key, value in _mapping(entries["space"], "space").items()}
     if both := sorted(set(space) & set(overrides)):
         raise UserError(f"{both[0]} is both searched and set: leave it out of one of space and overrides")
-    fixed = [key for key in (*space, *overrides) if key in ("seed_everything", "trainer.default_root_dir", "ckpt_path")]
-    if fixed:
-        raise UserError(f"{fixed[0]} is the search's own: use seeds and folder")
+    if own := sorted({"seed_everything", "trainer.default_root_dir", "ckpt_path"} & {*space, *overrides}):
+        raise UserError(f"{own[0]} is set by the search: use seeds and folder")
     seeds = entries.get("seeds", [0])
     valid = isinstance(seeds, list) and bool(seeds) and all(map(_is_int, seeds)) and len({*seeds}) == len(seeds)
     require(valid, "seeds", "a list of different whole numbers", seeds)
     trials, hours = entries.get("trials"), entries.get("hours")
-    require(trials is None or (_is_int(trials) and trials >= 1), "trials", "a whole number from 1", trials)
+    trials = None if trials is None else _whole_number(trials, "trials", minimum=1)
     hours = None if hours is None else _number(hours, "hours")
     require(hours is None or hours > 0, "hours", "positive", hours)
     sampler, pruner = _named(entries.get("sampler", "tpe"), "sampler"), _named(entries.get("pruner", "none"), "pruner")
     if trials is None and hours is None and sampler["name"] != "grid":
         raise UserError(f"trials or hours is missing in {path}: give at least one, e.g. trials: 30")
-    seed = entries.get("seed", 0)
-    require(_is_int(seed), "seed", "a whole number", seed)
     storage = entries.get("storage")
     return Search(
         configs=tuple(map(str, configs)),
@@ -295,7 +286,7 @@ def read_search(path: str | Path, changes: Mapping[str, Any]) -> Search:
         pruner=pruner,
         storage=None if storage is None else str(storage),
         folder=Path(entries.get("folder") or Path("runs") / "search" / Path(path).stem),
-        seed=seed,
+        seed=_whole_number(entries.get("seed", 0), "seed", minimum=0),
     )
 
 
@@ -352,6 +343,11 @@ def _number(value: object, option: str) -> float:
         raise UserError(f"{option}: must be a number, not {value!r}") from None
     require(math.isfinite(number), option, "finite", value)
     return number
+
+
+def _whole_number(value: Any, option: str, minimum: int) -> int:
+    require(_is_int(value) and value >= minimum, option, f"a whole number from {minimum}", value)
+    return int(value)
 
 
 def _is_int(value: object) -> bool:
