@@ -7,7 +7,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import lightning
 import numpy as np
 import pytest
 import torch
@@ -121,12 +120,9 @@ def test_networks_see_actions_scaled_to_one_and_policies_answer_in_the_datas_uni
     expected = [[-1, 0], [1, 1], [0.5, 2.5 / 3]]  # 10 is outside the bounds, and clipped
     torch.testing.assert_close(torch.split(table, list(widths), dim=1)[1], torch.tensor(expected))
 
-    algorithm = DTQL(2, 2, hidden_dim=8, candidates=2)
-    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=1)
-    trainer.strategy.connect(algorithm)
-    module.trainer = trainer
+    algorithm = DTQL(2, 2, hidden_dim=8, acting={"candidates": 2})
     unscaled = algorithm.act(torch.ones(5, 2), torch.Generator().manual_seed(0))
-    module.setup("fit")
+    algorithm.units.set_from(module)
     scaled = algorithm.act(torch.ones(5, 2), torch.Generator().manual_seed(0))
     torch.testing.assert_close(scaled, 3 * unscaled)
     assert scaled.abs().max() > 0
@@ -143,10 +139,7 @@ def test_networks_may_see_actions_in_the_datas_own_units():
             return torch.tensor([[2.0, 100.0]])
 
     algorithm = Far(2, 2, hidden_dim=8)
-    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=1)
-    trainer.strategy.connect(algorithm)
-    module.trainer = trainer
-    module.setup("fit")
+    algorithm.units.set_from(module)
     assert algorithm.act(torch.ones(1, 2)).tolist() == [[2.0, 3.0]]
 
 
