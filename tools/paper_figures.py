@@ -8,9 +8,9 @@
 2-D sets. `bdpo11` is Figure 11 of BDPO (4 is two of its rows): on six sets, the data, then paths of denoising over the
 value landscapes of the steps at which they begin, and samples over Q. `eda3` is Figures 3 and 8 of EDA: the data, the
 densities of behavior model and aligned policy, the labels' Q, and the Q that the policy predicts at several times.
-`eda5` and `eda6` are EDA's Figures 5 and 6 on one locomotion set, cut to minutes by conf/quick_eda.yaml; under the same
+`eda5` and `eda6` are EDA's Figures 5 and 6 on one locomotion set, cut to minutes by conf/quick/eda_mujoco.yaml; under the same
 `--root` they share behavior models and critics. `guided6` is samples of AEPO and QGPO on six sets, beside those of the
-target. `aepo2` is AEPO's Figure 2 in miniature, cut by conf/quick_energy.yaml: one training, many ways to act.
+target. `aepo2` is AEPO's Figure 2 in miniature, cut by conf/quick/aepo_mujoco.yaml: one training, many ways to act.
 A run that is finished is not made again.
 """
 
@@ -304,7 +304,7 @@ def guided6(options: argparse.Namespace) -> None:
 
 # ---------------------------------------------------------------- EDA, Figures 5 and 6, in miniature
 
-EDA_STAGES = {"pretrain_steps": 4000, "critic.steps": 6000}  # quick_eda.yaml's
+EDA_STAGES = {"pretrain_steps": 4000, "critic.steps": 6000}  # those of conf/quick/eda_mujoco.yaml
 EDA_ALIGNMENT = {"trainer.max_steps": 1500, "data.steps_per_epoch": 500, "trainer.check_val_every_n_epoch": 1}
 FINAL_SCORE_ALONE = {"trainer.check_val_every_n_epoch": 1000, "evaluation.compare": "false"}
 EDA5_FRACTIONS = (0.01, 0.1, 1.0)
@@ -325,7 +325,7 @@ def aligned(
     Acting takes one sample and no critic, as in the paper's curves.
     """
     words: dict[str, Any] = {
-        "config": [CONF / "eda_mujoco.yaml", CONF / "quick_eda.yaml"],
+        "config": CONF / "quick" / "eda_mujoco.yaml",
         "data.dataset": options.dataset,
         "seed_everything": seed,
         "model.init_args.acting.candidates": 1,
@@ -438,7 +438,7 @@ AEPO2_SCALES = (0.1, 0.3, 0.5, 1.0, 2.0, 3.0)  # omega; the behavior model is 0
 def swept(options: argparse.Namespace, seed: int, rescale: str) -> dict[float, float]:
     """Return the score at each omega of the seed's run, which is trained once: rescaling is a matter of acting."""
     words = {
-        "config": [CONF / "aepo_mujoco.yaml", CONF / "quick_energy.yaml"],
+        "config": CONF / "quick" / "aepo_mujoco.yaml",
         "data.dataset": options.dataset,
         "seed_everything": seed,
         "model.init_args.sweep": json.dumps(AEPO2_SCALES),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lit_offrl.cli.configs import task_tables
 from lit_offrl.cli.parser import CommandParser
 from lit_offrl.data import local
 from lit_offrl.errors import UserError, did_you_mean
@@ -63,16 +65,22 @@ def _list(options: argparse.Namespace) -> int:
     width = max(len(dataset) for dataset, *_ in rows)
     for dataset, size, steps, license_, text in rows:
         print(f"{dataset:{width}}  {size:>7}  {steps:>9}  {license_:7}  {text}")
-    families = sorted({dataset.partition("-")[0] for dataset in D4RL_FILES})
+    values = "; ".join(f"{table.model} for {len(table.names)} ({_families(table.names)})" for table in task_tables())
     print(
         "\n'-': collected on first use, or with another number of steps by `data collect`, into "
         f"{local.minari_root()} (MINARI_DATASETS_PATH)\n"
-        f"original D4RL files, by name (hopper-medium-v2): {len(D4RL_FILES)} of {', '.join(families)}; "
+        f"original D4RL files, by name (hopper-medium-v2): {len(D4RL_FILES)} of {_families(D4RL_FILES)}; "
         f"in {local.d4rl_folder()} (D4RL_DATASET_DIR), else downloaded there\n"
+        f"values of papers for these, by `fit --model DTQL --task hopper-medium-v2`: {values}\n"
         "Minari's remote datasets, by id (D4RL/antmaze/umaze-v1); files and folders of your own, by path\n"
         f"2-D sets, generated on the spot: {', '.join(BANDITS)}"
     )
     return 0
+
+
+def _families(datasets: Iterable[str]) -> str:
+    """Return the first words of dataset ids."""
+    return ", ".join(sorted({dataset.partition("-")[0] for dataset in datasets}))
 
 
 def _size(dataset: str) -> str:
