@@ -9,7 +9,7 @@ import math
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import lightning
 import torch
