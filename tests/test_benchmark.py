@@ -229,7 +229,10 @@ def benchmark(loops: ModuleType) -> ModuleType:
     return load_tool("benchmark")  # which imports the loops
 
 
-SMALL = {"DTQL": {"hidden_dim": 8, "candidates": 4}, "EDA": {"hidden_dim": 16, "critic_hidden_dim": 8}}
+SMALL: dict[str, dict[str, Any]] = {
+    "DTQL": {"hidden_dim": 8, "candidates": 4},
+    "EDA": {"hidden_dim": 16, "critic_hidden_dim": 8, "candidates_per_state": 2, "alignment_batch_size": 16},
+}
 
 
 @pytest.mark.parametrize("name", SMALL)
