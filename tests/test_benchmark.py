@@ -235,7 +235,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", ["DTQL", pytest.param("EDA", marks=pytest.mark.slow)])
 def test_benchmark_measures_and_compares(
     benchmark: ModuleType,
     name: str,
