@@ -24,11 +24,11 @@ def _few_threads() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_files_left(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[None]:
-    """Check that the tests, and what they start, leave no files in the temporary folder."""
-    folder = tmp_path_factory.mktemp("temporary")
-    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+    """Check that the tests, and the processes that they start, leave no files in the temporary folder."""
     assert pytestconfig.cache is not None
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(pytestconfig.cache.mkdir("torchinductor"))  # kept for the next time
+    folder = tmp_path_factory.mktemp("t", numbered=False)  # a short name, because the paths of sockets must be short
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
     yield
     assert not [path.name for path in folder.iterdir() if path.is_file()]
 

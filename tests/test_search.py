@@ -30,6 +30,7 @@ from lit_offrl.cli import main
 from lit_offrl.cli.sweep import Plan
 from lit_offrl.errors import RunFailure, UserError
 from lit_offrl.search import study as studies
+from lit_offrl.search.pictures import pictures
 from lit_offrl.search.space import Objective, Parameter, Search, read_search
 from lit_offrl.search.trial import Outcome, SeedRun, mean_of_last, run_trial
 
@@ -457,6 +458,21 @@ def test_hyperband_and_median_prune_what_is_worse(write: Write):
         assert counts[TrialState.PRUNED] >= 4, pruner
 
 
+def assert_is_drawn(path: Path) -> None:
+    pixels = matplotlib.image.imread(path)[..., :3]
+    assert 0.005 < (pixels < 0.9).any(-1).mean() < 0.6, f"{path.name} is blank or black"
+
+
+def test_pictures_of_a_search(search: Search, tmp_path: Path):
+    study = studies.open_study(search, X, {"x": 0.5}, {})
+    worker(search, study, scored).work()
+    figures = pictures(study, "score")
+    assert set(figures) == {"history.png", "importances.png", "parameters.png"}
+    for name, figure in figures.items():
+        figure.savefig(tmp_path / name)
+        assert_is_drawn(tmp_path / name)
+
+
 # --------------------------------------------------------------------------------------------------------- real trials
 
 
@@ -515,9 +531,9 @@ def test_a_search_without_an_environment(write: Write, tmp_path: Path, capsys: p
     assert len(losses) == 3
     assert float(best["value"]) == float(losses[-1])
 
-    for name in ("history.png", "importances.png", "parameters.png"):
-        pixels = matplotlib.image.imread(folder / name)[..., :3]
-        assert 0.005 < (pixels < 0.9).any(-1).mean() < 0.5, f"{name} is blank or black"
+    for name in ("history.png", "parameters.png"):
+        assert_is_drawn(folder / name)
+    assert "too few trials, or too much alike, for importances" in out
 
     config = yaml.safe_load((folder / "best.yaml").read_text())
     assert config["model"]["init_args"]["learning_rate"] == float(best["model.init_args.learning_rate"])
