@@ -138,6 +138,7 @@ def words(root: Path, model: str, *extra: str, **options: object) -> list[str]:
         "data.block_size": 7,
         "data.steps_per_epoch": 10,
         "evaluation.enabled": False,
+        "tensorboard.histograms": False,
         "checkpoint.keep_every_n_epochs": 1,
         "trainer.max_steps": 60,
         "trainer.accelerator": "cpu",
