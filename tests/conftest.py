@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-
-from lit_offrl.networks import onednn
 
 DATASET = "offrl/pointmaze/umaze-v0"
 REPOSITORY = Path(__file__).parent.parent
@@ -19,12 +17,6 @@ REPOSITORY = Path(__file__).parent.parent
 def _few_threads() -> None:
     torch.set_num_threads(1)  # the networks of the tests are too small for more
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # nor may the commands that they start wait for one another
-
-
-@pytest.fixture(autouse=True)
-def _products_as_found() -> Iterator[None]:
-    yield
-    onednn.use(rows=0)  # whoever trains or acts without a trainer leaves them to oneDNN
 
 
 @pytest.fixture(scope="session")

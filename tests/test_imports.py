@@ -10,8 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "lit_offrl"
 COMMON = {"errors", "batch", "system"}
 ALLOWED = {  # room -> rooms of the package it may import, besides itself
-    "native": set(),
-    "networks": {"native"},
+    "networks": set(),
     "diffusion": set(),
     "data": COMMON,
     "envs": {"data", "run_folder", *COMMON},

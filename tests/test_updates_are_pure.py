@@ -83,7 +83,7 @@ TIMEKEEPERS = {"due"}  # reads the step where nothing has fixed what is due
 
 def test_updates_reach_what_they_should():
     names = set(reachable())
-    assert {"minimize", "rollout", "continuation", "with_pullback", "apply", "noised", "critic_loss"} <= names
+    assert {"minimize", "rollout", "continuation", "action_gradient", "apply", "noised", "critic_loss"} <= names
     assert not names & ELSEWHERE
 
 

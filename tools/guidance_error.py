@@ -124,7 +124,7 @@ def errors(name: str, beta: float, samples: int, steps: int, seed: int) -> dict[
         if network is not None:
             times = torch.full((samples,), time)
             with torch.no_grad():
-                ways["CEP, learned"] = network.gradient(points.float())(points.float(), times).double()
+                ways["CEP, learned"] = network.gradient(points.float(), times, points.float()).double()
         truth = exact(q, beta, points, time)
         found.setdefault("exact, its mean length", []).append(torch.linalg.vector_norm(truth, dim=-1).mean().item())
         for way, guess in ways.items():

@@ -49,7 +49,7 @@ from lit_offrl.algorithms.energy_guided import Critic, EnergyGuided, Rescale
 from lit_offrl.batch import Batch
 from lit_offrl.diffusion.denoisers import diffuse, x0_from_epsilon
 from lit_offrl.errors import require
-from lit_offrl.networks.bottleneck import full_precision
+from lit_offrl.networks.gradients import full_precision
 
 Posterior = Literal[1, 2, 3]
 
@@ -318,11 +318,11 @@ class AEPO(EnergyGuided):
         actions = actions[rows]
         entries = []
         with full_precision(actions):
-            predict = self.behavior.at(observations[rows])
+            observations = observations[rows]
             for time in torch.linspace(start, end, len(self.variances), device=actions.device).to(actions):
                 alpha, sigma = self.schedule.alpha(time), self.schedule.sigma(time)
                 noise = self.normal(*actions.shape, shared=True)
-                epsilon = predict(diffuse(actions, noise, alpha, sigma), time.expand(len(actions)))
+                epsilon = self.behavior(diffuse(actions, noise, alpha, sigma), time.view(1), observations)
                 limit = self.action_limit
                 entries.append(posterior_variance(self.posterior, actions, noise, epsilon, alpha, sigma, limit=limit))
         return torch.stack(entries)

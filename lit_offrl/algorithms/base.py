@@ -6,7 +6,7 @@ import copy
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,7 +20,6 @@ from lit_offrl.algorithms.optimizers import Adam, clip_
 from lit_offrl.algorithms.optimizers import OptimizerSpec as OptimizerSpec  # algorithms find all they need here
 from lit_offrl.batch import Batch
 from lit_offrl.errors import RunFailure, UserError, require
-from lit_offrl.networks import onednn
 from lit_offrl.system.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -376,10 +375,7 @@ class OfflineAlgorithm(lightning.LightningModule):
     ) -> Tensor:
         """Return actions like `act`, row by row of the actor that is named, with the noise of that actor's stream."""
         normalised = (observations.to(self.observation_mean) - self.observation_mean) / self.observation_std
-        rows = len(observations) * self.candidates
-        self.expect_rows(rows)
-        with one_thread() if rows < onednn.FEWEST_ROWS else nullcontext():
-            actions = self.sample_each(normalised, actors, generators).clamp(-self.action_limit, self.action_limit)
+        actions = self.sample_each(normalised, actors, generators).clamp(-self.action_limit, self.action_limit)
         return self.action_center + self.action_scale * actions
 
     def predict_step(self, batch: Tensor | Batch, batch_idx: int) -> Tensor:
@@ -404,7 +400,6 @@ class OfflineAlgorithm(lightning.LightningModule):
     def on_fit_start(self) -> None:
         """Check what must hold before the first update."""
         check_trainer(self.trainer)
-        self.expect_rows(0)  # kernels that are to be compiled are so now, before anything is timed
         if self.trainer.world_size != self.ranks:
             raise UserError("training on several devices needs the DistributedTraining callback")
         self.main_steps = max(self.trainer.max_steps - self.main_start, 1)
@@ -434,7 +429,6 @@ class OfflineAlgorithm(lightning.LightningModule):
         """Perform the updates of one block, then log the means of what they returned, with one host sync."""
         sums: dict[tuple[str, ...], Tensor] = {}  # by the names of what is summed: updates may differ in what they tell
         counts: dict[tuple[str, ...], int] = {}
-        self.expect_rows(block.rewards.shape[-1])
         for batch in block.updates():
             names, values = self.advance(batch)
             sums[names] = sums.get(names, 0) + values
@@ -507,15 +501,6 @@ class OfflineAlgorithm(lightning.LightningModule):
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Do nothing: the `RolloutEvaluation` callback does the work, this lets `test` run."""
 
-    def teardown(self, stage: str) -> None:
-        """Leave the process as it was found."""
-        self.expect_rows(0)
-
-    def expect_rows(self, rows: int) -> None:
-        """Let the CPU's matrix products be made by what is fastest for so many rows, until told otherwise."""
-        if self.device.type == "cpu":
-            onednn.use(rows)
-
     def _count_updates(self, updates: int) -> None:
         # Lightning's global_step counts calls of its own optimizer wrapper, once per optimizer. The raw optimizers
         # stepped in `minimize` are invisible to it, so the block's updates are entered here: global_step is then the
@@ -562,17 +547,6 @@ def run_eagerly(algorithm: OfflineAlgorithm, phase: Phase, batch: Batch) -> tupl
     info = phase.update(batch)
     algorithm.follow_update()
     return tuple(info), torch.stack(list(info.values()))
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let operations take a single thread: for few rows others save no time, and wait for it at full load."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def check_trainer(trainer: lightning.Trainer) -> None:

@@ -210,8 +210,12 @@ class BDPO(OfflineAlgorithm):
 
     def predictor(self, policy: nn.Module, observations: Tensor) -> AtLevel:
         """Return the noise that a policy's network predicts at `[batch, ..., observation_dim]`."""
-        assert isinstance(policy, StepDenoisingMLP)
-        return policy.at(observations).along(self.levels)
+
+        def predict(noisy_actions: Tensor, level: Level) -> Tensor:
+            epsilon: Tensor = policy(noisy_actions, level.times(noisy_actions, 1), observations)
+            return epsilon
+
+        return predict
 
     def denoiser(self, policy: nn.Module, observations: Tensor) -> Denoise:
         """Return the estimate of a^0 of a policy's network at `[batch, ..., observation_dim]`, as samplers take it."""

@@ -201,10 +201,10 @@ class EDA(VPDiffusion):
         """Return `count` actions of a diffusion model at each of `[batch, observation_dim]`."""
         shape, like = (len(observations), count, self.action_dim), observations
         noise = torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
-        gradient = network.gradient(observations[:, None]).along(self.levels)
 
         def denoise(noisy_actions: Tensor, level: Level) -> Tensor:
-            actions = x0_from_score(noisy_actions, gradient(noisy_actions, level), level.alpha, level.sigma)
+            score = network.gradient(noisy_actions, level.times(noisy_actions, 1), observations[:, None])
+            actions = x0_from_score(noisy_actions, score, level.alpha, level.sigma)
             return actions.clamp(-self.action_limit, self.action_limit) if self.clip_denoised else actions
 
         return sample_dpm_singlestep(denoise, noise, self.levels)
@@ -237,7 +237,7 @@ class EDA(VPDiffusion):
             shape = (len(noise), len(self.behavior.blocks), self.behavior.mix.out_features)
             masks = ((self.uniform(*shape) >= self.dropout) / (1 - self.dropout)).movedim(1, 0)
         _, sigma = self.scales(time, noise)
-        gradient = self.behavior.gradient(batch.observations, masks)(noisy_actions, time)
+        gradient = self.behavior.gradient(noisy_actions, time, batch.observations, masks)
         loss: Tensor = (sigma * gradient + noise).square().sum(-1).mean()
         return loss
 

@@ -22,10 +22,9 @@ from lit_offrl.diffusion.denoisers import AtLevel, x0_from_epsilon
 from lit_offrl.diffusion.samplers import sample_dpm_singlestep
 from lit_offrl.diffusion.schedules import Level
 from lit_offrl.errors import require
-from lit_offrl.networks.at_observations import AtObservations
-from lit_offrl.networks.bottleneck import full_precision
 from lit_offrl.networks.critics import EnsembleQ, ValueNetwork
 from lit_offrl.networks.energy_guidance import EnergyNetwork, NoiseNetwork
+from lit_offrl.networks.gradients import full_precision
 
 SUPPORT_STREAM = 2_000_003  # added to the seed: support actions must not repeat the noise of the training
 NEXT_SUPPORT_STREAM = 3_000_017
@@ -210,9 +209,18 @@ class EnergyGuided(VPDiffusion):
 
     # ---------------------------------------------------------------- the diffusion model
 
-    def guidance(self, observations: Tensor) -> AtObservations:
-        """Return grad f_t at fixed observations `[batch, observation_dim]`, by which sampling is guided."""
-        return self.energy.gradient(observations)
+    def guidance(self, noisy_actions: Tensor, time: Tensor, observations: Tensor) -> Tensor:
+        """Return grad f_t, by which sampling is guided, `[batch, action_dim]`."""
+        return self.energy.gradient(noisy_actions, time, observations)
+
+    def predictor(self, observations: Tensor) -> AtLevel:
+        """Return the behavior model's noise prediction as a function of noisy actions and a noise level."""
+
+        def predict(noisy_actions: Tensor, level: Level) -> Tensor:
+            epsilon: Tensor = self.behavior(noisy_actions, level.times(noisy_actions, 1), observations)
+            return epsilon
+
+        return predict
 
     @torch.no_grad()
     def guided_sample(self, observations: Tensor, noise: Tensor, scales: Tensor) -> Tensor:
@@ -226,14 +234,14 @@ class EnergyGuided(VPDiffusion):
             scales: omega, `[batch]`.
         """
         with full_precision(noise):
-            predict = self.behavior.at(observations).along(self.levels)
+            predict = self.predictor(observations)
             if not scales.any():
                 return self._solve(predict, noise)
-            gradient = self.guidance(observations).along(self.levels)
 
             def guided(noisy_actions: Tensor, level: Level) -> Tensor:
                 epsilon = predict(noisy_actions, level)
-                return guided_epsilon(epsilon, gradient(noisy_actions, level), level.sigma, scales, self.rescale)
+                gradient = self.guidance(noisy_actions, level.times(noisy_actions, 1), observations)
+                return guided_epsilon(epsilon, gradient, level.sigma, scales, self.rescale)
 
             return self._solve(guided, noise)
 
@@ -243,7 +251,7 @@ class EnergyGuided(VPDiffusion):
         shape, like = (len(observations), count, self.action_dim), observations
         noise = torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
         with full_precision(noise):
-            return self._solve(self.behavior.at(observations[:, None]).along(self.levels), noise)
+            return self._solve(self.predictor(observations[:, None]), noise)
 
     def _solve(self, predict: AtLevel, noise: Tensor) -> Tensor:
         """Return what DPM-Solver++ makes of `noise` with the noise that `predict` tells from a_t at a level."""

@@ -33,7 +33,7 @@ from lit_offrl.algorithms.base import Info, Phase, Target
 from lit_offrl.algorithms.energy_guided import Critic, EnergyGuided, Rescale
 from lit_offrl.batch import Batch
 from lit_offrl.diffusion.denoisers import x0_from_epsilon
-from lit_offrl.networks.at_observations import AtObservations
+from lit_offrl.networks.gradients import action_gradient
 
 
 def contrastive_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -181,23 +181,17 @@ class QGPO(EnergyGuided):
 
     # ---------------------------------------------------------------- guidance
 
-    def guidance(self, observations: Tensor) -> AtObservations:
-        """Return the gradient of f; or of beta Q at the denoised action (`dps`), by autograd through both networks."""
-        return super().guidance(observations) if self.learns_energy else self.gradient_through(observations)
+    def guidance(self, noisy_actions: Tensor, time: Tensor, observations: Tensor) -> Tensor:
+        """Return the gradient of f; or of beta min Q(s, E[a_0 | a_t, s]) (`dps`, Chung et al. 2023)."""
+        if self.learns_energy:
+            return super().guidance(noisy_actions, time, observations)
 
-    def gradient_through(self, observations: Tensor) -> AtObservations:
-        """Return the gradient in a_t of beta min Q(s, E[a_0 | a_t, s]) (DPS, Chung et al. 2023)."""
+        def value(noisy_actions: Tensor) -> Tensor:
+            alpha, sigma = self.scales(time, noisy_actions)
+            clean = x0_from_epsilon(noisy_actions, self.behavior(noisy_actions, time, observations), alpha, sigma)
+            return self.beta * self.best_q(observations, clean)
 
-        def gradient(noisy_actions: Tensor, time: Tensor) -> Tensor:
-            # Lightning evaluates in inference mode, in which there is no autograd, and whose tensors cannot enter it.
-            with torch.inference_mode(False), torch.enable_grad():
-                fixed = observations.clone()
-                noisy, times = noisy_actions.clone().requires_grad_(), time.clone()
-                alpha, sigma = self.scales(times, noisy)
-                clean = x0_from_epsilon(noisy, self.behavior(noisy, times, fixed), alpha, sigma)
-                return torch.autograd.grad(self.beta * self.best_q(fixed, clean).sum(), noisy)[0]
-
-        return AtObservations(observations, lambda time: (time,), gradient)
+        return action_gradient(value, noisy_actions)
 
     def energy_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """Cross-entropy of the better of noisy support actions (CEP); or the regression that it is compared with."""
