@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from mixtures import ComponentQ, GaussianMixture
 from torch import Tensor, nn
 
-from lit_offrl.diffusion.mixtures import ComponentQ, GaussianMixture
 from lit_offrl.diffusion.schedules import VPSDE
 
 SDE = VPSDE()

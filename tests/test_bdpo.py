@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
+from mixtures import eight_gaussians, intermediate_energy
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from lit_offrl.algorithms import BDPO, BDPODeterministic, BDPOGaussian
 from lit_offrl.batch import Batch
 from lit_offrl.callbacks.ema import EMATargets
-from lit_offrl.diffusion.mixtures import eight_gaussians, intermediate_energy
 from lit_offrl.errors import UserError
 from lit_offrl.networks.policies import Dirac, Gaussian
 

@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from mixtures import GaussianMixture, eight_gaussians
 from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, batch, checkpoints, load_tool, shake, state, weights, words
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,7 +17,6 @@ from lit_offrl.algorithms import EDA
 from lit_offrl.algorithms.implicit_q import critic_loss, expectile_loss
 from lit_offrl.batch import Batch
 from lit_offrl.cli import main
-from lit_offrl.diffusion.mixtures import GaussianMixture, eight_gaussians
 from lit_offrl.diffusion.schedules import VPSDE
 from lit_offrl.errors import UserError
 from lit_offrl.networks.bottleneck import BottleneckNetwork

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from energy_oracles import ExactNoise, GivenGradient, scales, tensor
+from mixtures import ComponentQ, GaussianMixture, intermediate_energy
 from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, batch, double, moved, shake
 from torch import Tensor
 from torch.nn import functional as F
 
 from lit_offrl.algorithms import AEPO, QGPO
 from lit_offrl.algorithms.energy_guided import conservative_penalty, in_support_value, rescaled
-from lit_offrl.diffusion.mixtures import ComponentQ, GaussianMixture, intermediate_energy
 from lit_offrl.errors import UserError
 from lit_offrl.networks.energy_guidance import EnergyNetwork, NoiseNetwork
 

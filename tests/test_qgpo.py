@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 from energy_oracles import ExactNoise, ExactQ, scales, tensor
+from mixtures import ComponentQ, GaussianMixture, eight_gaussians, intermediate_energy
 from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, batch, moved, shake
 from torch import Tensor, nn
 
 from lit_offrl.algorithms import QGPO
 from lit_offrl.algorithms.qgpo import contrastive_loss
 from lit_offrl.batch import Batch
-from lit_offrl.diffusion.mixtures import ComponentQ, GaussianMixture, eight_gaussians, intermediate_energy
 
 
 def make(**options: object) -> QGPO:

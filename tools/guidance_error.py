@@ -19,12 +19,12 @@ import math
 from collections.abc import Callable
 
 import torch
+from mixtures import ComponentQ, GaussianMixture, intermediate_energy
 from torch import Tensor
 
 from lit_offrl.algorithms.aepo import energy_terms, posterior_variance
 from lit_offrl.algorithms.qgpo import contrastive_loss
 from lit_offrl.diffusion.denoisers import diffuse, epsilon_from_score
-from lit_offrl.diffusion.mixtures import ComponentQ, GaussianMixture, intermediate_energy
 from lit_offrl.diffusion.schedules import VPSDE
 from lit_offrl.networks.energy_guidance import EnergyNetwork
 

@@ -35,7 +35,7 @@ from lit_offrl.algorithms.base import Actor, Info, OptimizerSpec, Phase, Target,
 from lit_offrl.algorithms.implicit_q import critic_loss
 from lit_offrl.algorithms.vp_diffusion import FIGURE_SAMPLES, FIGURE_TIMES, SAMPLED_AT_ONCE, VPDiffusion
 from lit_offrl.batch import Batch
-from lit_offrl.diffusion.denoisers import x0_from_score
+from lit_offrl.diffusion.denoisers import as_denoiser
 from lit_offrl.diffusion.samplers import sample_dpm_singlestep
 from lit_offrl.diffusion.schedules import Level
 from lit_offrl.errors import require
@@ -202,12 +202,12 @@ class EDA(VPDiffusion):
         shape, like = (len(observations), count, self.action_dim), observations
         noise = torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
 
-        def denoise(noisy_actions: Tensor, level: Level) -> Tensor:
-            score = network.gradient(noisy_actions, level.times(noisy_actions, 1), observations[:, None])
-            actions = x0_from_score(noisy_actions, score, level.alpha, level.sigma)
-            return actions.clamp(-self.action_limit, self.action_limit) if self.clip_denoised else actions
+        denoise = as_denoiser(lambda x, time: network.gradient(x, time, observations[:, None]), "score")
 
-        return sample_dpm_singlestep(denoise, noise, self.levels)
+        def denoise_clamped(x: Tensor, level: Level) -> Tensor:
+            return denoise(x, level).clamp(-self.action_limit, self.action_limit)
+
+        return sample_dpm_singlestep(denoise_clamped if self.clip_denoised else denoise, noise, self.levels)
 
     def log_density(self, observations: Tensor, actions: Tensor, time: Tensor) -> Tensor:
         """Return the policy's log density of a_t, up to a constant of observation and time (Eq. 11), `[...]`.

@@ -217,7 +217,7 @@ class EnergyGuided(VPDiffusion):
         """Return the behavior model's noise prediction as a function of noisy actions and a noise level."""
 
         def predict(noisy_actions: Tensor, level: Level) -> Tensor:
-            epsilon: Tensor = self.behavior(noisy_actions, level.times(noisy_actions, 1), observations)
+            epsilon: Tensor = self.behavior(noisy_actions, level.times(noisy_actions), observations)
             return epsilon
 
         return predict
@@ -240,7 +240,7 @@ class EnergyGuided(VPDiffusion):
 
             def guided(noisy_actions: Tensor, level: Level) -> Tensor:
                 epsilon = predict(noisy_actions, level)
-                gradient = self.guidance(noisy_actions, level.times(noisy_actions, 1), observations)
+                gradient = self.guidance(noisy_actions, level.times(noisy_actions), observations)
                 return guided_epsilon(epsilon, gradient, level.sigma, scales, self.rescale)
 
             return self._solve(guided, noise)
