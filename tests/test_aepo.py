@@ -8,11 +8,12 @@ import pytest
 import torch
 from energy_oracles import ExactNoise, ExactQ, GivenGradient, scales, tensor
 from mixtures import ComponentQ, GaussianMixture, intermediate_energy
-from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, batch, double, load_tool, moved, shake
+from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, batch, double, load_tool, moved, nested, shake
 from torch import Tensor, nn
 
 from lit_offrl.algorithms import AEPO
 from lit_offrl.algorithms.aepo import energy_terms, expansion_point, posterior_mean, posterior_variance
+from lit_offrl.algorithms.loop import advance
 from lit_offrl.batch import Batch
 from lit_offrl.diffusion.denoisers import diffuse, epsilon_from_score
 from lit_offrl.errors import UserError
@@ -27,8 +28,16 @@ QUADRATIC = ComponentQ(slope=tensor([1.0, -0.5]), curvature=tensor([-1.5, 0.8]))
 def make(**options: object) -> AEPO:
     """Return a small algorithm at the beginning of its last phase."""
     torch.manual_seed(5)
-    sizes = {"hidden_dim": 16, "critic_hidden_dim": 16, "energy_hidden_dim": 16, "table_size": 9, "table_samples": 64}
-    algorithm = AEPO(OBSERVATION_DIM, ACTION_DIM, **{**sizes, "pretrain_steps": 0, "critic_steps": 0, **options})
+    sizes = {
+        "diffusion__hidden_dim": 16,
+        "critic__hidden_dim": 16,
+        "energy__hidden_dim": 16,
+        "table_size": 9,
+        "table_samples": 64,
+    }
+    algorithm = AEPO(
+        OBSERVATION_DIM, ACTION_DIM, **nested({**sizes, "pretrain_steps": 0, "critic__steps": 0, **options})
+    )
     algorithm.configure_optimizers()
     algorithm.dataset_observations = algorithm.dataset_next_observations = torch.randn(STATES, OBSERVATION_DIM)
     shake(algorithm.target_q)
@@ -111,7 +120,7 @@ def test_what_the_regression_converges_to(tool):
     time, beta, v, q = 0.3, 2.0, tensor(0.08), tool.QS["quadratic"]
     noisy = points(tool.BEHAVIOR, time, 3)[2]
     posterior = tool.BEHAVIOR.posterior(noisy, *scales(time))
-    expected = tool.analytic_value(q, beta, noisy, time, v)
+    expected = tool.aepo_energy(q, beta, noisy, time, v)
     for i in range(3):
         variances = posterior.variances[0].expand(2, 1)  # those of both modes and of all points
         one = GaussianMixture(posterior.log_weights[i], posterior.means[i], variances)
@@ -126,15 +135,15 @@ def test_what_the_regression_converges_to(tool):
 @pytest.mark.parametrize("time", [0.02, 0.1, 0.5, 1.0])
 def test_with_a_linear_q_the_guidance_is_that_of_dps_and_of_regression(tool, time: float):
     noisy, q = points(tool.BEHAVIOR, time)[2], tool.QS["linear"]
-    ours = tool.analytic(q, 3.0, noisy, time, tensor(0.1))
+    ours = tool.aepo_gradient(q, 3.0, noisy, time, tensor(0.1))
     assert ours.abs().max() > 1e-3
-    torch.testing.assert_close(ours, tool.through(q, 3.0, noisy, time), rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(ours, tool.regressed(q, 3.0, noisy, time), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(ours, tool.dps_gradient(q, 3.0, noisy, time), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(ours, tool.mse_gradient(q, 3.0, noisy, time), rtol=1e-12, atol=1e-14)
 
 
 def test_guidance_is_nearly_exact_for_a_small_beta_and_is_not_for_a_large_one(tool):
     for beta, low, high in ((0.1, 0.0, 0.03), (3.0, 0.4, 0.8)):
-        worst = max(tool.errors("linear", beta, 1000, 0, 0)["AEPO, posterior 3"])
+        worst = max(tool.relative_errors("linear", beta, 1000, 0, 0)["AEPO, posterior 3"])
         # measured 0.020 and 0.62, on 1,000 points
         assert low <= worst < high
 
@@ -143,7 +152,7 @@ def test_guided_samples_gain_in_q(tool):
     """With the true noise prediction, the regression's limit for f, two modes, beta = 3, a linear and a curved Q."""
     for name in ("linear", "quadratic"):
         q, beta = tool.QS[name], 3.0
-        algorithm = make(conditional=False, rescale="none").double()
+        algorithm = make(diffusion__conditional=False, rescale="none").double()
         algorithm.behavior = ExactNoise(tool.BEHAVIOR)
 
         def guidance(noisy: Tensor, time: float, q: ComponentQ = q) -> Tensor:
@@ -151,7 +160,7 @@ def test_guided_samples_gain_in_q(tool):
             epsilon = exact_epsilon(tool.BEHAVIOR, at, time)
             variance = posterior_variance(3, actions, noise, epsilon, *scales(time))
             with torch.enable_grad():
-                return tool.analytic(q, 3.0, noisy, time, variance)
+                return tool.aepo_gradient(q, 3.0, noisy, time, variance)
 
         algorithm.energy = GivenGradient(guidance)
         noise = torch.randn(1500, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -198,7 +207,7 @@ def test_the_first_estimate_is_unusable_late_and_the_clamp_bounds_it():
 
 @pytest.mark.parametrize("posterior", [1, 2, 3])
 def test_the_table_is_within_its_bounds_and_rises(posterior: int):
-    algorithm = make(posterior=posterior, table_size=21, table_samples=4096, conditional=False).double()
+    algorithm = make(posterior=posterior, table_size=21, table_samples=4096, diffusion__conditional=False).double()
     algorithm.behavior = ExactNoise(GAUSSIAN)
     actions = GAUSSIAN.sample(4096, torch.Generator().manual_seed(0))[0]
     nothing = torch.zeros(4096, 3).double()
@@ -234,7 +243,7 @@ def test_the_target_by_hand():
     algorithm = make(beta=2.0, taylor=0.01).double()
     algorithm.variances.copy_(torch.linspace(0, 0.4, 9))
     rows = double(batch())
-    time, noisy, _ = algorithm.noised(rows.actions)
+    time, noisy, _ = algorithm.process.noised(rows.actions, algorithm.noise)
     target, info = algorithm.energy_target(rows.observations, rows.actions, noisy, time)
     assert not target.requires_grad
     for i in range(len(time)):
@@ -260,7 +269,7 @@ def test_a_flat_q_has_no_gradient_to_step_along():
 
 def test_the_critic_is_that_of_iql():
     """With its discount, without bootstrapping at the end, and with the upper expectile: not as it is printed."""
-    algorithm = make(expectile=0.9, discount=0.5)
+    algorithm = make(critic__expectile=0.9, critic__discount=0.5)
     rows = batch()
     q, v = algorithm.critic["q"], algorithm.critic["v"]
     _, info = algorithm.critic_loss(rows)
@@ -283,7 +292,7 @@ def test_the_critic_is_that_of_iql():
 
 
 def test_the_energy_learns_its_targets_and_nothing_else_moves():
-    algorithm = make(conditional=False, beta=1.0, energy_learning_rate=3e-3, energy_hidden_dim=32)
+    algorithm = make(diffusion__conditional=False, beta=1.0, energy__learning_rate=3e-3, energy__hidden_dim=32)
     algorithm.behavior = ExactNoise(GAUSSIAN)
     algorithm.target_q = ExactQ(
         ComponentQ(*(each.float() for each in (LINEAR.constant, LINEAR.slope, LINEAR.curvature)))
@@ -303,16 +312,16 @@ def test_the_energy_learns_its_targets_and_nothing_else_moves():
 
 
 def test_the_table_is_made_when_the_energy_begins_and_stays():
-    algorithm = make(pretrain_steps=2, critic_steps=3)
+    algorithm = make(pretrain_steps=2, critic__steps=3)
     phases = [(phase.name, phase.steps) for phase in algorithm.phases()]
     assert phases == [("behavior", 2), ("critic", 3), ("energy", 0)]
     (target,) = algorithm.targets()
-    assert [target.due(step - 5) for step in range(1, 8)] == [False, False, True, True, True, False, False]
+    assert [target.moves_at(step - 5) for step in range(1, 8)] == [False, False, True, True, True, False, False]
     algorithm.gradient_step = 5
-    algorithm.advance(batch())
+    advance(algorithm, batch())
     first = algorithm.variances.clone()
     assert first.max() > 0
-    algorithm.advance(batch(seed=1))
+    advance(algorithm, batch(seed=1))
     assert torch.equal(first, algorithm.variances)
 
 
@@ -321,15 +330,15 @@ def test_joint_training_moves_everything_and_renews_its_table():
     assert len(algorithm.phases()) == 1
     tables = []
     for step in range(7):
-        changed = moved(algorithm, lambda step=step: algorithm.advance(batch(seed=step)))
+        changed = moved(algorithm, lambda step=step: advance(algorithm, batch(seed=step)))
         assert changed == {"behavior", "critic", "energy"}
         tables.append(algorithm.variances.clone())
     same = [torch.equal(one, two) for one, two in pairwise(tables)]
     assert same == [True, True, False, True, True, False]
     (target,) = algorithm.targets()
-    assert target.due(1)
+    assert target.moves_at(1)
 
 
 def test_joint_training_has_no_support_actions():
     with pytest.raises(UserError, match="implicit"):
-        make(joint=True, critic="in_support")
+        make(joint=True, critic__kind="in_support")

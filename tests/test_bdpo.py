@@ -7,21 +7,23 @@ import math
 import pytest
 import torch
 from mixtures import eight_gaussians, intermediate_energy
+from tiny import nested, rate
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from lit_offrl.algorithms import BDPO, BDPODeterministic, BDPOGaussian
+from lit_offrl.algorithms.loop import phase_at
 from lit_offrl.batch import Batch
 from lit_offrl.callbacks.ema import EMATargets
 from lit_offrl.errors import UserError
 from lit_offrl.networks.policies import Dirac, Gaussian
 
-SIZES = {"hidden_dim": 16, "critic_hidden_dim": 16, "members": 3, "samples": 4}
+SIZES = {"hidden_dim": 16, "critic__hidden_dim": 16, "critic__members": 3, "samples": 4}
 
 
 def make(cls: type[BDPO] = BDPO, **options: object) -> BDPO:
     torch.manual_seed(5)
-    algorithm = cls(3, 2, **{"pretrain_steps": 0, "warmup_steps": 0, "actor_every": 1, **SIZES, **options})
+    algorithm = cls(3, 2, **nested({"pretrain_steps": 0, "warmup_steps": 0, "actor_every": 1, **SIZES, **options}))
     algorithm.configure_optimizers()
     algorithm.main_steps = 1000
     algorithm.begin_main()
@@ -150,7 +152,7 @@ def test_lower_bound_uses_the_biased_deviation():
 
 @pytest.mark.parametrize("max_backup", [False, True])
 def test_q_target_by_hand(max_backup: bool, monkeypatch: pytest.MonkeyPatch):
-    algorithm = make(max_backup=max_backup, discount=0.9, eta=0.3, rho=0.5)
+    algorithm = make(max_backup=max_backup, critic__discount=0.9, eta=0.3, rho=0.5)
     rows = batch(2)._replace(terminals=torch.tensor([0.0, 1.0]))
     actions = torch.tensor([[[0.1, 0.0], [0.4, 0.0]], [[0.2, 0.0], [0.3, 0.0]]])
     monkeypatch.setattr(algorithm, "rollout", lambda *_, penalized: (actions, torch.tensor([0.7, 0.8])))
@@ -176,7 +178,7 @@ def test_value_at_the_first_step_bootstraps_from_q_and_others_from_v():
 
 
 def test_bandits_without_a_future_sample_no_paths(monkeypatch: pytest.MonkeyPatch):
-    algorithm = make(discount=0.0)
+    algorithm = make(critic__discount=0.0)
     monkeypatch.setattr(algorithm, "rollout", lambda *_, **__: pytest.fail("a path was sampled"))
     rows = batch()
     loss, _ = algorithm.q_loss(rows, penalized=True)
@@ -189,7 +191,7 @@ def test_exact_values_of_the_eight_gaussians_satisfy_the_backup():
     mixture, q = eight_gaussians()
     eta, steps = 0.2, 50
     target, _ = mixture.tilted(q, 1 / eta)
-    algorithm = make(eta=eta, rho=0.0, diffusion_steps=steps, clip=None, discount=0.0, samples=200).double()
+    algorithm = make(eta=eta, rho=0.0, diffusion_steps=steps, clip=None, critic__discount=0.0, samples=200).double()
     schedule = algorithm.schedule
 
     class Noise(nn.Module):
@@ -255,7 +257,7 @@ def test_routed_continuation_equals_the_plain_form():
         shake(module, i)
     rows = batch(13)
     step, noisy_actions, _ = algorithm.noised(rows)
-    state = algorithm.generator.get_state()
+    state = algorithm.noise.get_state()
     value, _ = algorithm.continuation(algorithm.actor, rows.observations, noisy_actions, step, penalized=True)
 
     # all rows by both ensembles, all samples drawn for both, observations repeated, steps embedded one by one
@@ -264,9 +266,9 @@ def test_routed_continuation_equals_the_plain_form():
     epsilon, behavior = (policy(noisy_actions, step, rows.observations) for policy in policies)
     x0 = ((noisy_actions - schedule.sigmas[step][:, None] * epsilon) / schedule.alphas[step][:, None]).clamp(-1, 1)
     mean = schedule.posterior_clean[step][:, None] * x0 + schedule.posterior_noisy[step][:, None] * noisy_actions
-    algorithm.generator.set_state(state)
+    algorithm.noise.set_state(state)
     noise = torch.zeros(13, samples, 2)
-    noise[first:] = algorithm.normal(13, samples, 2)[first:]
+    noise[first:] = algorithm.noise.normal(13, samples, 2)[first:]
     spread = torch.where(step > 1, schedule.betas[step].sqrt(), 0.0)
     below = (mean[:, None] + spread[:, None, None] * noise).flatten(0, 1)
     observations, steps = rows.observations.repeat_interleave(samples, 0), step.repeat_interleave(samples, 0)
@@ -286,11 +288,11 @@ def test_rollout_equals_the_plain_sampler():
     algorithm = make()
     shake(algorithm.target_actor)
     rows = batch(6)
-    state = algorithm.generator.get_state()
+    state = algorithm.noise.get_state()
     with torch.no_grad():
         actions, penalty = algorithm.rollout(rows.observations, penalized=True)
-        algorithm.generator.set_state(state)
-        noise = algorithm.normal(6, 5, 4, 2).movedim(1, 0).flatten(1, 2)
+        algorithm.noise.set_state(state)
+        noise = algorithm.noise.normal(6, 5, 4, 2).movedim(1, 0).flatten(1, 2)
         observations = rows.observations.repeat_interleave(4, 0)
         schedule, x, total = algorithm.schedule, noise[0], 0.0
         for n in range(5, 0, -1):
@@ -319,14 +321,13 @@ def test_warm_up_leaves_the_actor_and_every_fifth_step_moves_it(cls: type[BDPO])
     moved: dict[str, list[int]] = {}
     for step in range(1, 11):
         before = {name: value.clone() for name, value in algorithm.state_dict().items()}
-        phase, begins = algorithm.phase_at(algorithm.gradient_step)
+        phase, begins = phase_at(algorithm.phases(), algorithm.gradient_step)
         if algorithm.gradient_step == begins:
             phase.begin()
             before = {name: value.clone() for name, value in algorithm.state_dict().items()}
         phase.update(batch(seed=step))
         algorithm.gradient_step += 1
-        for hook in algorithm.update_hooks:
-            hook(algorithm.gradient_step - algorithm.main_start)
+        algorithm.target_updates.update(algorithm.gradient_step - algorithm.main_start)
         for name in ("behavior", "target_behavior", "actor", "target_actor", "critic", "target_critic"):
             now = {k: v for k, v in algorithm.state_dict().items() if k.startswith(f"{name}.")}
             if any(not torch.equal(v, before[k]) for k, v in now.items()):
@@ -346,16 +347,16 @@ def test_a_frozen_behavior_model_stays(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_actors_learning_rate_decays_in_its_own_steps():
-    algorithm = make(actor_every=5, warmup_steps=100, actor_learning_rate=1.0, critic_learning_rate=1.0)
+    algorithm = make(actor_every=5, warmup_steps=100, actor_learning_rate=1.0, critic__learning_rate=1.0)
     specs = algorithm.optimizer_specs()
     algorithm.gradient_step = 600  # of 1000; the actor has made 100 steps
-    assert algorithm.scheduled_rate(specs["q"]) == pytest.approx(0.5 * (1 + math.cos(0.6 * math.pi)))
-    assert algorithm.scheduled_rate(specs["actor"]) == pytest.approx(0.5 * (1 + math.cos(0.1 * math.pi)))
-    assert algorithm.scheduled_rate(specs["behavior"]) == 3e-4
+    assert rate(algorithm, specs["q"]) == pytest.approx(0.5 * (1 + math.cos(0.6 * math.pi)))
+    assert rate(algorithm, specs["actor"]) == pytest.approx(0.5 * (1 + math.cos(0.1 * math.pi)))
+    assert rate(algorithm, specs["behavior"]) == 3e-4
 
 
 def test_the_highest_mean_q_is_selected():
-    algorithm = make(candidates=16)
+    algorithm = make(acting__candidates=16)
     algorithm.gradient_step = 1
     algorithm.target_critic["q"] = FirstCoordinate(-1.0, 3.0)
     observations = batch().observations
@@ -367,8 +368,8 @@ def test_the_highest_mean_q_is_selected():
 
 def test_a_single_member_cannot_have_a_lower_bound():
     with pytest.raises(UserError, match="members"):
-        make(members=1, rho=1.0)
-    make(members=1, rho=0.0).update(batch())
+        make(critic__members=1, rho=1.0)
+    make(critic__members=1, rho=0.0).update(batch())
 
 
 def test_figures_show_one_path_in_stretches():
@@ -410,9 +411,9 @@ def test_one_step_policy_loss_adds_up():
     shake(algorithm.actor)
     algorithm.target_critic["q"] = FirstCoordinate(1.0, 2.0, 3.0)
     rows = batch()
-    state = algorithm.generator.get_state()
+    state = algorithm.noise.get_state()
     loss, _ = algorithm.policy_loss(rows)
-    algorithm.generator.set_state(state)
+    algorithm.noise.set_state(state)
     policy, behavior = algorithm.actor(rows.observations), algorithm.target_behavior(rows.observations)
-    q = 2 * policy.sample(algorithm.normal(12, 4, 2))[..., 0].mean(1)
+    q = 2 * policy.sample(algorithm.noise.normal(12, 4, 2))[..., 0].mean(1)
     torch.testing.assert_close(loss, -(q - 0.5 * policy.divergence(behavior)).mean())

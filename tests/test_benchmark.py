@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, load_tool, shake
+from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, load_tool, nested, shake
 from torch import Tensor
 
 from lit_offrl import algorithms
 from lit_offrl.batch import Batch
 from lit_offrl.callbacks.ema import EMATargets
 
+VP = {"diffusion.hidden_dim": 16, "critic.hidden_dim": 16}
+ENERGY = {**VP, "energy.hidden_dim": 16}
 SIZES: dict[str, dict[str, Any]] = {
-    "AEPO": {"hidden_dim": 16, "critic_hidden_dim": 16, "energy_hidden_dim": 16, "table_size": 9, "table_samples": 64},
-    "BDPO": {"hidden_dim": 16, "critic_hidden_dim": 16, "members": 3, "samples": 4, "warmup_steps": 0},
-    "DTQL": {"hidden_dim": 16, "nll_weight": 0.7},
-    "EDA": {"hidden_dim": 16, "critic_hidden_dim": 16, "critic_steps": 0, "candidates_per_state": 3},
-    "QGPO": {"hidden_dim": 16, "critic_hidden_dim": 16, "energy_hidden_dim": 16, "support_actions": 3},
+    "AEPO": {**ENERGY, "table_size": 9, "table_samples": 64},
+    "BDPO": {"hidden_dim": 16, "critic.hidden_dim": 16, "critic.members": 3, "samples": 4, "warmup_steps": 0},
+    "DTQL": {"hidden_dim": 16, "critic.hidden_dim": 16, "nll_weight": 0.7},
+    "EDA": {**VP, "critic.steps": 0, "candidates_per_state": 3},
+    "QGPO": {**ENERGY, "support_actions": 3},
 }
 # Both run in float32: sums in another order, a Mish written otherwise, and five steps of Adam upon them.
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-6}
@@ -49,13 +52,13 @@ def dataset() -> Batch:
 def make(name: str) -> Any:
     """Return an algorithm whose targets, policies and energies differ from what they started as."""
     torch.manual_seed(2)
-    algorithm = getattr(algorithms, name)(OBSERVATION_DIM, ACTION_DIM, pretrain_steps=0, **SIZES[name])
+    algorithm = getattr(algorithms, name)(OBSERVATION_DIM, ACTION_DIM, pretrain_steps=0, **nested(SIZES[name]))
     for phase in algorithm.phases():
         phase.begin()
     for i, module in enumerate(algorithm.children()):
         shake(module, seed=i, scale=0.05)
     if name in ("AEPO", "EDA"):
-        algorithm.critic_steps = 10**6
+        algorithm.critic_options = replace(algorithm.critic_options, steps=10**6)
     algorithm.configure_optimizers()
     algorithm.main_steps = 10**9  # the learning rate of a cosine stays
     EMATargets().on_fit_start(None, algorithm)  # type: ignore[arg-type]
@@ -75,19 +78,19 @@ def record(algorithm: Any) -> list[tuple[str, Tensor]]:
 
         return noted
 
-    stratified = algorithm.stratified
-    uniform = algorithm.uniform
-    algorithm.normal = noting("normal", algorithm.normal)
-    algorithm.uniform = noting("uniform", uniform)
+    noise = algorithm.noise
+    stratified, uniform = noise.stratified, noise.uniform
+    noise.normal = noting("normal", noise.normal)
+    noise.uniform = noting("uniform", uniform)
 
     def spread(count: int) -> Tensor:
-        algorithm.uniform = uniform
+        noise.uniform = uniform
         values = stratified(count)
-        algorithm.uniform = noting("uniform", uniform)
+        noise.uniform = noting("uniform", uniform)
         drawn.append(("stratified", values))
         return values
 
-    algorithm.stratified = spread
+    noise.stratified = spread
     return drawn
 
 
@@ -132,7 +135,7 @@ def prepare(loops: ModuleType, name: str) -> tuple[Any, Any]:
         rows = torch.arange(STATES)
         algorithm.labels = algorithms.eda.Labels(rows, loop.candidates, (algorithm.alpha * q).softmax(-1))
     if name == "QGPO":
-        algorithm.support = algorithms.energy_guided.Support(loop.support, loop.next_support)
+        algorithm.support = algorithms.qgpo.Support(loop.support, loop.next_support)
     if name == "AEPO":
         algorithm.variances.copy_(algorithm.variance_table(dataset()))
     return algorithm, loop
@@ -159,8 +162,7 @@ def test_reference_loop_computes_our_losses(loops: ModuleType, name: str, phase:
     for step in range(1, 6):
         drawn.clear()
         info = ours.update(dataset())
-        for hook in algorithm.update_hooks:
-            hook(step if phase in ("training", "energy", "alignment") else step - 100)
+        algorithm.target_updates.update(step if phase in ("training", "energy", "alignment") else step - 100)
         algorithm.gradient_step = step
         draws = script(algorithm, drawn, rows)
         play(loop, draws)
@@ -192,7 +194,7 @@ def test_reference_loop_acts_as_ours(loops: ModuleType, name: str, monkeypatch: 
     ours = algorithm.act(rows.observations, torch.Generator().manual_seed(0))
     draws = [each.reshape(-1, ACTION_DIM) for noise in drawn for each in (noise if noise.ndim == 4 else [noise])]
     play(loop, draws)
-    limit = algorithm.action_limit
+    limit = algorithm.units.limit
     torch.testing.assert_close(loop.act(rows.observations).clamp(-limit, limit), ours, **ACTING_TOLERANCE)
     assert not draws
 
@@ -202,7 +204,10 @@ def benchmark(loops: ModuleType) -> ModuleType:
     return load_tool("benchmark")  # which imports the loops
 
 
-SMALL = {"DTQL": {"hidden_dim": 8, "candidates": 4}, "EDA": {"hidden_dim": 16, "critic_hidden_dim": 8}}
+SMALL = {
+    "DTQL": {"hidden_dim": 8, "acting": {"candidates": 4}},
+    "EDA": {"diffusion": {"hidden_dim": 16}, "critic": {"hidden_dim": 8}},
+}
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -233,9 +238,8 @@ def test_benchmark_measures_and_compares(
 def test_flops_are_those_of_the_matrix_products(benchmark: ModuleType):
     """A critic of one hidden layer less would count less: 2 Q and V of 3 layers, by hand."""
     setting = benchmark.Setting("DTQL", "hopper", 10, {"hidden_dim": 4}, "cpu", ("eager",))
-    work = benchmark.our_actions(
-        benchmark.Setting("DTQL", "hopper", 0, {"hidden_dim": 4, "candidates": 5}, "cpu", ()), 2, "eager"
-    )
+    options = {"hidden_dim": 4, "critic": {"hidden_dim": 4}, "acting": {"candidates": 5}}
+    work = benchmark.our_actions(benchmark.Setting("DTQL", "hopper", 0, options, "cpu", ()), 2, "eager")
     policy = 11 * 4 + 4 * 4 + 4 * 4 + 4 * 6
     q = 14 * 4 + 4 * 4 + 4 * 4 + 4
     assert benchmark.count_flops(work) == 2 * (2 * policy + 2 * 5 * 2 * q)

@@ -175,7 +175,11 @@ def test_pretrained_networks_come_from_another_run(tiny: Words, tmp_path: Path, 
     assert "all of it is pretraining" in capsys.readouterr().out
     checkpoint = run_folder(tmp_path / "pretrained") / "checkpoints" / "last.ckpt"
     start = (f"--model.init_args.pretrained={checkpoint}", "--model.init_args.pretrain_steps=0")
-    still = ("--model.init_args.learning_rate=0", "--model.init_args.critic_learning_rate=0", "--trainer.max_steps=1")
+    still = (
+        "--model.init_args.learning_rate=1e-30",
+        "--model.init_args.critic.learning_rate=1e-30",
+        "--trainer.max_steps=1",
+    )
     assert main(tiny(off, *start, *still)) == 0
     source = torch.load(checkpoint, weights_only=True)["state_dict"]
     copied = torch.load(run_folder(tmp_path / "runs") / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
@@ -202,7 +206,7 @@ def test_pretrained_networks_come_from_another_run(tiny: Words, tmp_path: Path, 
         (["--model.init_args.pretrained=nowhere.ckpt"], ["no checkpoint at nowhere.ckpt"]),
         (["--trainer.devices=2"], ["devices"]),
         (["--trainer.accelerator=gpx"], ["gpx"]),
-        (["--model.init_args.candidates=0"], ["model.init_args.candidates: must be at least 1"]),
+        (["--model.init_args.acting.candidates=0"], ["model.init_args.acting.candidates: must be at least 1"]),
         (["--data.dataset=hopper-medium-v2"], ["hopper_medium-v2.hdf5 is missing", "put the file into"]),
         (["--trainer.precision=16-true"], ["trainer.precision"]),
         (["--trainer.gradient_clip_val=1"], ["gradient_clip_val"]),

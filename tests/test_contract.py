@@ -7,9 +7,11 @@ import inspect
 import lightning
 import pytest
 import torch
+from tiny import TINY, nested
 
 from lit_offrl import algorithms
 from lit_offrl.algorithms import OfflineAlgorithm
+from lit_offrl.algorithms.base import Phase
 from lit_offrl.batch import Batch
 from lit_offrl.callbacks.ema import EMATargets
 from lit_offrl.data.transitions import BlockSampler
@@ -17,12 +19,11 @@ from lit_offrl.errors import UserError
 
 ALGORITHMS = [getattr(algorithms, name) for name in algorithms.__all__ if name != "OfflineAlgorithm"]
 OBSERVATION_DIM, ACTION_DIM, BATCH_SIZE = 5, 3, 16
-# What lets a single update of the main phase move every network, where the defaults do not.
+# With these options a single update of the main phase moves every network.
+NO_STAGES = {"critic.steps": 0, "critic.batch_size": 256}
 OPTIONS: dict[str, dict[str, int]] = {
     **{name: {"warmup_steps": 0, "actor_every": 1} for name in ("BDPO", "BDPOGaussian", "BDPODeterministic")},
-    "EDA": {"critic_steps": 0, "candidates_per_state": 3},
-    "AEPO": {"critic_steps": 0, "table_size": 8, "table_samples": 64},
-    "QGPO": {"critic_steps": 0, "support_actions": 3},
+    **dict.fromkeys(("EDA", "AEPO", "QGPO"), NO_STAGES),
 }
 # Without any noise, in the policy and in its losses.
 DETERMINISTIC = {"BDPODeterministic"}
@@ -30,12 +31,12 @@ DETERMINISTIC = {"BDPODeterministic"}
 
 def make(cls: type[OfflineAlgorithm], seed: int = 0) -> OfflineAlgorithm:
     torch.manual_seed(0)
-    options = OPTIONS.get(cls.__name__, {})
-    algorithm = cls(OBSERVATION_DIM, ACTION_DIM, seed=seed, hidden_dim=16, pretrain_steps=0, **options)
+    options = {**TINY[cls.__name__], "pretrain_steps": 0, **OPTIONS.get(cls.__name__, {})}
+    algorithm = cls(OBSERVATION_DIM, ACTION_DIM, seed=seed, **nested(options))
     algorithm.configure_optimizers()
     algorithm.dataset_observations = torch.randn(BATCH_SIZE, OBSERVATION_DIM)
     algorithm.dataset_next_observations = torch.randn(BATCH_SIZE, OBSERVATION_DIM)
-    algorithm.phases()[-1].begin()
+    enter_phase(algorithm, algorithm.phases()[-1])
     return algorithm
 
 
@@ -51,6 +52,16 @@ def batch(seed: int = 0) -> Batch:
     )
 
 
+def enter_phase(algorithm: OfflineAlgorithm, phase: Phase) -> None:
+    phase.begin()
+    phase.prepare(batch())
+
+
+def update(algorithm: OfflineAlgorithm, phase: Phase) -> dict[str, torch.Tensor]:
+    phase.prepare(batch())
+    return phase.update(batch())
+
+
 pytestmark = pytest.mark.parametrize("cls", ALGORITHMS)
 
 
@@ -59,7 +70,7 @@ def test_updates_move_every_optimizer_and_return_detached_scalars(cls: type[Offl
     before = {
         name: [p.clone() for m in s.modules for p in m.parameters()] for name, s in algorithm.optimizer_specs().items()
     }
-    info = {name: value for phase in algorithm.phases() for name, value in phase.update(batch()).items()}
+    info = {name: value for phase in algorithm.phases() for name, value in update(algorithm, phase).items()}
     for name, spec in algorithm.optimizer_specs().items():
         after = [p for m in spec.modules for p in m.parameters()]
         assert any(not torch.equal(a, b) for a, b in zip(after, before[name], strict=True)), name
@@ -97,8 +108,7 @@ def test_targets_follow_by_the_callback_alone(cls: type[OfflineAlgorithm]):
         before = [p.clone() for p in target.target.parameters()]
         algorithm.update(batch())
         assert all(torch.equal(a, b) for a, b in zip(before, target.target.parameters(), strict=True))
-        for hook in algorithm.update_hooks:
-            hook(target.every)
+        algorithm.target_updates.update(target.every)
         for old, online, new in zip(before, target.online.parameters(), target.target.parameters(), strict=True):
             torch.testing.assert_close(new, old + target.rate * (online - old))
 
@@ -145,7 +155,7 @@ def test_state_survives_a_checkpoint_without_pickle(cls: type[OfflineAlgorithm],
     other = cls(**restored["hyper_parameters"])
     other.load_state_dict(restored["state_dict"])
     other.on_load_checkpoint(restored)
-    assert torch.equal(other.normal(3), algorithm.normal(3))
+    assert torch.equal(other.noise.normal(3), algorithm.noise.normal(3))
     observations = torch.randn(4, OBSERVATION_DIM)
     one, two = (a.act(observations, torch.Generator().manual_seed(0)) for a in (algorithm, other))
     assert torch.equal(one, two)

@@ -28,7 +28,6 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from torch import Tensor
 
 from lit_offrl import algorithms
-from lit_offrl.algorithms.base import check_trainer
 from lit_offrl.callbacks.distributed import DistributedTraining, average, check_equal, gather_rows
 from lit_offrl.callbacks.ema import EMATargets
 from lit_offrl.callbacks.rollout import Scores
@@ -39,13 +38,14 @@ from lit_offrl.data.transitions import BlockSampler
 from lit_offrl.envs.rollout import Episode
 from lit_offrl.errors import RunFailure, UserError
 from lit_offrl.system.ranks import launched_rank
+from lit_offrl.system.trainer import check_trainer
 
 OBSERVATION_DIM, ACTION_DIM, BATCH_SIZE, STEPS = 3, 2, 24, 50
 # Phases so short that 50 updates go through all of them, and sizes that leave parts of batches to be shared out.
 BDPO = {"warmup_steps": 10, "actor_every": 2, "diffusion_steps": 5, "rho": 0.5, "clip_norm": 1.0}
 ONE_STEP = {name: value for name, value in BDPO.items() if name != "diffusion_steps"}
-STAGES: dict[str, Any] = {"critic_hidden_dim": 16, "critic_batch_size": 12, "critic_steps": 15}
-ENERGY = {**STAGES, "energy_hidden_dim": 16, "energy_batch_size": 8, "support_actions": 3}
+STAGES: dict[str, Any] = {"critic.batch_size": 12, "critic.steps": 15}
+ENERGY = {**STAGES, "energy.batch_size": 8}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "DTQL": ("DTQL", {"nll_weight": 1.0}),
     "DTQLKL": ("DTQLKL", {}),
@@ -55,9 +55,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "EDA": ("EDA", {**STAGES, "candidates_per_state": 3, "label_fraction": 0.5, "alignment_batch_size": 8}),
     "AEPO": ("AEPO", {**ENERGY, "table_size": 8, "table_samples": 64}),
     "AEPO, joint": ("AEPO", {**ENERGY, "joint": True, "refresh_every": 20, "table_size": 8, "table_samples": 64}),
-    "AEPO, conservative": ("AEPO", {**ENERGY, "critic": "conservative", "table_size": 8, "table_samples": 64}),
+    "AEPO, conservative": ("AEPO", {**ENERGY, "critic.kind": "conservative", "table_size": 8, "table_samples": 64}),
     "QGPO": ("QGPO", ENERGY),
-    "QGPO, without observations": ("QGPO", {**ENERGY, "conditional": False, "critic": "conservative"}),
+    "QGPO, without observations": ("QGPO", {**ENERGY, "diffusion.conditional": False}),
 }
 
 
@@ -89,7 +89,9 @@ def train(case: str, devices: int, folder: Path, precision: str) -> dict[str, Te
         steps_per_epoch=20,
     )
     torch.manual_seed(0)
-    algorithm = getattr(algorithms, name)(OBSERVATION_DIM, ACTION_DIM, hidden_dim=16, pretrain_steps=15, **options)
+    algorithm = getattr(algorithms, name)(
+        OBSERVATION_DIM, ACTION_DIM, **made_up.nested({**made_up.TINY[name], "pretrain_steps": 15, **options})
+    )
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=devices,
@@ -189,7 +191,7 @@ def shares(draw: Callable[[algorithms.OfflineAlgorithm], Tensor], ranks: int) ->
     drawn = []
     for rank in range(ranks):
         algorithm = algorithms.BDPO(OBSERVATION_DIM, ACTION_DIM, hidden_dim=8, diffusion_steps=5)
-        algorithm.rank, algorithm.ranks = rank, ranks
+        algorithm.noise.rank, algorithm.noise.ranks = rank, ranks
         drawn.append(draw(algorithm))
     return drawn
 
@@ -197,22 +199,24 @@ def shares(draw: Callable[[algorithms.OfflineAlgorithm], Tensor], ranks: int) ->
 def test_noise_of_the_ranks_is_that_of_one_process():
     for rows in (4, 7):
         draws: list[Callable[[Any], Tensor]] = [
-            lambda one, n=rows: one.normal(3 * n // one.ranks, 2),
-            lambda one, n=rows: one.uniform(3 * n // one.ranks),
-            lambda one, n=rows: one.stratified(3 * n // one.ranks),
+            lambda one, n=rows: one.noise.normal(3 * n // one.noise.ranks, 2),
+            lambda one, n=rows: one.noise.uniform(3 * n // one.noise.ranks),
+            lambda one, n=rows: one.noise.stratified(3 * n // one.noise.ranks),
         ]
         for draw in draws:
             (whole,) = shares(draw, 1)
             parts = shares(draw, 3)
             assert torch.equal(torch.stack(parts, 1).flatten(0, 1), whole)
-    one, two = shares(lambda each: each.normal(5, shared=True), 2)
+    one, two = shares(lambda each: each.noise.normal(5, shared=True), 2)
     assert torch.equal(one, two)
 
 
 def test_stratified_times_are_sorted_and_spread_evenly_on_each_rank():
     # what BDPO.continuation relies on: the rows of step 1 come first, and are floor(b / N) or ceil(b / N) of b
     for seed in range(20):
-        for times in shares(lambda each, seed=seed: each.generator.manual_seed(seed) and each.stratified(13), 4):
+        for times in shares(
+            lambda each, seed=seed: each.noise.generator.manual_seed(seed) and each.noise.stratified(13), 4
+        ):
             steps = (5 * times).long()
             assert torch.equal(steps, steps.sort().values)
             assert 13 // 5 <= int((steps == 0).sum()) <= -(-13 // 5)
@@ -233,7 +237,7 @@ def test_ranks_share_out_the_minibatches_of_one_process():
     ("extra", "message"),
     [
         (["--data.batch_size=9"], "data.batch_size: 9 cannot be shared out evenly over 2 devices"),
-        (["--model.init_args.critic_batch_size=5"], "model.init_args.critic_batch_size: 5 cannot be shared out"),
+        (["--model.init_args.critic.batch_size=5"], "model.init_args.critic.batch_size: 5 cannot be shared out"),
         (["--trainer.strategy=ddp_spawn"], "trainer.strategy: DDPStrategy (spawn) cannot train here; use auto or ddp"),
         ([], "trainer.devices: several need a command line of their own"),
     ],
@@ -271,8 +275,8 @@ def test_other_ranks_wait_for_a_dataset_that_the_first_one_makes(monkeypatch: py
     monkeypatch.setattr(time, "sleep", sleep)
     D4RLDataModule("offrl/pointmaze/umaze-v0").prepare_data()
     assert len(looks) == 3
-    assert sources.is_here("bandit/8gaussians")
-    assert not sources.is_here("offrl/pointmaze/large-v0")
+    assert sources.find_source("bandit/8gaussians").is_here("bandit/8gaussians")
+    assert not sources.find_source("offrl/pointmaze/large-v0").is_here("offrl/pointmaze/large-v0")
 
 
 def test_ranks_by_the_variables_of_each_launcher(monkeypatch: pytest.MonkeyPatch):

@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from tiny import nested, rate
 from torch import Tensor, nn
 
 from lit_offrl.algorithms import DTQL
+from lit_offrl.algorithms.options import Acting
 from lit_offrl.batch import Batch
 
 BATCH = Batch(
@@ -20,7 +22,8 @@ BATCH = Batch(
 
 def make(**options: float) -> DTQL:
     torch.manual_seed(3)
-    algorithm = DTQL(3, 2, hidden_dim=8, pretrain_steps=0, candidates=16, **options)
+    sizes = {"hidden_dim": 8, "critic__hidden_dim": 8, "pretrain_steps": 0, "acting__candidates": 16}
+    algorithm = DTQL(3, 2, **nested({**sizes, **options}))
     algorithm.configure_optimizers()
     return algorithm
 
@@ -39,7 +42,7 @@ class Scripted(nn.Module):
 
 
 def test_critic_loss_by_hand():
-    algorithm = make(expectile=0.9, discount=0.5)
+    algorithm = make(critic__expectile=0.9, critic__discount=0.5)
     q = torch.tensor([[1.0, -2.0], [3.0, -1.0]])  # two members, two transitions
     v, next_v = torch.tensor([0.5, 0.0]), torch.tensor([4.0, 7.0])
     algorithm.critic["q"], algorithm.critic["v"] = Scripted(q), Scripted(v, next_v)
@@ -72,8 +75,8 @@ def test_policy_loss_adds_up(monkeypatch: pytest.MonkeyPatch):
     expected = 3.0 * trust_region - q - 0.5 * normal.log_prob(u).sum(1).mean()
 
     draws = iter([noise, level_noise])
-    monkeypatch.setattr(algorithm, "normal", lambda *_: next(draws))
-    monkeypatch.setattr(algorithm, "uniform", lambda *_: level)
+    monkeypatch.setattr(algorithm.noise, "normal", lambda *_: next(draws))
+    monkeypatch.setattr(algorithm.noise, "uniform", lambda *_: level)
     loss, _ = algorithm.policy_loss(BATCH)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
@@ -127,7 +130,7 @@ def test_minimize_gives_gradients_to_the_named_networks_only():
 
 def test_selection_follows_the_softmax_of_the_smaller_target_q():
     algorithm = make()
-    algorithm.candidates, algorithm.selection_temperature = 2, 0.5
+    algorithm.acting = Acting(candidates=2, selection_temperature=0.5)
 
     class FirstDimension(nn.Module):
         def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
@@ -153,9 +156,9 @@ def test_cosine_decay_covers_the_main_phase_only():
     spec = algorithm.optimizer_specs()["policy"]
     for step, expected in ((0, 1.0), (9, 1.0), (10, 1.0), (60, 0.5), (110, 0.0)):
         algorithm.gradient_step = step
-        assert algorithm.scheduled_rate(spec) == pytest.approx(expected, abs=1e-9)
+        assert rate(algorithm, spec) == pytest.approx(expected, abs=1e-9)
     algorithm.gradient_step = 35
-    assert algorithm.scheduled_rate(spec) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+    assert rate(algorithm, spec) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
 
 
 def test_critic_learning_rate_is_its_own():
@@ -167,8 +170,8 @@ def test_critic_learning_rate_is_its_own():
 
 def test_actions_stay_in_the_box_and_observations_are_normalised():
     algorithm = make()
-    algorithm.observation_mean.fill_(5.0)
-    algorithm.observation_std.fill_(2.0)
+    algorithm.units.observation_mean.fill_(5.0)
+    algorithm.units.observation_std.fill_(2.0)
     raw = BATCH.observations * 2 + 5
     ours = algorithm.act(raw, torch.Generator().manual_seed(1))
     plain = algorithm.sample_actions(BATCH.observations, torch.Generator().manual_seed(1))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import tiny_words
 from mixtures import GaussianMixture
+from tiny import nested
 from torch import Tensor, nn
 
 from lit_offrl.algorithms import DTQLKL
@@ -26,7 +27,11 @@ BATCH = Batch(
 
 def make(**options: object) -> DTQLKL:
     torch.manual_seed(3)
-    algorithm = DTQLKL(3, 2, **{"hidden_dim": 8, "pretrain_steps": 0, "candidates": 16, **options})
+    algorithm = DTQLKL(
+        3,
+        2,
+        **nested({"hidden_dim": 8, "critic__hidden_dim": 8, "pretrain_steps": 0, "acting__candidates": 16, **options}),
+    )
     algorithm.configure_optimizers()
     return algorithm
 
@@ -58,8 +63,8 @@ def test_gradient_by_hand(monkeypatch: pytest.MonkeyPatch):
     algorithm.behavior = Estimate([[0.1, -0.4], [0.5, 1.0]])
     algorithm.fake = Estimate([[0.3, -0.4], [0.8, 0.2]])
     level, noise = torch.tensor([0.3, 0.8]), torch.tensor([[1.0, 0.1], [-0.4, 0.6]])
-    monkeypatch.setattr(algorithm, "uniform", lambda *_: level)
-    monkeypatch.setattr(algorithm, "normal", lambda *_: noise)
+    monkeypatch.setattr(algorithm.noise, "uniform", lambda *_: level)
+    monkeypatch.setattr(algorithm.noise, "normal", lambda *_: noise)
     weights = [(0.1 + 0.3) / 2, (0.4 + 0.5) / 2]  # mean over dimensions of |a - D_real|
     differences = [[0.2, 0.0], [0.3, -0.8]]  # D_fake - D_real
     elements = 4  # the loss is a mean over batch and dimensions
@@ -120,8 +125,8 @@ def test_gradient_is_the_difference_of_scores(monkeypatch: pytest.MonkeyPatch):
     algorithm.fake, algorithm.behavior = Exact(fake), Exact(real)
     actions, noise = torch.randn(2, 50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     level = torch.linspace(0.05, 0.95, 50)
-    monkeypatch.setattr(algorithm, "uniform", lambda *_: level)
-    monkeypatch.setattr(algorithm, "normal", lambda *_: noise)
+    monkeypatch.setattr(algorithm.noise, "uniform", lambda *_: level)
+    monkeypatch.setattr(algorithm.noise, "normal", lambda *_: noise)
     sigma = algorithm.noise_levels.quantile(level).double()[:, None]
     noisy = actions + sigma * noise
     weight = (actions - algorithm.behavior(noisy, sigma[:, 0], noisy)).abs().mean(1, keepdim=True)
@@ -160,7 +165,7 @@ def test_descending_it_makes_the_generator_the_behavior(monkeypatch: pytest.Monk
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 600)
     for _ in range(600):
         algorithm.fake = Exact(gaussian(*(parameter.detach() for parameter in parameters)))
-        actions = parameters[0] + parameters[1].exp() * algorithm.normal(256, 2)
+        actions = parameters[0] + parameters[1].exp() * algorithm.noise.normal(256, 2)
         optimizer.zero_grad()
         algorithm.kl_loss(actions, torch.zeros(256, 3)).backward()
         optimizer.step()
@@ -220,8 +225,8 @@ def test_the_fake_score_learns_from_the_generated_actions(monkeypatch: pytest.Mo
         return loss(model, actions, observations)
 
     draws = []
-    normal = algorithm.normal
-    monkeypatch.setattr(algorithm, "normal", lambda *shape: draws.append(normal(*shape)) or draws[-1])
+    normal = algorithm.noise.normal
+    monkeypatch.setattr(algorithm.noise, "normal", lambda *shape: draws.append(normal(*shape)) or draws[-1])
     monkeypatch.setattr(algorithm, "diffusion_loss", watched)
     policy = make().policy  # as it was before the update
     algorithm.update(BATCH)

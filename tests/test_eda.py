@@ -9,12 +9,24 @@ from types import ModuleType
 import pytest
 import torch
 from mixtures import GaussianMixture, eight_gaussians
-from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, batch, checkpoints, load_tool, shake, state, weights, words
+from tiny import (
+    ACTION_DIM,
+    OBSERVATION_DIM,
+    STATES,
+    batch,
+    checkpoints,
+    load_tool,
+    nested,
+    shake,
+    state,
+    weights,
+    words,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_offrl.algorithms import EDA
-from lit_offrl.algorithms.implicit_q import critic_loss, expectile_loss
+from lit_offrl.algorithms.critic_losses import expectile_loss, implicit_q_loss
 from lit_offrl.batch import Batch
 from lit_offrl.cli import main
 from lit_offrl.diffusion.schedules import VPSDE
@@ -26,8 +38,8 @@ from lit_offrl.networks.embeddings import FourierEmbedding
 def make(**options: object) -> EDA:
     """Return a small algorithm at the beginning of alignment, on a dataset of 20 states."""
     torch.manual_seed(5)
-    sizes = {"hidden_dim": 16, "critic_hidden_dim": 16, "pretrain_steps": 0, "critic_steps": 0}
-    algorithm = EDA(OBSERVATION_DIM, ACTION_DIM, **{**sizes, **options})
+    sizes = {"diffusion__hidden_dim": 16, "critic__hidden_dim": 16, "pretrain_steps": 0, "critic__steps": 0}
+    algorithm = EDA(OBSERVATION_DIM, ACTION_DIM, **nested({**sizes, **options}))
     algorithm.configure_optimizers()
     algorithm.dataset_observations = torch.randn(STATES, OBSERVATION_DIM)
     algorithm.begin_main()
@@ -84,7 +96,7 @@ def test_value_and_gradient_equal_plain_autograd(loops: ModuleType, observation_
 
 @pytest.mark.parametrize("count", [1, 4])
 def test_sampling_is_that_with_a_plain_gradient(loops: ModuleType, count: int):
-    algorithm = make(candidates=count).double()
+    algorithm = make(acting__candidates=count).double()
     shake(algorithm.policy)
     observations = torch.randn(5, OBSERVATION_DIM).double()
     ours = algorithm.sample(algorithm.policy, observations, count, torch.Generator().manual_seed(0))
@@ -173,13 +185,13 @@ def test_clamped_denoised_actions_stay_near_the_box():
 
 
 def test_levels_are_those_of_the_authors():
-    times = [level.time for level in make().levels]
+    times = [level.time for level in make().process.levels]
     # fifteen evaluations, uniform in t: 1, 0.9334, ..., 0.0676, and the end
     assert times == pytest.approx([1 - 0.0666 * i for i in range(16)], abs=1e-9)
 
 
 def test_acting_selects_by_the_smaller_target_q(monkeypatch: pytest.MonkeyPatch):
-    algorithm = make(candidates=3)
+    algorithm = make(acting__candidates=3)
     algorithm.gradient_step = 1
     actions = torch.randn(5, 3, ACTION_DIM)
     monkeypatch.setattr(algorithm, "sample", lambda *_: actions)
@@ -215,11 +227,11 @@ def test_preference_labels_name_the_best_candidate():
 
 def test_labels_are_a_function_of_the_seed_and_the_frozen_networks():
     one, two, other = make(), make(), make(seed=1)
-    two.normal(7)  # the noise of training plays no part
+    two.noise.normal(7)  # the noise of training plays no part
     shake(two.policy)
-    before = one.generator.get_state()
+    before = one.noise.get_state()
     first, second, third = (each.make_labels() for each in (one, two, other))
-    assert torch.equal(one.generator.get_state(), before)
+    assert torch.equal(one.noise.get_state(), before)
     for a, b, c in zip(first[1:], second[1:], third[1:], strict=True):
         assert torch.equal(a, b)
         assert not torch.equal(a, c)
@@ -255,11 +267,11 @@ def test_with_all_states_labelled_a_row_has_its_own():
     algorithm = make(candidates_per_state=2)
     algorithm.labels = algorithm.make_labels()
     rows = batch()
-    before = algorithm.generator.get_state()
+    before = algorithm.noise.get_state()
     observations, candidates, _ = algorithm.labelled(rows)
     assert torch.equal(observations, algorithm.dataset_observations[rows.rows])
     assert torch.equal(candidates, algorithm.labels.candidates[rows.rows])
-    assert torch.equal(algorithm.generator.get_state(), before)
+    assert torch.equal(algorithm.noise.get_state(), before)
 
 
 # ---------------------------------------------------------------- alignment
@@ -269,6 +281,7 @@ def test_with_all_states_labelled_a_row_has_its_own():
 def test_the_first_loss_is_log_k(k: int):
     algorithm = make(candidates_per_state=k)
     shake(algorithm.target_q)
+    algorithm.prepare_labels(batch())
     info = algorithm.update(batch())
     # all logits are exactly 0; float32 sums of the targets
     assert info["alignment_loss"].item() == pytest.approx(math.log(k), abs=1e-6)
@@ -352,12 +365,12 @@ def test_preference_of_two_is_dpo(loss: str):
     algorithm = make(loss=loss, candidates_per_state=2, beta=0.7)
     shake(algorithm.policy)
     algorithm.labels = algorithm.make_labels()
-    before = algorithm.generator.get_state()
+    before = algorithm.noise.get_state()
     observations, candidates, targets = algorithm.labelled(batch())
     ours, _ = algorithm.alignment_loss(observations, candidates, targets)
     # Eq. 16 by hand
-    algorithm.generator.set_state(before)
-    time, noisy, _ = algorithm.noised(candidates)
+    algorithm.noise.set_state(before)
+    time, noisy, _ = algorithm.process.noised(candidates, algorithm.noise)
     winner = algorithm.best_q(observations[:, None], candidates).argmax(-1)
     ratios = []
     for which in (winner, 1 - winner):
@@ -378,6 +391,7 @@ def test_with_constant_q_the_policy_stays_the_behavior_model():
     algorithm = make()
     algorithm.target_q = Constant()
     for i in range(5):
+        algorithm.prepare_labels(batch(seed=i))
         info = algorithm.update(batch(seed=i))
     assert info["alignment_loss"].item() == pytest.approx(math.log(16), abs=1e-6)  # float32
     # labels and predictions are both 1 / 16, which float32 holds exactly: the gradients are 0
@@ -416,7 +430,7 @@ def test_critic_loss_by_hand():
     shake(algorithm.target_q)
     rows = batch()
     q, v, target_q = algorithm.critic["q"], algorithm.critic["v"], algorithm.target_q
-    loss, info = critic_loss(q, v, target_q, rows, 0.9, 0.95)
+    loss, info = implicit_q_loss(q, v, target_q, rows, 0.9, 0.95)
     inputs = torch.cat([rows.observations, rows.actions], dim=-1)
     best = torch.minimum(*(member(inputs).squeeze(-1) for member in target_q.members))
     residual = best - v(rows.observations)
@@ -442,17 +456,17 @@ def test_critic_has_relu_and_no_normalisation():
 
 
 def test_target_critics_follow_in_the_critic_phase_only():
-    algorithm = make(pretrain_steps=3, critic_steps=2)
+    algorithm = make(pretrain_steps=3, critic__steps=2)
     phases = [(phase.name, phase.steps) for phase in algorithm.phases()]
     assert phases == [("behavior", 3), ("critic", 2), ("alignment", 0)]
     (target,) = algorithm.targets()
     # hooks count steps of the main phase: after the five steps before it, and the first two of it
-    assert [target.due(step - 5) for step in range(1, 8)] == [False, False, False, True, True, False, False]
+    assert [target.moves_at(step - 5) for step in range(1, 8)] == [False, False, False, True, True, False, False]
 
 
 def test_a_summed_parameter_is_stepped_on_as_a_whole():
     """The gradient of a sum has one number in memory; Adam's fused kernel must not take what lies behind it."""
-    algorithm = make(behavior_learning_rate=0.5)
+    algorithm = make(diffusion__learning_rate=0.5)
     before = weights(algorithm.behavior)
     algorithm.minimize("behavior", sum(p.sum() for p in algorithm.behavior.parameters()))
     for old, new in zip(before, algorithm.behavior.parameters(), strict=True):
@@ -466,7 +480,7 @@ def differing(one: dict[str, Tensor], two: dict[str, Tensor]) -> set[str]:
 
 def test_each_phase_can_run_alone_and_start_from_another_run(tmp_path: Path):
     def run(name: str, start: str | None, pretrain_steps: int, critic_steps: int) -> dict[str, Tensor]:
-        extra = [f"--model.init_args.pretrain_steps={pretrain_steps}", f"--model.init_args.critic_steps={critic_steps}"]
+        extra = [f"--model.init_args.pretrain_steps={pretrain_steps}", f"--model.init_args.critic.steps={critic_steps}"]
         extra += [f"--model.init_args.pretrained={checkpoints(tmp_path / start)}/last.ckpt"] if start else []
         assert main(words(tmp_path / name, "EDA", *extra, "--trainer.max_steps=20")) == 0
         return state(tmp_path / name)
@@ -498,8 +512,13 @@ def test_a_bottleneck_model_knows_the_densities_and_masses_of_two_modes():
     generator = torch.Generator().manual_seed(0)
     data = mixture.sample(20_000, generator)[0].float()
     torch.manual_seed(0)
-    options = {"hidden_dim": 64, "conditional": False, "dropout": 0.0, "behavior_learning_rate": 2e-3}
-    algorithm = EDA(1, 1, **options, pretrain_steps=0, critic_steps=0)
+    options = {
+        "diffusion__hidden_dim": 64,
+        "diffusion__conditional": False,
+        "dropout": 0.0,
+        "diffusion__learning_rate": 2e-3,
+    }
+    algorithm = EDA(1, 1, **nested({**options, "pretrain_steps": 0, "critic__steps": 0}))
     algorithm.configure_optimizers()
     nothing = torch.zeros(128, 1)
     for i in range(800):
@@ -512,7 +531,10 @@ def test_a_bottleneck_model_knows_the_densities_and_masses_of_two_modes():
     # Measured 0.36, 0.24 and 0.11, which is what 800 small steps leave; less than twice that.
     for t, tolerance in ((0.2, 0.6), (0.3, 0.4), (0.5, 0.2)):
         time = torch.full((61,), t)
-        alpha, sigma = algorithm.schedule.alpha(time[0]).item(), algorithm.schedule.sigma(time[0]).item()
+        alpha, sigma = (
+            algorithm.process.schedule.alpha(time[0]).item(),
+            algorithm.process.schedule.sigma(time[0]).item(),
+        )
         points = alpha * torch.linspace(-5, 5, 61)[:, None]
         with torch.no_grad():
             ours = algorithm.log_density(torch.zeros(61, 1), points, time)
@@ -574,8 +596,14 @@ class LabelOfTheNearestMode(nn.Module):
 def test_alignment_of_the_eight_gaussians_reaches_the_softmax_of_their_labels():
     mixture, _ = eight_gaussians()
     torch.manual_seed(0)
-    options = {"hidden_dim": 64, "conditional": False, "alpha": 3.0, "beta": 1.0, "policy_learning_rate": 3e-3}
-    algorithm = EDA(1, 2, **options, pretrain_steps=0, critic_steps=0)
+    options = {
+        "diffusion__hidden_dim": 64,
+        "diffusion__conditional": False,
+        "alpha": 3.0,
+        "beta": 1.0,
+        "policy_learning_rate": 3e-3,
+    }
+    algorithm = EDA(1, 2, **nested({**options, "pretrain_steps": 0, "critic__steps": 0}))
     exact, network = ExactDensity(mixture), algorithm.behavior
     algorithm.policy = Corrected(exact, algorithm.policy)
     algorithm.configure_optimizers()
@@ -589,7 +617,9 @@ def test_alignment_of_the_eight_gaussians_reaches_the_softmax_of_their_labels():
             lower_rate(algorithm, "policy")
         algorithm.behavior = exact
         rows = torch.randint(1000, (32,), generator=generator)
-        algorithm.update(Batch(nothing, nothing, nothing[:, 0], nothing, nothing[:, 0], rows))
+        some = Batch(nothing, nothing, nothing[:, 0], nothing, nothing[:, 0], rows)
+        algorithm.prepare_labels(some)
+        algorithm.update(some)
 
     # The exact target: modes weighted by the softmax of alpha e / beta
     samples = algorithm.sample(algorithm.policy, torch.zeros(1, 1), 4000, generator)[0]
@@ -607,7 +637,8 @@ def test_alignment_of_the_eight_gaussians_reaches_the_softmax_of_their_labels():
 
 def test_figures_show_both_densities_and_predicted_q_where_the_data_is():
     torch.manual_seed(0)
-    algorithm = EDA(1, 2, hidden_dim=16, conditional=False, pretrain_steps=0, critic_steps=0)
+    diffusion = {"hidden_dim": 16, "conditional": False}
+    algorithm = EDA(1, 2, diffusion=diffusion, pretrain_steps=0, critic={"steps": 0})
     algorithm.behavior = ExactDensity(eight_gaussians()[0])
     shake(algorithm.policy)
     line = torch.linspace(-4.5, 4.5, 31)

@@ -6,12 +6,13 @@ import pytest
 import torch
 from energy_oracles import ExactNoise, GivenGradient, scales, tensor
 from mixtures import ComponentQ, GaussianMixture, intermediate_energy
-from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, batch, double, moved, shake
+from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, batch, double, moved, nested, shake
 from torch import Tensor
 from torch.nn import functional as F
 
 from lit_offrl.algorithms import AEPO, QGPO
-from lit_offrl.algorithms.energy_guided import conservative_penalty, in_support_value, rescaled
+from lit_offrl.algorithms.critic_losses import conservative_penalty, in_support_value
+from lit_offrl.algorithms.energy_guided import rescaled
 from lit_offrl.errors import UserError
 from lit_offrl.networks.energy_guidance import EnergyNetwork, NoiseNetwork
 
@@ -19,8 +20,14 @@ from lit_offrl.networks.energy_guidance import EnergyNetwork, NoiseNetwork
 def make(cls: type[AEPO] | type[QGPO] = QGPO, **options: object) -> AEPO | QGPO:
     """Return a small algorithm whose behavior model is final, on a dataset of 20 transitions."""
     torch.manual_seed(5)
-    sizes = {"hidden_dim": 16, "critic_hidden_dim": 16, "energy_hidden_dim": 16, "pretrain_steps": 0, "critic_steps": 0}
-    algorithm = cls(OBSERVATION_DIM, ACTION_DIM, **{**sizes, **options})
+    sizes = {
+        "diffusion__hidden_dim": 16,
+        "critic__hidden_dim": 16,
+        "energy__hidden_dim": 16,
+        "pretrain_steps": 0,
+        "critic__steps": 0,
+    }
+    algorithm = cls(OBSERVATION_DIM, ACTION_DIM, **nested({**sizes, **options}))
     algorithm.configure_optimizers()
     generator = torch.Generator().manual_seed(6)
     algorithm.dataset_observations = torch.randn(STATES, OBSERVATION_DIM, generator=generator)
@@ -180,7 +187,7 @@ def test_guided_sampling_shifts_a_gaussian_as_it_should(omega: float):
     """Of N(m, v) and Q = g a, the policy mu exp(omega beta Q) is N(m + omega beta v g, v), and f is linear in a_t."""
     mixture, g, beta = GaussianMixture.isotropic(tensor([[0.3, -0.2]]), 0.4), tensor([1.0, -0.5]), 2.0
     q = ComponentQ(slope=g)
-    algorithm = make(conditional=False).double()
+    algorithm = make(diffusion__conditional=False).double()
     algorithm.behavior = ExactNoise(mixture)
     algorithm.energy = GivenGradient(lambda x, t: intermediate_energy(mixture, q, beta, x, *scales(t))[1])
     noise = torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -209,7 +216,7 @@ def test_a_sweep_is_one_batch_and_each_actor_has_its_own_noise():
 
 
 def test_actors_have_their_scales_once_there_is_guidance():
-    algorithm = make(AEPO, omega=0.7, sweep=[0.1, 3.0], pretrain_steps=2, critic_steps=3)
+    algorithm = make(AEPO, omega=0.7, sweep=[0.1, 3.0], pretrain_steps=2, critic__steps=3)
     assert list(algorithm.actors()) == ["policy", "behavior", "omega_0.1", "omega_3"]
     algorithm.gradient_step = 5
     assert [algorithm.scale_of(name) for name in algorithm.actors()] == [0, 0, 0, 0]
@@ -222,11 +229,11 @@ def test_actors_have_their_scales_once_there_is_guidance():
 
 def test_support_is_a_function_of_the_seed_and_of_the_behavior_model():
     one, two, other = make(), make(), make(seed=1)
-    two.normal(7)  # the noise of training plays no part
+    two.noise.normal(7)  # the noise of training plays no part
     shake(two.energy)
-    before = one.generator.get_state()
+    before = one.noise.get_state()
     first, second, third = (each.make_support() for each in (one, two, other))
-    assert torch.equal(one.generator.get_state(), before)
+    assert torch.equal(one.noise.get_state(), before)
     for a, b, c in zip(first, second, third, strict=True):
         assert a.shape == (STATES, 16, ACTION_DIM)
         assert torch.equal(a, b)
@@ -236,12 +243,10 @@ def test_support_is_a_function_of_the_seed_and_of_the_behavior_model():
 
 def test_each_of_both_supports_is_the_same_with_and_without_the_other():
     both = make().make_support()
-    here, next_ = make(critic="implicit").make_support(), make(AEPO, critic="in_support").make_support()
+    next_ = make(AEPO, critic__kind="in_support").make_support()
     assert next_.actions is None
-    assert here.next_actions is None
-    assert torch.equal(here.actions, both.actions)
     assert torch.equal(next_.next_actions, both.next_actions)
-    assert all(each is not None for each in make(AEPO, critic="conservative").make_support())
+    assert all(each is not None for each in make(AEPO, critic__kind="conservative").make_support())
 
 
 def test_support_does_not_depend_on_the_size_of_pieces(monkeypatch: pytest.MonkeyPatch):
@@ -256,11 +261,15 @@ def test_support_does_not_depend_on_the_size_of_pieces(monkeypatch: pytest.Monke
 
 def test_support_belongs_to_the_rows_of_the_dataset():
     algorithm, rows = make(), batch()
+    algorithm.prepare_support(rows)
     support = algorithm.support_of(rows)
     assert torch.equal(support.actions, algorithm.support.actions[rows.rows])
     assert torch.equal(support.next_actions, algorithm.support.next_actions[rows.rows])
+    made = algorithm.support
+    algorithm.prepare_support(batch(seed=1))
+    assert algorithm.support is made  # made once
     again = algorithm.support_of(batch(seed=1)).actions
-    assert torch.equal(again, algorithm.support.actions[batch(seed=1).rows])  # made once
+    assert torch.equal(again, algorithm.support.actions[batch(seed=1).rows])
 
 
 def test_support_is_at_the_observations():
@@ -276,7 +285,7 @@ def test_support_is_at_the_observations():
 
 
 def test_without_observations_the_actions_of_a_batch_are_support():
-    algorithm, rows = make(conditional=False, support_actions=3), batch(5)
+    algorithm, rows = make(diffusion__conditional=False, support_actions=3), batch(5)
     actions = algorithm.support_of(rows).actions
     assert torch.equal(actions[3], rows.actions[[3, 4, 0]])
     assert algorithm.support is None
@@ -292,8 +301,9 @@ def test_in_support_value_by_hand():
 
 
 def test_in_support_loss_by_hand():
-    algorithm = make(backup_beta=2.0, discount=0.9)
+    algorithm = make(critic__backup_beta=2.0, critic__discount=0.9)
     rows = batch()
+    algorithm.prepare_support(rows)
     loss, _ = algorithm.critic_loss(rows)
     actions = algorithm.support.next_actions[rows.rows]
     goals = []
@@ -321,9 +331,14 @@ def test_conservative_penalty_by_hand():
 
 
 def test_conservative_loss_is_the_in_support_loss_plus_the_penalty():
-    plain, algorithm = make(AEPO, critic="in_support"), make(AEPO, critic="conservative", conservatism=0.7)
-    algorithm.action_limit.fill_(2.0)
+    plain, algorithm = (
+        make(AEPO, critic__kind="in_support"),
+        make(AEPO, critic__kind="conservative", critic__conservatism=0.7),
+    )
+    algorithm.units.limit.fill_(2.0)
     rows = batch()
+    for each in (plain, algorithm):
+        each.prepare_support(rows)
     asked: list[Tensor] = []
     algorithm.critic["q"].register_forward_pre_hook(lambda _, given: asked.append(given[1]))
     loss, info = algorithm.critic_loss(rows)
@@ -343,21 +358,24 @@ def test_conservative_loss_is_the_in_support_loss_plus_the_penalty():
     torch.testing.assert_close(info["penalty"], conservative_penalty(q_data, q_others).mean().detach())
 
 
-@pytest.mark.parametrize("critic", ["implicit", "in_support", "conservative"])
-@pytest.mark.parametrize("cls", [AEPO, QGPO])
-def test_every_critic_learns_and_only_the_critic_does(cls: type[AEPO], critic: str):
-    algorithm = make(cls, critic=critic)
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [(QGPO, {}), *((AEPO, {"critic__kind": kind}) for kind in ("implicit", "in_support", "conservative"))],
+)
+def test_every_critic_learns_and_only_the_critic_does(cls: type[AEPO], options: dict[str, str]):
+    algorithm = make(cls, **options)
+    algorithm.prepare_support(batch())
     assert moved(algorithm, lambda: algorithm.critic_update(batch())) == {"critic"}
-    assert ("v" in algorithm.critic) == (critic == "implicit")
+    assert ("v" in algorithm.critic) == (options.get("critic__kind") == "implicit")
 
 
 def test_behavior_loss_is_a_sum_over_the_dimensions():
     algorithm = make().double()
     rows = double(batch())
-    before = algorithm.generator.get_state()
+    before = algorithm.noise.get_state()
     loss = algorithm.behavior_loss(rows)
-    algorithm.generator.set_state(before)
-    time, noisy, noise = algorithm.noised(rows.actions)
+    algorithm.noise.set_state(before)
+    time, noisy, noise = algorithm.process.noised(rows.actions, algorithm.noise)
     error = algorithm.behavior(noisy, time, rows.observations) - noise
     torch.testing.assert_close(loss, error.square().mean() * ACTION_DIM)
 
@@ -369,8 +387,8 @@ def test_behavior_loss_is_a_sum_over_the_dimensions():
         ({"omega": -1.0}, "omega"),
         ({"sweep": [1.0, -1.0]}, "sweep"),
         ({"support_actions": 1}, "support_actions"),
-        ({"hidden_dim": 18}, "multiple of 4"),
-        ({"expectile": 1.0}, "expectile"),
+        ({"diffusion__hidden_dim": 18}, "multiple of 4"),
+        ({"critic__expectile": 1.0}, "expectile"),
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, object], word: str):

@@ -126,7 +126,7 @@ def test_a_map_is_drawn_where_it_belongs():
             return {"first": actions[:, 0], "second": actions[:, 1]}
 
     algorithm = Ramp(1, 2, hidden_dim=16)
-    algorithm.action_scale.fill_(4.0)
+    algorithm.units.action_scale.fill_(4.0)
     maps = figures.action_maps(algorithm, extent=4.0)
     ramp = np.linspace(-1, 1, figures.GRID)
     np.testing.assert_allclose(maps["first"], np.tile(ramp, (figures.GRID, 1)), atol=1e-6)
@@ -156,7 +156,7 @@ def test_paths_are_drawn_on_their_map_from_green_to_red_in_the_units_of_the_data
             return {"second": way.expand(4, len(observations), 2)}
 
     algorithm = Walk(1, 2, hidden_dim=16)
-    algorithm.action_scale.fill_(3.0)
+    algorithm.units.action_scale.fill_(3.0)
     paths = figures.action_paths(algorithm, torch.Generator())
     assert paths["second"].shape == (4, figures.PATHS_DRAWN, 2)
     maps = dict.fromkeys(("first", "second"), np.zeros((figures.GRID, figures.GRID)))

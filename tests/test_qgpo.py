@@ -8,19 +8,22 @@ import pytest
 import torch
 from energy_oracles import ExactNoise, ExactQ, scales, tensor
 from mixtures import ComponentQ, GaussianMixture, eight_gaussians, intermediate_energy
-from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, batch, moved, shake
+from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, batch, moved, nested, shake
 from torch import Tensor, nn
 
 from lit_offrl.algorithms import QGPO
 from lit_offrl.algorithms.qgpo import contrastive_loss
+from lit_offrl.algorithms.vp_diffusion import VPDiffusion
 from lit_offrl.batch import Batch
 
 
 def make(**options: object) -> QGPO:
     """Return a small algorithm whose behavior model is final, on a dataset of 20 transitions."""
     torch.manual_seed(5)
-    sizes = {"hidden_dim": 16, "critic_hidden_dim": 16, "energy_hidden_dim": 16, "pretrain_steps": 0, "critic_steps": 0}
-    algorithm = QGPO(OBSERVATION_DIM, ACTION_DIM, **{**sizes, **options})
+    sizes = {"diffusion__hidden_dim": 16, "critic__hidden_dim": 16, "energy__hidden_dim": 16}
+    algorithm = QGPO(
+        OBSERVATION_DIM, ACTION_DIM, **nested({**sizes, "pretrain_steps": 0, "critic__steps": 0, **options})
+    )
     algorithm.configure_optimizers()
     algorithm.dataset_observations = torch.randn(STATES, OBSERVATION_DIM)
     algorithm.dataset_next_observations = torch.randn(STATES, OBSERVATION_DIM)
@@ -43,11 +46,12 @@ def test_labels_are_beta_times_the_smaller_q_of_the_support_actions():
     for options, name in (({}, "contrastive"), ({"guidance": "mse"}, "mse")):
         algorithm = make(beta=2.5, **options)
         rows = batch()
-        before = algorithm.generator.get_state()
+        algorithm.prepare_support(rows)
+        before = algorithm.noise.get_state()
         loss, _ = algorithm.energy_loss(rows)
-        algorithm.generator.set_state(before)
+        algorithm.noise.set_state(before)
         actions = algorithm.support.actions[rows.rows]
-        time, noisy, _ = algorithm.noised(actions)
+        time, noisy, _ = algorithm.process.noised(actions, algorithm.noise)
         terms = []
         for i in range(len(time)):
             s = rows.observations[i].expand(16, -1)
@@ -59,7 +63,7 @@ def test_labels_are_beta_times_the_smaller_q_of_the_support_actions():
 
 
 def test_support_actions_share_the_time_and_each_has_noise_of_its_own():
-    algorithm, schedule = make(conditional=False), QGPO.schedule
+    algorithm, schedule = make(diffusion__conditional=False), VPDiffusion.schedule
     seen: list[Tensor] = []
     algorithm.energy.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs))
     rows = batch(500)._replace(actions=torch.ones(500, ACTION_DIM))
@@ -75,6 +79,7 @@ def test_support_actions_share_the_time_and_each_has_noise_of_its_own():
 def test_only_the_energy_moves():
     for guidance in ("contrastive", "mse"):
         algorithm = make(guidance=guidance)
+        algorithm.prepare_support(batch())
         assert moved(algorithm, lambda a=algorithm: a.update(batch())) == {"energy"}
         assert moved(algorithm, lambda a=algorithm: a.concurrent_update(batch())) == {"energy", "critic"}
 
@@ -83,21 +88,25 @@ def test_only_the_energy_moves():
 
 
 def test_the_critic_and_its_target_stop_before_the_energy_does():
-    algorithm = make(pretrain_steps=2, critic_steps=3)
+    algorithm = make(pretrain_steps=2, critic__steps=3)
     phases = [(phase.name, phase.steps) for phase in algorithm.phases()]
     assert phases == [("behavior", 2), ("critic and energy", 3), ("energy", 0)]
     (target,) = algorithm.targets()
-    assert [target.due(step - 5) for step in range(1, 8)] == [False, False, True, True, True, False, False]
+    assert [target.moves_at(step - 5) for step in range(1, 8)] == [False, False, True, True, True, False, False]
     algorithm.gradient_step = 3
     assert algorithm.scale_of("policy") == 1
 
 
 def test_support_is_made_of_the_final_behavior_model():
     algorithm = make(support_actions=3)
+    phase = algorithm.phases()[1]
+    phase.prepare(batch())
     first = algorithm.support_of(batch())
     shake(algorithm.behavior)
+    phase.prepare(batch())
     assert torch.equal(algorithm.support_of(batch()).actions, first.actions)
-    algorithm.phases()[1].begin()
+    phase.begin()
+    phase.prepare(batch())
     assert not torch.equal(algorithm.support_of(batch()).actions, first.actions)
 
 
@@ -107,12 +116,12 @@ def test_support_is_made_of_the_final_behavior_model():
 def test_dps_is_the_gradient_of_q_at_the_denoised_action():
     """Of one Gaussian and a linear Q it is exact: beta g times the slope of the posterior's mean in a_t."""
     mixture, q = GaussianMixture.isotropic(tensor([[0.3, -0.2]]), 0.4), ComponentQ(slope=tensor([1.0, -0.5]))
-    algorithm = make(guidance="dps", beta=2.0, conditional=False).double()
+    algorithm = make(guidance="dps", beta=2.0, diffusion__conditional=False).double()
     assert not hasattr(algorithm, "energy")
     algorithm.behavior, algorithm.target_q = ExactNoise(mixture), ExactQ(q)
     noisy, time = torch.randn(6, 2).double(), torch.full((6,), 0.4, dtype=torch.float64)
     with torch.inference_mode():  # in which Lightning evaluates
-        ours = algorithm.guidance(noisy, time, torch.zeros(6, OBSERVATION_DIM).double())
+        ours = algorithm.energy_gradient(noisy, time, torch.zeros(6, OBSERVATION_DIM).double())
     expected = intermediate_energy(mixture, q, 2.0, noisy, *scales(0.4))[1]
     torch.testing.assert_close(ours, expected, rtol=1e-10, atol=0)
 
@@ -121,10 +130,11 @@ def test_dps_trains_the_critic_to_the_end_and_acts():
     algorithm = make(guidance="dps", pretrain_steps=2)
     behavior, critic = algorithm.phases()
     assert moved(algorithm, lambda: behavior.update(batch())) == {"behavior"}
+    critic.prepare(batch())
     assert moved(algorithm, lambda: critic.update(batch())) == {"critic"}
     (target,) = algorithm.targets()
-    assert not target.due(0)
-    assert target.due(1)
+    assert not target.moves_at(0)
+    assert target.moves_at(1)
     algorithm.gradient_step = 3
     observations, generators = torch.randn(4, OBSERVATION_DIM), [torch.Generator().manual_seed(0) for _ in range(2)]
     with torch.inference_mode():
@@ -154,8 +164,9 @@ def trained() -> tuple[QGPO, GaussianMixture, ComponentQ]:
     """An energy trained on the eight Gaussians, with the true noise prediction."""
     mixture, q = eight_gaussians()
     torch.manual_seed(0)
-    options = {"conditional": False, "energy_hidden_dim": 64, "energy_learning_rate": 3e-3, "omega": 1.0}
-    algorithm = QGPO(1, 2, **options, hidden_dim=16, critic_hidden_dim=16, pretrain_steps=0, critic_steps=0)
+    options = {"diffusion__conditional": False, "energy__hidden_dim": 64, "energy__learning_rate": 3e-3, "omega": 1.0}
+    sizes = {"diffusion__hidden_dim": 16, "critic__hidden_dim": 16, "pretrain_steps": 0, "critic__steps": 0}
+    algorithm = QGPO(1, 2, **nested({**options, **sizes}))
     algorithm.configure_optimizers()
     network = algorithm.behavior
     algorithm.behavior, algorithm.target_q = ExactNoise(mixture), LabelOfTheNearestMode(mixture.means)

@@ -38,7 +38,7 @@ class Drift(gym.Env[np.ndarray, np.ndarray]):
 
 def test_an_actor_plays_the_same_alone_and_among_others():
     torch.manual_seed(0)
-    algorithm = DTQL(2, 1, hidden_dim=8, candidates=2)
+    algorithm = DTQL(2, 1, hidden_dim=8, acting={"candidates": 2})
     trainer = lightning.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
     evaluation = RolloutEvaluation()
     with Rollouts(Drift, 3) as rollouts:

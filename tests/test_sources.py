@@ -7,7 +7,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import lightning
 import numpy as np
 import pytest
 import torch
@@ -56,6 +55,20 @@ def test_a_suggestion_may_be_a_local_dataset(minari_root: Path):
         sources.load("offrl/pointmaze/umaze")
 
 
+def test_every_id_belongs_to_one_source(minari_root: Path):
+    names = [name for source in sources.SOURCES for name in source.names]
+    assert len(set(names)) == len(names)
+    for source in sources.SOURCES:
+        assert "\n" not in source.help()
+        for dataset in {*source.ids(), *(row.dataset for row in source.listing())} - {DATASET}:
+            assert sources.find_source(dataset) is source
+    _, info = sources.load(DATASET)
+    assert sources.source_of(info) is sources.find_source(DATASET)
+    (size,) = [row.size_mb for row in sources.find_source(DATASET).listing() if row.dataset == DATASET]
+    assert size is not None
+    assert size > 0
+
+
 def test_importing_the_package_loads_nothing_heavy():
     code = "import sys, lit_offrl.data.sources; print({'torch', 'numpy', 'h5py', 'minari', 'pyarrow'} & {*sys.modules})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
@@ -89,7 +102,9 @@ def test_table_normalization_and_rewards(tmp_path: Path):
     assert terminals.sum() == 1
 
 
-def test_a_dataset_of_this_package_is_collected_on_first_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_lightnings_hook_collects_a_dataset_of_this_package_and_reading_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     from lit_offrl.collect import recorder
 
     asked: list[str] = []
@@ -98,8 +113,12 @@ def test_a_dataset_of_this_package_is_collected_on_first_use(tmp_path: Path, mon
     monkeypatch.setattr(
         recorder, "collect_dataset", lambda name: (asked.append(name), collect(name, steps=50, progress=False))[1]
     )
+    with pytest.raises(UserError, match="has not been collected: run `data collect offrl/pointmaze/umaze-v0`"):
+        D4RLDataModule("offrl/pointmaze/umaze-v0").load()
     for _ in range(2):
-        assert len(D4RLDataModule("offrl/pointmaze/umaze-v0").transitions) == 50
+        module = D4RLDataModule("offrl/pointmaze/umaze-v0")
+        module.prepare_data()
+        assert len(module.transitions) == 50
     assert asked == ["offrl/pointmaze/umaze-v0"]
 
 
@@ -121,12 +140,9 @@ def test_networks_see_actions_scaled_to_one_and_policies_answer_in_the_datas_uni
     expected = [[-1, 0], [1, 1], [0.5, 2.5 / 3]]  # 10 is outside the bounds, and clipped
     torch.testing.assert_close(torch.split(table, list(widths), dim=1)[1], torch.tensor(expected))
 
-    algorithm = DTQL(2, 2, hidden_dim=8, candidates=2)
-    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=1)
-    trainer.strategy.connect(algorithm)
-    module.trainer = trainer
+    algorithm = DTQL(2, 2, hidden_dim=8, acting={"candidates": 2})
     unscaled = algorithm.act(torch.ones(5, 2), torch.Generator().manual_seed(0))
-    module.setup("fit")
+    algorithm.units.set_from(module)
     scaled = algorithm.act(torch.ones(5, 2), torch.Generator().manual_seed(0))
     torch.testing.assert_close(scaled, 3 * unscaled)
     assert scaled.abs().max() > 0
@@ -143,10 +159,7 @@ def test_networks_may_see_actions_in_the_datas_own_units():
             return torch.tensor([[2.0, 100.0]])
 
     algorithm = Far(2, 2, hidden_dim=8)
-    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=1)
-    trainer.strategy.connect(algorithm)
-    module.trainer = trainer
-    module.setup("fit")
+    algorithm.units.set_from(module)
     assert algorithm.act(torch.ones(1, 2)).tolist() == [[2.0, 3.0]]
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 from conftest import REPOSITORY
 from torch import Tensor, nn
 
+from lit_offrl.algorithms.base import OfflineAlgorithm, OptimizerSpec
 from lit_offrl.batch import Batch
 
 OBSERVATION_DIM, ACTION_DIM, STATES = 3, 2, 20
@@ -46,6 +48,11 @@ def weights(module: nn.Module) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in module.parameters()]
 
 
+def rate(algorithm: OfflineAlgorithm, spec: OptimizerSpec) -> float:
+    """Return the learning rate of the next update."""
+    return spec.rate_at(algorithm.gradient_step - algorithm.main_start, algorithm.main_steps)
+
+
 def moved(module: nn.Module, update: Callable[[], object]) -> set[str]:
     """Return the names of the networks that an update changes."""
     before = {name: weights(child) for name, child in module.named_children()}
@@ -68,19 +75,46 @@ def load_tool(name: str) -> ModuleType:
     return tool
 
 
-PHASES = {"hidden_dim": 16, "critic_hidden_dim": 16, "critic_batch_size": 6, "pretrain_steps": 20, "critic_steps": 20}
-ENERGY = {**PHASES, "energy_hidden_dim": 16, "support_actions": 3, "energy_batch_size": 4}
-BDPO = {"hidden_dim": 16, "pretrain_steps": 20, "warmup_steps": 20}
-SIZES: dict[str, dict[str, object]] = {
-    "DTQL": {"hidden_dim": 16, "pretrain_steps": 20, "cosine_decay": True},
-    "DTQLKL": {"hidden_dim": 16, "pretrain_steps": 20, "cosine_decay": True},
-    "BDPO": {**BDPO, "critic_hidden_dim": 16, "samples": 2, "members": 2},
+CRITIC_PHASE = {"pretrain_steps": 20, "critic.hidden_dim": 16, "critic.batch_size": 6, "critic.steps": 20}
+ENERGY = {
+    **CRITIC_PHASE,
+    "diffusion.hidden_dim": 16,
+    "energy.hidden_dim": 16,
+    "energy.batch_size": 4,
+    "support_actions": 3,
+}
+DTQL = {"pretrain_steps": 20, "hidden_dim": 16, "critic.hidden_dim": 16, "cosine_decay": True}
+BDPO = {"pretrain_steps": 20, "warmup_steps": 20, "hidden_dim": 16, "critic.hidden_dim": 16}
+# Small networks and short phases of every exported algorithm, by dotted names as on the command line.
+TINY: dict[str, dict[str, object]] = {
+    "DTQL": DTQL,
+    "DTQLKL": DTQL,
+    "BDPO": {**BDPO, "critic.members": 2, "samples": 2},
     "BDPOGaussian": BDPO,
     "BDPODeterministic": BDPO,
-    "EDA": {**PHASES, "candidates_per_state": 3, "label_fraction": 0.5, "alignment_batch_size": 4},
+    "EDA": {
+        **CRITIC_PHASE,
+        "diffusion.hidden_dim": 16,
+        "candidates_per_state": 3,
+        "label_fraction": 0.5,
+        "alignment_batch_size": 4,
+    },
     "AEPO": {**ENERGY, "table_size": 5, "table_samples": 16},
     "QGPO": ENERGY,
 }
+
+
+def nested(options: Mapping[str, object]) -> dict[str, Any]:
+    """Return options of a constructor of options with dotted names; keyword arguments have `__` for the dot."""
+    result: dict[str, Any] = {}
+    for name, value in options.items():
+        group, _, leaf = name.replace("__", ".").rpartition(".")
+        (result.setdefault(group, {}) if group else result)[leaf] = value
+    return result
+
+
+def dotted(options: Mapping[str, object]) -> dict[str, object]:
+    return {name.replace("__", "."): value for name, value in options.items()}
 
 
 def words(root: Path, model: str, *extra: str, **options: object) -> list[str]:
@@ -98,7 +132,7 @@ def words(root: Path, model: str, *extra: str, **options: object) -> list[str]:
         )
     all_options = {
         "model": model,
-        **{f"model.init_args.{name}": value for name, value in {**SIZES[model], **options}.items()},
+        **{f"model.init_args.{name}": value for name, value in {**TINY[model], **dotted(options)}.items()},
         "data.dataset": data,
         "data.batch_size": 8,
         "data.block_size": 7,

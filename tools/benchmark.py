@@ -50,9 +50,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lit_offrl import algorithms
 from lit_offrl.algorithms import AEPO, EDA, QGPO, OfflineAlgorithm
-from lit_offrl.algorithms.base import run_eagerly
 from lit_offrl.algorithms.eda import Labels
-from lit_offrl.algorithms.energy_guided import Support
+from lit_offrl.algorithms.loop import run_eagerly, train_block
+from lit_offrl.algorithms.options import Acting
+from lit_offrl.algorithms.qgpo import Support
 from lit_offrl.batch import Batch
 from lit_offrl.callbacks.acceleration import CapturedUpdates, CompiledUpdates
 from lit_offrl.callbacks.ema import EMATargets
@@ -70,7 +71,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     name: {"warmup_steps": 0} for name in ("BDPO", "BDPOGaussian", "BDPODeterministic")
 }
 OPTIONS_ANTMAZE: dict[str, dict[str, Any]] = {
-    "BDPO": {"hidden_dim": 512, "q_layer_norm": True, "max_backup": True},
+    "BDPO": {"hidden_dim": 512, "critic": {"layer_norm": True}, "max_backup": True},
     "DTQL": {"nll_weight": 1.0},
     "QGPO": {"support_actions": 32},
 }
@@ -255,16 +256,13 @@ def build(name: str, shape: str, options: Mapping[str, Any], device: str) -> Off
     torch.manual_seed(0)
     given = {**OPTIONS.get(name, {}), **(OPTIONS_ANTMAZE.get(name, {}) if shape == "antmaze" else {}), **options}
     if name in ("AEPO", "EDA", "QGPO"):
-        given["critic_steps"] = FAR
+        given["critic"] = {**given.get("critic", {}), "steps": FAR}
     algorithm: OfflineAlgorithm = getattr(algorithms, name)(*SHAPES[shape], pretrain_steps=FAR, **given)
     algorithm.to(device).configure_optimizers()
     algorithm.main_steps = FAR
     _, fields = dataset(shape, TRANSITIONS, device)
     algorithm.dataset_observations, algorithm.dataset_next_observations = fields.observations, fields.next_observations
     EMATargets().on_fit_start(None, algorithm)  # type: ignore[arg-type]
-    # outside a Trainer there is nothing to log to, and no global step to count
-    for name_ in ("log", "log_dict", "_count_updates"):
-        setattr(algorithm, name_, lambda *_: None)
     return algorithm
 
 
@@ -329,7 +327,7 @@ def our_steps(setting: Setting, phase: str, variant: str, steps: int) -> Work:
         parts.start()
         block = next(blocks)
         parts.lap("rest")
-        algorithm.training_step(block, 0)
+        train_block(algorithm, block)
         parts.lap("rest")
         return Lap(steps, dict(parts.seconds))
 
@@ -372,9 +370,9 @@ def reference_actions(
     """Return the same by a reference loop; one by one, each candidate with a call of its own."""
     reference = setting.reference(loop)
     observations = reference.table.observations[:states]
-    calls, each = max(ACTIONS // states, 1), reference.options.candidates if one_by_one else 1
+    calls, each = max(ACTIONS // states, 1), reference.options.acting.candidates if one_by_one else 1
     if one_by_one:
-        reference.options.candidates = 1
+        reference.options.acting = Acting()
 
     def work() -> Lap:
         for _ in range(calls * each):
@@ -403,7 +401,7 @@ def acting_rows(setting: Setting) -> Iterator[Row]:
     settings = {f"act, {n} state{'s' if n > 1 else ''}": (n, setting) for n in STATES}
     if setting.name == "EDA":
         single = Setting(
-            "EDA", setting.shape, 0, {**setting.options, "candidates": 1}, setting.device, setting.variants
+            "EDA", setting.shape, 0, {**setting.options, "acting": {"candidates": 1}}, setting.device, setting.variants
         )
         settings["one sample, 1 state"] = (1, single)
     for what, (states, each) in settings.items():
@@ -522,16 +520,18 @@ def scaling_rows(
     """Yield rows of a number that grows: the batch, the ensemble, the dataset."""
     for name in names:
         for batch_size in sizes:
-            options = {"critic_batch_size": batch_size} if name in ("AEPO", "EDA", "QGPO") else {}
+            options: dict[str, Any] = {}
+            if name in ("AEPO", "EDA", "QGPO"):
+                options["critic"] = {"batch_size": batch_size}
             if name == "EDA":
                 options["alignment_batch_size"] = batch_size
             if name in ("AEPO", "QGPO"):
-                options["energy_batch_size"] = batch_size
+                options["energy"] = {"batch_size": batch_size}
             setting = Setting(name, shape, batch_size, options, device, variants)
             yield from scaled(setting, "batch size", batch_size)
     if "BDPO" in names:
         for members in (1, 2, 5, 10, 20):
-            setting = Setting("BDPO", shape, 64, {"members": members, "rho": 0.0}, device, variants)
+            setting = Setting("BDPO", shape, 64, {"critic": {"members": members}, "rho": 0.0}, device, variants)
             yield from scaled(setting, "ensemble members", members)
     for transitions in (10_000, 100_000, 1_000_000, 10_000_000):
         make = partial(our_loading, shape, 256, transitions, device)

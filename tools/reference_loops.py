@@ -122,7 +122,8 @@ class ImplicitQ:
         self.target_q = native(algorithm.target_q).requires_grad_(False)
         rate = algorithm.learning_rates["critic"]
         self.q_optimizer, self.v_optimizer = adam(rate, self.q), adam(rate, self.v)
-        self.tau, self.discount, self.rate = algorithm.expectile, algorithm.discount, algorithm.target_rate
+        options = algorithm.critic_options
+        self.tau, self.discount, self.rate = options.expectile, options.discount, options.target_rate
 
     def update(self, batch: Batch) -> Losses:
         with torch.no_grad():
@@ -157,8 +158,8 @@ class DTQLLoop(ReferenceLoop):
         with torch.no_grad():
             q1, q2 = self.q(batch.observations, batch.actions)
             next_v = self.v(batch.next_observations)
-        v_loss = expectile(torch.min(q1, q2) - self.v(batch.observations), self.options.expectile)
-        target = batch.rewards + (1 - batch.terminals) * self.options.discount * next_v
+        v_loss = expectile(torch.min(q1, q2) - self.v(batch.observations), self.options.critic_options.expectile)
+        target = batch.rewards + (1 - batch.terminals) * self.options.critic_options.discount * next_v
         q1, q2 = self.q(batch.observations, batch.actions)
         q_loss = F.mse_loss(q1, target) + F.mse_loss(q2, target)
         descend(self.critic_optimizer, v_loss + q_loss)
@@ -205,12 +206,12 @@ class DTQLLoop(ReferenceLoop):
 
     def train(self, batch: Batch) -> Losses:
         losses = {**self.critic_update(batch), **self.behavior_update(batch), **self.policy_update(batch)}
-        follow(self.q, self.target_q, self.options.target_rate)
+        follow(self.q, self.target_q, self.options.critic_options.target_rate)
         return losses
 
     @torch.no_grad()
     def act(self, observations: Tensor) -> Tensor:
-        candidates = self.options.candidates
+        candidates = self.options.acting.candidates
         repeated = observations.repeat_interleave(candidates, 0)
         actions = self.policy(repeated).sample(self.normal(len(repeated), self.table.actions.shape[1]))
         q = self.target_q(repeated, actions).min(0).values.view(-1, candidates)
@@ -334,7 +335,7 @@ class BDPOLoop(ReferenceLoop):
             values = self.target_q(rows, actions).view(-1, len(batch.rewards), samples)
             values = self.lower_bound(values.max(-1).values if self.options.max_backup else values.mean(-1))
             values = values - self.options.eta * penalty.view(-1, samples).mean(-1)
-            target = batch.rewards + self.options.discount * (1 - batch.terminals) * values
+            target = batch.rewards + self.options.critic_options.discount * (1 - batch.terminals) * values
         loss = ((self.q(batch.observations, batch.actions) - target) ** 2).mean()
         return descend(self.q_optimizer, loss, self.q, self.options.clip_norm)
 
@@ -354,7 +355,7 @@ class BDPOLoop(ReferenceLoop):
         step, noisy_actions, epsilon = self.noised(batch)
         loss = F.mse_loss(self.behavior(noisy_actions, step, batch.observations), epsilon)
         value = descend(self.behavior_optimizer, loss, self.behavior, self.options.clip_norm)
-        follow(self.behavior, self.target_behavior, self.options.target_rate)
+        follow(self.behavior, self.target_behavior, self.options.critic_options.target_rate)
         return value
 
     def pretrain(self, batch: Batch) -> Losses:
@@ -363,7 +364,7 @@ class BDPOLoop(ReferenceLoop):
     def train(self, batch: Batch) -> Losses:
         self.main_step += 1
         losses = {"q_loss": self.q_update(batch), "v_loss": self.v_update(batch)}
-        rate = self.options.target_rate
+        rate = self.options.critic_options.target_rate
         if self.main_step % self.options.actor_every == 0:
             losses |= {"policy_loss": self.actor_update(batch), "behavior_loss": self.behavior_update(batch)}
             follow(self.actor, self.target_actor, rate)
@@ -373,7 +374,7 @@ class BDPOLoop(ReferenceLoop):
 
     @torch.no_grad()
     def act(self, observations: Tensor) -> Tensor:
-        candidates = self.options.candidates
+        candidates = self.options.acting.candidates
         rows = observations.repeat_interleave(candidates, 0)
         actions, _ = self.sample(self.target_actor, None, rows)
         q = self.target_q(rows, actions).mean(0).view(-1, candidates)
@@ -483,7 +484,7 @@ class EDALoop(VPLoop):
     ) -> None:
         super().__init__(algorithm, table, batch_size)
         self.create_graph, self.monitored = create_graph, monitored
-        widths = (table.observations.shape[1], *(algorithm.hparams["critic_hidden_dim"],) * 2, table.actions.shape[1])
+        widths = (table.observations.shape[1], *(algorithm.critic_options.hidden_dim,) * 2, table.actions.shape[1])
         self.monitor = nn.Sequential(*mlp(widths, nn.ReLU), nn.Tanh()).to(table.rewards.device)
         self.monitor_optimizer = adam(algorithm.learning_rates["critic"], self.monitor)
         self.behavior, self.policy = native(algorithm.behavior), native(algorithm.policy)
@@ -508,7 +509,7 @@ class EDALoop(VPLoop):
         return {"behavior_loss": descend(self.behavior_optimizer, loss)}
 
     def critic_update(self, batch: Batch) -> Losses:
-        batch = batch.head(self.options.critic_batch_size)
+        batch = batch.head(self.options.critic_options.batch_size)
         losses = self.critic.update(batch)
         return {**losses, **self.monitor_update(batch)} if self.monitored else losses
 
@@ -547,7 +548,7 @@ class EDALoop(VPLoop):
 
     @torch.no_grad()
     def act(self, observations: Tensor) -> Tensor:
-        candidates = self.options.candidates
+        candidates = self.options.acting.candidates
         rows = observations.repeat_interleave(candidates, 0)
         actions = self.sample(self.policy, rows)
         if candidates == 1:
@@ -589,7 +590,9 @@ class EnergyGuidedLoop(VPLoop):
             with torch.enable_grad():
                 x = x.detach().requires_grad_()
                 gradient = torch.autograd.grad(plain_energy(self.energy, x, time, observations).sum(), x)[0]
-            return self.rescaled(epsilon - self.options.omega * marginal(time)[1][:, None] * gradient, epsilon)
+            return self.rescaled(
+                epsilon - self.options.guidance_scales["policy"] * marginal(time)[1][:, None] * gradient, epsilon
+            )
 
         return dpm_solver(guided, self.normal(len(observations), self.table.actions.shape[1]))
 
@@ -603,7 +606,7 @@ class AEPOLoop(EnergyGuidedLoop):
         return {"behavior": self.behavior_update, "critic": self.critic_update, "energy": self.energy_update}
 
     def critic_update(self, batch: Batch) -> Losses:
-        return self.critic.update(batch.head(self.options.critic_batch_size))
+        return self.critic.update(batch.head(self.options.critic_options.batch_size))
 
     def rescaled(self, guided: Tensor, epsilon: Tensor) -> Tensor:
         return guided / guided.norm(dim=-1, keepdim=True) * epsilon.norm(dim=-1, keepdim=True)
@@ -613,8 +616,8 @@ class AEPOLoop(EnergyGuidedLoop):
         return q
 
     def energy_update(self, batch: Batch) -> Losses:
-        batch = batch.head(self.options.energy_batch_size)
-        beta, limit = self.options.beta, self.options.action_limit
+        batch = batch.head(self.options.energy_options.batch_size)
+        beta, limit = self.options.beta, self.options.units.limit
         time, noisy_actions, _, sigma = self.noised(batch.actions)
         actions = batch.actions.clone().requires_grad_()
         gradient = torch.autograd.grad(self.min_q(batch.observations, actions).sum(), actions)[0]
@@ -649,18 +652,18 @@ class QGPOLoop(EnergyGuidedLoop):
         return q
 
     def critic_update(self, batch: Batch) -> Losses:
-        batch = batch.head(self.options.critic_batch_size)
+        batch = batch.head(self.options.critic_options.batch_size)
         with torch.no_grad():
             next_q = self.min_q(batch.next_observations, self.next_support[batch.rows])
-            next_v = ((self.options.backup_beta * next_q).softmax(-1) * next_q).sum(-1)
-            target = batch.rewards + (1 - batch.terminals) * self.options.discount * next_v
+            next_v = ((self.options.critic_options.backup_beta * next_q).softmax(-1) * next_q).sum(-1)
+            target = batch.rewards + (1 - batch.terminals) * self.options.critic_options.discount * next_v
         q1, q2 = self.q(batch.observations, batch.actions)
         loss = descend(self.q_optimizer, (F.mse_loss(q1, target) + F.mse_loss(q2, target)) / 2)
-        follow(self.q, self.target_q, self.options.target_rate)
+        follow(self.q, self.target_q, self.options.critic_options.target_rate)
         return {"q_loss": loss}
 
     def energy_update(self, batch: Batch) -> Losses:
-        batch = batch.head(self.options.energy_batch_size)
+        batch = batch.head(self.options.energy_options.batch_size)
         actions = self.support[batch.rows]
         count, k, _ = actions.shape
         with torch.no_grad():

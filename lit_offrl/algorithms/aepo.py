@@ -38,20 +38,48 @@ directions and Q is linear. Elsewhere, with a Gaussian posterior of variance v a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lit_offrl.algorithms.base import Info, Phase, Target
-from lit_offrl.algorithms.energy_guided import Critic, EnergyGuided, Rescale
+from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSpec, Phase, Target, frozen_copy
+from lit_offrl.algorithms.critic_losses import conservative_penalty, implicit_q_loss, in_support_q_loss
+from lit_offrl.algorithms.energy_guided import (
+    NEXT_SUPPORT_STREAM,
+    SUPPORT_STREAM,
+    Rescale,
+    check_width,
+    draw_for_actors,
+    energy_maps,
+    sample_guided,
+    sample_support,
+)
+from lit_offrl.algorithms.options import DiffusionOptions, EnergyOptions, SupportedCritic
+from lit_offrl.algorithms.vp_diffusion import VPDiffusion
 from lit_offrl.batch import Batch
 from lit_offrl.diffusion.denoisers import diffuse, x0_from_epsilon
 from lit_offrl.errors import require
+from lit_offrl.networks.critics import EnsembleQ, ValueNetwork
+from lit_offrl.networks.energy_guidance import EnergyNetwork, NoiseNetwork
 from lit_offrl.networks.gradients import full_precision
+from lit_offrl.ranges import Count, NonNegative, Positive, Range, Steps
 
 Posterior = Literal[1, 2, 3]
+
+
+class Support(NamedTuple):
+    """Behavior actions at every transition of the dataset, or of a batch, for critics that need them.
+
+    Attributes:
+        actions: At its observation, `[n, K, action_dim]`; None where the critic is not conservative.
+        next_actions: At its next observation, `[n, K, action_dim]`.
+    """
+
+    actions: Tensor | None
+    next_actions: Tensor
 
 
 def posterior_mean(
@@ -139,7 +167,7 @@ def energy_terms(
     return beta * q, beta * slope, beta**2 / 2 * variance * gradient.square().sum(-1)
 
 
-class AEPO(EnergyGuided):
+class AEPO(OfflineAlgorithm):
     """A diffusion policy guided by an energy that is regressed on a closed form, not on sampled expectations.
 
         f_t(s, a_t) = log E_{mu(a_0 | a_t, s)} exp(beta Q(s, a_0))                                          (Eq. 12)
@@ -151,7 +179,7 @@ class AEPO(EnergyGuided):
         L_f  = E ( f(s, a_t, t) - y_t )^2                                                                   (Eq. 26)
 
     The policy aims at mu exp(beta Q). Three phases: the behavior model, the critic (implicit Q-learning by default), f.
-    The closed form is exact for a Gaussian mu and a linear Q only; the module tells where it turns the wrong way.
+    The closed form is exact for a Gaussian mu and a linear Q only; the top of the file says where it turns wrong.
 
     Rescaling by row under-guides: with exact guidance of two modes at beta = 3 it reached 0.30 of a gain in Q of 0.49,
     rescaling over the batch 0.48. In return actions stay nearer to the data where omega is large.
@@ -165,30 +193,17 @@ class AEPO(EnergyGuided):
         rescale: What gets the norm of the behavior model's score: each `sample`, the `batch`, or `none`.
         posterior: Estimate 1, 2 or 3 of the posterior's variance (Eqs. 22, 24 and 43).
         taylor: Distance nu from the data action to the point of expansion.
-        critic: `implicit` for IQL, `in_support` for QGPO's softmax backup, `conservative` for CQL upon that.
-        support_actions: Behavior actions sampled per state for the critics other than `implicit`.
-        expectile: Expectile tau of the value regression of the critic `implicit`.
-        conservatism: Weight of the penalty of the critic `conservative`.
-        discount: Discount factor.
-        target_rate: Rate at which the target critics follow.
         joint: Train all networks in each update (Algorithm 1) rather than in stages; with the critic `implicit` only.
-            `pretrain_steps` and `critic_steps` mean nothing then.
+            `pretrain_steps` and `critic.steps` are without effect then.
         refresh_every: Gradient steps from one table of variances to the next where training is joint.
         table_size: Times at which the variance is estimated, uniform from 1e-3 to 1; linear in between.
-        table_samples: Noisy actions for each of these estimates, at least; from the batch's, again and again.
-        conditional: Whether the diffusion model and f see the observation; 2-D bandits have none.
-        behavior_learning_rate: Step size of the behavior model.
-        critic_learning_rate: Step size of the critic.
-        energy_learning_rate: Step size of f.
-        critic_batch_size: Transitions of each batch that the critic is trained on; the behavior model takes all.
-        energy_batch_size: Transitions of each batch that f is trained on.
-        hidden_dim: Width of the widest blocks of the behavior model.
-        critic_hidden_dim: Width of the three hidden layers of Q and of V.
-        energy_hidden_dim: Width of the three hidden layers of f.
-        pretrain_steps: Gradient steps that train the behavior model.
-        critic_steps: Gradient steps, after these, that train the critic; `max_steps` includes both.
-        pretrained: Checkpoint of another run whose networks start this one.
-        seed: Seed of the training noise (set from `seed_everything`).
+        table_samples: Noisy actions for each of these estimates, at least; actions of the batch are repeated.
+        support_actions: Behavior actions sampled per state for the critics other than `implicit`.
+        diffusion: The behavior model.
+        critic: The critic, with three hidden layers.
+        energy: The network f, with three hidden layers.
+        pretrain_steps: Gradient steps that train the behavior model; `max_steps` includes them.
+        **common: `pretrained` and `seed`, see `OfflineAlgorithm`.
     """
 
     variances: Tensor
@@ -197,79 +212,60 @@ class AEPO(EnergyGuided):
         self,
         observation_dim: int,
         action_dim: int,
-        beta: float = 3.0,
-        omega: float = 1.0,
-        sweep: Sequence[float] = (),
+        beta: Positive = 3.0,
+        omega: NonNegative = 1.0,
+        sweep: Sequence[NonNegative] = (),
         rescale: Rescale = "sample",
         posterior: Posterior = 1,
-        taylor: float = 0.001,
-        critic: Critic = "implicit",
-        support_actions: int = 16,
-        expectile: float = 0.7,
-        conservatism: float = 5.0,
-        discount: float = 0.99,
-        target_rate: float = 0.005,
+        taylor: NonNegative = 0.001,
         joint: bool = False,
-        refresh_every: int = 1000,
-        table_size: int = 128,
-        table_samples: int = 4096,
-        conditional: bool = True,
-        behavior_learning_rate: float = 1e-4,
-        critic_learning_rate: float = 3e-4,
-        energy_learning_rate: float = 3e-4,
-        critic_batch_size: int = 256,
-        energy_batch_size: int = 256,
-        hidden_dim: int = 512,
-        critic_hidden_dim: int = 256,
-        energy_hidden_dim: int = 256,
-        pretrain_steps: int = 600_000,
-        critic_steps: int = 500_000,
-        pretrained: str | None = None,
-        seed: int = 0,
+        refresh_every: Count = 1000,
+        table_size: Annotated[int, Range(2, 100_000)] = 128,
+        table_samples: Count = 4096,
+        support_actions: Annotated[int, Range(2, 4096)] = 16,
+        diffusion: DiffusionOptions = DiffusionOptions(hidden_dim=512, learning_rate=1e-4),
+        critic: SupportedCritic = SupportedCritic(),
+        energy: EnergyOptions = EnergyOptions(),
+        pretrain_steps: Steps = 600_000,
+        **common: Any,
     ) -> None:
-        require(taylor >= 0, "model.init_args.taylor", "at least 0", taylor)
-        require(not joint or critic == "implicit", "model.init_args.critic", "implicit where training is joint", critic)
-        require(refresh_every >= 1, "model.init_args.refresh_every", "at least 1", refresh_every)
-        require(table_size >= 2, "model.init_args.table_size", "at least 2", table_size)
-        require(table_samples >= 1, "model.init_args.table_samples", "at least 1", table_samples)
-        super().__init__(
-            observation_dim,
-            action_dim,
-            beta=beta,
-            backup_beta=beta,
-            omega=omega,
-            sweep=sweep,
-            rescale=rescale,
-            critic=critic,
-            support_actions=support_actions,
-            expectile=expectile,
-            conservatism=conservatism,
-            discount=discount,
-            target_rate=target_rate,
-            conditional=conditional,
-            learning_rates={
-                "behavior": behavior_learning_rate,
-                "critic": critic_learning_rate,
-                "energy": energy_learning_rate,
-            },
-            critic_batch_size=critic_batch_size,
-            energy_batch_size=energy_batch_size,
-            hidden_dim=hidden_dim,
-            critic_hidden_dim=critic_hidden_dim,
-            energy_hidden_dim=energy_hidden_dim,
-            energy_layers=3,
-            pretrain_steps=pretrain_steps,
-            critic_steps=critic_steps,
-            pretrained=pretrained,
-            seed=seed,
-        )
-        self.save_hyperparameters()
+        kind = critic.kind
+        require(kind == "implicit" or not joint, "model.init_args.critic.kind", "implicit where joint is true", kind)
+        check_width(diffusion.hidden_dim)
+        super().__init__(observation_dim, action_dim, pretrain_steps, **common)
+        self.beta = beta
+        self.guidance_scales = {"policy": omega, "behavior": 0.0, **{f"omega_{scale:g}": scale for scale in sweep}}
+        self.rescale: Rescale = rescale
         self.posterior: Posterior = posterior
         self.taylor = taylor
         self.joint = joint
         self.refresh_every = refresh_every
         self.table_samples = table_samples
+        self.support_actions = support_actions
+        self.critic_options = critic
+        self.energy_options = energy
+        self.learning_rates = {
+            "behavior": diffusion.learning_rate,
+            "critic": critic.learning_rate,
+            "energy": energy.learning_rate,
+        }
+        self.support: Support | None = None
+
+        self.process = VPDiffusion(diffusion.solver_steps)
+        seen = observation_dim if diffusion.conditional else 0
+        self.behavior = NoiseNetwork(action_dim, seen, diffusion.hidden_dim)
+        hidden = (critic.hidden_dim,) * 3
+        q = EnsembleQ(observation_dim, action_dim, hidden, layer_norm=False, activation=nn.ReLU)
+        self.critic = nn.ModuleDict({"q": q})
+        if kind == "implicit":
+            self.critic["v"] = ValueNetwork(observation_dim, hidden, nn.ReLU)
+        self.target_q = frozen_copy(q)
+        self.energy = EnergyNetwork(action_dim, seen, energy.hidden_dim, layers=3)
         self.register_buffer("variances", torch.zeros(table_size))
+
+    def optimizer_specs(self) -> dict[str, OptimizerSpec]:
+        """One Adam for each network."""
+        return {name: OptimizerSpec((getattr(self, name),), rate) for name, rate in self.learning_rates.items()}
 
     def phases(self) -> tuple[Phase, ...]:
         """The behavior model, the critic and f, one after the other or at once."""
@@ -277,29 +273,24 @@ class AEPO(EnergyGuided):
             return (Phase("training", self.joint_update, prepare=self.refresh),)
         return (
             Phase("behavior", self.pretrain_update, self.pretrain_steps),
-            Phase("critic", self.critic_update, self.critic_steps),
+            Phase("critic", self.critic_update, self.critic_options.steps, prepare=self.prepare_support),
             Phase("energy", self.update, begin=self.begin_main, prepare=self.refresh),
         )
 
     def targets(self) -> tuple[Target, ...]:
-        """The Q networks whose values are final."""
-        q, early = self.critic["q"], not self.joint
-        return (Target(q, self.target_q, self.target_rate, early=early, early_steps=self.critic_steps),)
-
-    @property
-    def guided_from(self) -> int:
-        """The gradient step at which f begins to be trained."""
-        return self.main_start
+        """The Q networks that f and the policy rely on; in stages they move while the critic is trained."""
+        rate, steps, early = self.critic_options.target_rate, self.critic_options.steps, not self.joint
+        return (Target(self.critic["q"], self.target_q, rate, early=early, early_steps=steps),)
 
     def begin_main(self) -> None:
-        """The critic is final: support actions are no longer needed."""
+        """Release the support actions: the critic is final."""
         self.support = None
 
     # ---------------------------------------------------------------- the posterior of the clean action
 
     def variance(self, time: Tensor) -> Tensor:
         """Return v_t by linear interpolation in the table, `[batch]`, at `time` `[batch]`."""
-        start, end, last = self.levels[-1].time, self.levels[0].time, len(self.variances) - 1
+        start, end, last = self.process.start, self.process.end, len(self.variances) - 1
         position = ((time - start) / (end - start) * last).clamp(0, last)
         below = position.floor().clamp(max=last - 1)
         index = below.long()
@@ -311,23 +302,51 @@ class AEPO(EnergyGuided):
 
         Each is an average over at least `table_samples` noisy actions of `batch`, with noise of its own.
         """
-        start, end = self.levels[-1].time, self.levels[0].time
-        actions, observations = self.whole(batch.actions), self.whole(batch.observations)
+        start, end = self.process.start, self.process.end
+        actions, observations = self.noise.all_rows(batch.actions), self.noise.all_rows(batch.observations)
         n = len(actions)
         rows = torch.arange(max(self.table_samples, n), device=actions.device) % n
-        actions = actions[rows]
+        actions, observations = actions[rows], observations[rows]
         entries = []
         with full_precision(actions):
-            observations = observations[rows]
             for time in torch.linspace(start, end, len(self.variances), device=actions.device).to(actions):
-                alpha, sigma = self.schedule.alpha(time), self.schedule.sigma(time)
-                noise = self.normal(*actions.shape, shared=True)
+                alpha, sigma = self.process.schedule.alpha(time), self.process.schedule.sigma(time)
+                noise = self.noise.normal(*actions.shape, shared=True)
                 epsilon = self.behavior(diffuse(actions, noise, alpha, sigma), time.view(1), observations)
-                limit = self.action_limit
+                limit = self.units.limit
                 entries.append(posterior_variance(self.posterior, actions, noise, epsilon, alpha, sigma, limit=limit))
         return torch.stack(entries)
 
     # ---------------------------------------------------------------- losses
+
+    def behavior_loss(self, batch: Batch) -> Tensor:
+        """E || epsilon(a_t | s, t) - epsilon ||^2, a sum over the action's dimensions (Eq. 7)."""
+        time, noisy_actions, noise = self.process.noised(batch.actions, self.noise)
+        loss: Tensor = (self.behavior(noisy_actions, time, batch.observations) - noise).square().sum(-1).mean()
+        return loss
+
+    def best_q(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Return the smaller target Q, `[...]`, of leading dimensions that broadcast."""
+        q: Tensor = self.target_q(observations, actions).amin(0)
+        return q
+
+    def critic_loss(self, batch: Batch) -> tuple[Tensor, Info]:
+        """Return the loss of the critic by its kind: IQL (Eq. 27), the in-support backup, or that backup and CQL."""
+        q, options = self.critic["q"], self.critic_options
+        if options.kind == "implicit":
+            v = self.critic["v"]
+            return implicit_q_loss(q, v, self.target_q, batch, options.expectile, options.discount)
+        support = self.support_of(batch)
+        beta = self.beta if options.backup_beta is None else options.backup_beta
+        loss, values = in_support_q_loss(q, self.target_q, batch, support.next_actions, beta, options.discount)
+        info = {"q_loss": loss.detach(), "q_mean": values.detach().mean()}
+        if support.actions is not None:  # conservative: support actions and as many uniform ones
+            uniform = self.units.limit * (2 * self.noise.uniform(*support.actions.shape) - 1)
+            others = q(batch.observations[:, None], torch.cat([support.actions, uniform], dim=1))
+            penalty = conservative_penalty(values, others).mean()
+            loss = loss + options.conservatism * penalty
+            info["penalty"] = penalty.detach()
+        return loss, info
 
     def q_gradient(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Return the gradient of the smaller target Q in the action, `[batch, action_dim]`, detached."""
@@ -341,9 +360,9 @@ class AEPO(EnergyGuided):
         """Return y_t (Eq. 25), `[batch]`, detached, and what to log."""
         with torch.no_grad(), full_precision(actions):
             gradient = self.q_gradient(observations, actions)
-            alpha, sigma = self.scales(time, noisy_actions)
+            alpha, sigma = self.process.scales(time, noisy_actions)
             epsilon = self.behavior(noisy_actions, time, observations)
-            mean = posterior_mean(noisy_actions, epsilon, alpha, sigma, self.action_limit)
+            mean = posterior_mean(noisy_actions, epsilon, alpha, sigma, self.units.limit)
             point = expansion_point(actions, gradient, self.taylor)
             q = self.best_q(observations, point)
             value, slope, spread = energy_terms(self.beta, q, gradient, point, mean, self.variance(time))
@@ -358,22 +377,116 @@ class AEPO(EnergyGuided):
 
     def energy_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """Regression of f on the analytic energy of noisy data actions (Eq. 26)."""
-        time, noisy_actions, _ = self.noised(batch.actions)
+        time, noisy_actions, _ = self.process.noised(batch.actions, self.noise)
         target, info = self.energy_target(batch.observations, batch.actions, noisy_actions, time)
         return (self.energy(noisy_actions, time, batch.observations) - target).square().mean(), info
+
+    # ---------------------------------------------------------------- support actions
+
+    def prepare_support(self, batch: Batch) -> None:
+        """Sample the behavior actions that the critic needs, before its first update and in a resumed run."""
+        if self.support is None and self.critic_options.kind != "implicit":
+            self.support = self.make_support()
+
+    def make_support(self) -> Support:
+        """Sample behavior actions at all transitions of the dataset, as the kind of critic needs them."""
+        is_conservative = self.critic_options.kind == "conservative"
+        here, there = self.dataset_observations, self.dataset_next_observations
+        assert here is not None, "support actions need the observations of a dataset"
+        assert there is not None
+        actions = self._sample_support(here, SUPPORT_STREAM, "support actions") if is_conservative else None
+        return Support(actions, self._sample_support(there, NEXT_SUPPORT_STREAM, "next support actions"))
+
+    def _sample_support(self, observations: Tensor, stream: int, description: str) -> Tensor:
+        return sample_support(
+            self.process,
+            self.behavior,
+            observations,
+            self.support_actions,
+            self.action_dim,
+            self.seed + stream,
+            description=description,
+            show_progress=self.shows_progress,
+        )
+
+    def support_of(self, batch: Batch) -> Support:
+        """Return behavior actions at the transitions of `batch`."""
+        assert self.support is not None
+        assert batch.rows is not None
+        actions, next_actions = self.support
+        return Support(None if actions is None else actions[batch.rows], next_actions[batch.rows])
 
     # ---------------------------------------------------------------- the algorithm
 
     def refresh(self, batch: Batch) -> None:
-        """Make the table of variances before f's first update, and again and again where the behavior model changes."""
+        """Make the table of variances before f's first update, and repeatedly where the behavior model changes."""
         step = self.gradient_step - self.main_start
         if step == 0 or (self.joint and step % self.refresh_every == 0):
             self.variances.copy_(self.variance_table(batch))
 
+    def pretrain_update(self, batch: Batch) -> Info:
+        """Train the behavior model."""
+        loss = self.behavior_loss(batch)
+        self.minimize("behavior", loss)
+        return {"behavior_loss": loss.detach()}
+
+    def validation_losses(self, batch: Batch) -> Info:
+        """The loss of the behavior model."""
+        return {"behavior_loss": self.behavior_loss(batch)}
+
+    def critic_update(self, batch: Batch) -> Info:
+        """Train the critic; `EMATargets` moves its target."""
+        loss, info = self.critic_loss(self.first_rows(batch, self.critic_options.batch_size))
+        self.minimize("critic", loss)
+        return info
+
     def update(self, batch: Batch) -> Info:
         """Train f."""
-        return self.energy_update(batch)
+        loss, info = self.energy_loss(self.first_rows(batch, self.energy_options.batch_size))
+        self.minimize("energy", loss)
+        return {"energy_loss": loss.detach(), **info}
 
     def joint_update(self, batch: Batch) -> Info:
         """Train everything (Algorithm 1)."""
         return {**self.pretrain_update(batch), **self.critic_update(batch), **self.update(batch)}
+
+    # ---------------------------------------------------------------- acting
+
+    def scale_of(self, actor: str) -> float:
+        """Return the guidance scale of one of `actors()`; 0 for all until f is trained."""
+        return self.guidance_scales[actor] if self.gradient_step > self.main_start else 0.0
+
+    def guided_sample(self, observations: Tensor, noise: Tensor, scales: Tensor) -> Tensor:
+        """Return actions of the policies mu exp(omega f), see `sample_guided`."""
+        guidance = self.energy.gradient
+        return sample_guided(self.process, self.behavior, guidance, observations, noise, scales, self.rescale)
+
+    def sample_each(
+        self, observations: Tensor, actors: Sequence[str], generators: Mapping[str, torch.Generator | None]
+    ) -> Tensor:
+        """Sample all actors at once: they are one diffusion with different scales of guidance."""
+        noise = draw_for_actors(observations, self.action_dim, actors, generators)
+        return self.guided_sample(observations, noise, noise.new_tensor([self.scale_of(name) for name in actors]))
+
+    def sample_as(self, actor: str, observations: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Sample one of the actors."""
+        return self.sample_each(observations, [actor] * len(observations), {actor: generator})
+
+    def sample_actions(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Sample the policy once; the paper does not select among candidates."""
+        return self.sample_as("policy", observations, generator)
+
+    def actors(self) -> dict[str, Actor]:
+        """The policy, the behavior model, and the policies of a sweep over omega."""
+        return {name: partial(self.sample_as, name) for name in self.guidance_scales}
+
+    def value_of(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """The smaller target Q."""
+        return self.best_q(observations, actions)
+
+    def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
+        """Return beta Q, and f at times of the diffusion."""
+        maps = {r"$\beta \min Q$": self.beta * self.best_q(observations, actions)}
+        if self.gradient_step > self.main_start:
+            maps |= energy_maps(self.process, self.behavior, self.energy, observations, actions)
+        return maps

@@ -27,12 +27,15 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSpec, Target, frozen_copy, select
+from lit_offrl.algorithms.options import Acting, CriticOptions
 from lit_offrl.batch import Batch
 from lit_offrl.diffusion.denoisers import AtLevel, Denoise, as_denoiser, diffuse, x0_from_epsilon
 from lit_offrl.diffusion.samplers import sample_ddim, sample_ddpm
@@ -41,8 +44,26 @@ from lit_offrl.errors import require
 from lit_offrl.networks.critics import DiffusionValue, EnsembleQ
 from lit_offrl.networks.mlp import orthogonal_
 from lit_offrl.networks.policies import StepDenoisingMLP
+from lit_offrl.ranges import Count, NonNegative, Positive, Range, Steps, Width
 
 FIGURE_TIMES = (1.0, 0.6, 0.3, 0.1)  # n = 50, 30, 15, 5 of 50, as in Figures 4 and 11
+
+
+@dataclass(frozen=True)
+class EnsembleCritic(CriticOptions):
+    """An ensemble of critics.
+
+    Attributes:
+        members: Networks in each ensemble.
+        layer_norm: Whether Q has LayerNorm.
+        discount: Discount factor.
+        target_rate: Rate at which all target networks move.
+        learning_rate: Step size.
+        hidden_dim: Width of the three hidden layers.
+    """
+
+    members: Count = 10
+    layer_norm: bool = False
 
 
 class BDPO(OfflineAlgorithm):
@@ -58,29 +79,22 @@ class BDPO(OfflineAlgorithm):
         observation_dim: Width of an observation (set from the dataset).
         action_dim: Width of an action (set from the dataset).
         eta: Weight of the penalty.
-        rho: How many deviations of the ensemble its lower confidence bound lies below the mean.
+        rho: Number of deviations of the ensemble by which its lower confidence bound lies below the mean.
         diffusion_steps: Steps N of the diffusion.
         clip: Bound of the estimate of the clean action while sampling; null leaves it unbounded.
-        members: Networks in each ensemble.
         samples: Paths sampled for a target of Q; next states of a path for a target of V and for the actor.
         max_backup: Let the target of Q take the maximum over the sampled actions instead of the mean.
-        q_layer_norm: Put LayerNorm into Q.
-        discount: Discount factor; at 0 no path is sampled for the target of Q.
+        critic: The ensembles Q and V; cosine decay. With a discount of 0 no path is sampled for the target of Q.
+        acting: How an action is chosen.
         behavior_learning_rate: Step size of the behavior model.
         actor_learning_rate: Step size of the actor; cosine decay in its own steps.
-        critic_learning_rate: Step size of Q and V; cosine decay.
-        target_rate: Rate at which the target networks follow.
-        actor_every: Gradient steps from one step of the actor to the next.
+        actor_every: The actor steps at every so many gradient steps.
         warmup_steps: Gradient steps of the main phase that train the critics only.
-        frozen_behavior: Leave the behavior model as pretraining made it; else it goes on learning along with the actor.
+        frozen_behavior: Leave the behavior model as pretraining made it; else it is trained along with the actor.
         clip_norm: Norm to which each optimizer's gradient is clipped.
-        candidates: Actions sampled per state when acting, of which Q selects one.
-        selection_temperature: Temperature of the softmax over Q that selects; 0 takes the highest.
         hidden_dim: Width of the policies' four hidden layers.
-        critic_hidden_dim: Width of the critics' three hidden layers.
         pretrain_steps: Gradient steps that train the behavior model only; `max_steps` includes them.
-        pretrained: Checkpoint of another run whose networks start this one.
-        seed: Seed of the training noise (set from `seed_everything`).
+        **common: `pretrained` and `seed`, see `OfflineAlgorithm`.
     """
 
     has_path = True  # the policy makes an action step by step
@@ -90,62 +104,44 @@ class BDPO(OfflineAlgorithm):
         self,
         observation_dim: int,
         action_dim: int,
-        eta: float = 0.2,
-        rho: float = 1.0,
-        diffusion_steps: int = 5,
-        clip: float | None = 1.0,
-        members: int = 10,
-        samples: int = 10,
+        eta: NonNegative = 0.2,
+        rho: NonNegative = 1.0,
+        diffusion_steps: Annotated[int, Range(1, 1000)] = 5,
+        clip: Positive | None = 1.0,
+        samples: Count = 10,
         max_backup: bool = False,
-        q_layer_norm: bool = False,
-        discount: float = 0.99,
-        behavior_learning_rate: float = 3e-4,
-        actor_learning_rate: float = 1e-5,
-        critic_learning_rate: float = 3e-4,
-        target_rate: float = 0.005,
-        actor_every: int = 5,
-        warmup_steps: int = 50_000,
+        critic: EnsembleCritic = EnsembleCritic(),
+        acting: Acting = Acting(candidates=10),
+        behavior_learning_rate: Positive = 3e-4,
+        actor_learning_rate: Positive = 1e-5,
+        actor_every: Count = 5,
+        warmup_steps: Steps = 50_000,
         frozen_behavior: bool = False,
-        clip_norm: float = 1.0,
-        candidates: int = 10,
-        selection_temperature: float = 0.0,
-        hidden_dim: int = 256,
-        critic_hidden_dim: int = 256,
-        pretrain_steps: int = 2_000_000,
-        pretrained: str | None = None,
-        seed: int = 0,
+        clip_norm: Positive = 1.0,
+        hidden_dim: Width = 256,
+        pretrain_steps: Steps = 2_000_000,
+        **common: Any,
     ) -> None:
-        require(eta >= 0, "model.init_args.eta", "at least 0", eta)
-        require(diffusion_steps >= 1, "model.init_args.diffusion_steps", "at least 1", diffusion_steps)
-        # A single member has no deviation, and 0 has no gradient.
-        require(members >= (2 if rho else 1), "model.init_args.members", "at least 2 (1 where rho is 0)", members)
-        for name, count in {"samples": samples, "actor_every": actor_every, "candidates": candidates}.items():
-            require(count >= 1, f"model.init_args.{name}", "at least 1", count)
-        require(0 <= discount <= 1, "model.init_args.discount", "in [0, 1]", discount)
-        require(warmup_steps >= 0, "model.init_args.warmup_steps", "at least 0", warmup_steps)
-        require(
-            selection_temperature >= 0, "model.init_args.selection_temperature", "at least 0", selection_temperature
-        )
-        super().__init__(observation_dim, action_dim, pretrain_steps, pretrained, seed)
-        self.save_hyperparameters()
+        # A single member has no deviation, and the square root of 0 has no gradient.
+        enough = critic.members >= 2 or not rho
+        require(enough, "model.init_args.critic.members", "at least 2 (1 where rho is 0)", critic.members)
+        super().__init__(observation_dim, action_dim, pretrain_steps, **common)
         self.eta = eta
         self.rho = rho
         self.clip = clip
         self.samples = samples
         self.max_backup = max_backup
-        self.discount = discount
+        self.critic_options = critic
+        self.acting = acting
         self.learning_rates = {
             "behavior": behavior_learning_rate,
             "actor": actor_learning_rate,
-            "critic": critic_learning_rate,
+            "critic": critic.learning_rate,
         }
-        self.target_rate = target_rate
         self.actor_every = actor_every
         self.warmup_steps = warmup_steps
         self.frozen_behavior = frozen_behavior
         self.clip_norm = clip_norm
-        self.candidates = candidates
-        self.selection_temperature = selection_temperature
 
         self.schedule = DiscreteVP(diffusion_steps, beta_min=0.1, beta_max=10.0)
         self.levels = self.schedule.levels()
@@ -155,9 +151,9 @@ class BDPO(OfflineAlgorithm):
             "kl_weights", (betas / (2 * (1 - betas) * sigmas.square())).nan_to_num(0.0), persistent=False
         )
 
-        sizes, hidden = (observation_dim, action_dim), (critic_hidden_dim,) * 3
+        sizes, hidden, members = (observation_dim, action_dim), (critic.hidden_dim,) * 3, critic.members
         self.behavior = self.make_policy((hidden_dim,) * 4)
-        self.critic = nn.ModuleDict({"q": EnsembleQ(*sizes, hidden, members=members, layer_norm=q_layer_norm)})
+        self.critic = nn.ModuleDict({"q": EnsembleQ(*sizes, hidden, members=members, layer_norm=critic.layer_norm)})
         if self.has_path:
             self.critic["v"] = DiffusionValue(*sizes, diffusion_steps, hidden, members=members)
         orthogonal_(self, math.sqrt(2))
@@ -184,7 +180,7 @@ class BDPO(OfflineAlgorithm):
 
     def targets(self) -> tuple[Target, ...]:
         """Every network has one, which moves when the network does."""
-        rate, every, after = self.target_rate, self.actor_every, self.warmup_steps
+        rate, every, after = self.critic_options.target_rate, self.actor_every, self.warmup_steps
         return (
             Target(self.critic, self.target_critic, rate),
             Target(self.actor, self.target_actor, rate, every, after),
@@ -239,15 +235,15 @@ class BDPO(OfflineAlgorithm):
                 penalties.append(self.step_kl(epsilon, behavior(noisy_actions, level), step))
             return x0_from_epsilon(noisy_actions, epsilon, level.alpha, level.sigma)
 
-        noise = self.normal(len(observations), self.schedule.steps, self.samples, self.action_dim).movedim(1, 0)
+        noise = self.noise.normal(len(observations), self.schedule.steps, self.samples, self.action_dim).movedim(1, 0)
         actions = sample_ddpm(denoise, noise[0], self.levels, noise[1:], clip=self.clip)
         penalty = torch.stack(penalties).sum(0).mean(-1) if penalized else torch.zeros_like(observations[:, 0])
         return actions, penalty
 
     def noised(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return steps n `[batch]`, uniform on 1 .. N and sorted, and a^n of the batch's actions with their noise."""
-        step = 1 + (self.schedule.steps * self.stratified(len(batch.actions))).long()
-        epsilon = self.normal(*batch.actions.shape)
+        step = 1 + (self.schedule.steps * self.noise.stratified(len(batch.actions))).long()
+        epsilon = self.noise.normal(*batch.actions.shape)
         alpha, sigma = self.schedule.alpha(step)[:, None], self.schedule.sigma(step)[:, None]
         return step, diffuse(batch.actions, epsilon, alpha, sigma), epsilon
 
@@ -270,7 +266,7 @@ class BDPO(OfflineAlgorithm):
         rest = slice(at_least, None)
         std = self.schedule.betas[step[rest]].sqrt()[:, None, None]
         # Noise for every row, as the rows that need it are not the same on all ranks.
-        below = mean[rest, None] + std * self.normal(len(step), self.samples, self.action_dim)[rest]
+        below = mean[rest, None] + std * self.noise.normal(len(step), self.samples, self.action_dim)[rest]
         v = self.target_critic["v"](observations[rest, None], below, step[rest, None] - 1).mean(-1)
         v = self.lower_bound(v)
         either = slice(at_least, at_most)
@@ -301,11 +297,12 @@ class BDPO(OfflineAlgorithm):
         """Regression of every Q on one target (Eqs. 12, 17 and 18)."""
         with torch.no_grad():
             target, info = batch.rewards, {}
-            if self.discount:
+            discount = self.critic_options.discount
+            if discount:
                 actions, penalty = self.rollout(batch.next_observations, penalized=penalized)
                 values = self.target_critic["q"](batch.next_observations[:, None], actions)
                 values = self.lower_bound(values.amax(-1) if self.max_backup else values.mean(-1))
-                target = target + self.discount * (1 - batch.terminals) * (values - self.eta * penalty)
+                target = target + discount * (1 - batch.terminals) * (values - self.eta * penalty)
                 info["path_kl"] = penalty.mean()
         q = self.critic["q"](batch.observations, batch.actions)
         loss = (q - target).square().mean()
@@ -344,19 +341,19 @@ class BDPO(OfflineAlgorithm):
         """Return the losses of the critics in their order, by the names of their optimizers."""
         return {"q": self.q_loss, "v": self.v_loss}
 
-    def due_at(self, main_step: int) -> tuple[str, ...]:
-        """The penalty too: until the actor moves it is the behavior model, and all penalties are exactly 0."""
-        return (*super().due_at(main_step), *(("penalty",) if main_step > self.warmup_steps else ()))
+    def active_at(self, main_step: int) -> tuple[str, ...]:
+        """The penalty too: until the actor moves it equals the behavior model, and all penalties are exactly 0."""
+        return (*super().active_at(main_step), *(("penalty",) if main_step > self.warmup_steps else ()))
 
     def update(self, batch: Batch) -> Info:
-        """Algorithm 1: critics at every step, the actor at some, after a warm-up; targets follow by their callback."""
-        due = self.due
+        """Algorithm 1: critics at every step, the actor at some, after a warm-up; `EMATargets` moves the targets."""
+        active = self.active
         info: Info = {}
         for name, critic_loss in self.critic_losses().items():
-            loss, critic_info = critic_loss(batch, penalized="penalty" in due)
+            loss, critic_info = critic_loss(batch, penalized="penalty" in active)
             self.minimize(name, loss)
             info |= critic_info
-        if "actor" in due:
+        if "actor" in active:
             loss, policy_info = self.policy_loss(batch)
             self.minimize("actor", loss)
             info |= {"policy_loss": loss.detach(), **policy_info}
@@ -382,11 +379,11 @@ class BDPO(OfflineAlgorithm):
         """
         if self.gradient_step <= self.main_start:
             return self.sample_behavior(observations, generator)
-        actions = self.sample_policy(self.target_actor, observations, self.candidates, generator)
-        if self.candidates == 1:
+        actions = self.sample_policy(self.target_actor, observations, self.acting.candidates, generator)
+        if self.acting.candidates == 1:
             return actions[:, 0]
         q = self.target_critic["q"](observations[:, None], actions).mean(0)
-        return select(actions, q, self.selection_temperature, generator)
+        return select(actions, q, self.acting.selection_temperature, generator)
 
     def sample_behavior(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
         """Sample the behavior model itself: behavior cloning."""

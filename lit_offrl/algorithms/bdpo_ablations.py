@@ -27,8 +27,6 @@ class OneStepBDPO(BDPO):
 
     def __init__(self, observation_dim: int, action_dim: int, **options: Any) -> None:
         super().__init__(observation_dim, action_dim, diffusion_steps=1, clip=None, **options)
-        for name in ("diffusion_steps", "clip"):
-            self.hparams.pop(name, None)  # no argument of this class, though one of its parent
 
     def behavior_loss(self, batch: Batch) -> Tensor:
         """Behavior cloning."""
@@ -38,7 +36,7 @@ class OneStepBDPO(BDPO):
     def rollout(self, observations: Tensor, *, penalized: bool) -> tuple[Tensor, Tensor]:
         """Sample actions `[batch, samples, action_dim]` of the target actor; the penalty D is `[batch]`."""
         policy = self.target_actor(observations)
-        actions = policy.sample(self.normal(len(observations), self.samples, self.action_dim))
+        actions = policy.sample(self.noise.normal(len(observations), self.samples, self.action_dim))
         if penalized:
             return actions, policy.divergence(self.target_behavior(observations))
         return actions, torch.zeros_like(observations[:, 0])
@@ -48,7 +46,7 @@ class OneStepBDPO(BDPO):
         policy = self.actor(batch.observations)
         with torch.no_grad():
             behavior = self.target_behavior(batch.observations)
-        actions = policy.sample(self.normal(len(batch.actions), self.samples, self.action_dim))
+        actions = policy.sample(self.noise.normal(len(batch.actions), self.samples, self.action_dim))
         q = self.lower_bound(self.target_critic["q"](batch.observations[:, None], actions).mean(-1))
         penalty = policy.divergence(behavior)
         return -(q - self.eta * penalty).mean(), {"policy_divergence": penalty.detach().mean()}

@@ -33,21 +33,22 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSpec, Target, frozen_copy, select
-from lit_offrl.algorithms.implicit_q import bootstrapped, expectile_loss
+from lit_offrl.algorithms.critic_losses import bootstrapped, expectile_loss
+from lit_offrl.algorithms.options import Acting, ImplicitQ
 from lit_offrl.batch import Batch
 from lit_offrl.diffusion.denoisers import EDMDenoiser, as_denoiser
 from lit_offrl.diffusion.samplers import sample_heun
 from lit_offrl.diffusion.schedules import LogLogisticNoise, edm_levels, karras_sigmas
-from lit_offrl.errors import require
 from lit_offrl.networks.critics import EnsembleQ, ValueNetwork
 from lit_offrl.networks.policies import DiffusionMLP, TanhGaussian, TanhGaussianPolicy
+from lit_offrl.ranges import NonNegative, Positive, Range, Steps, Width
 
 FIGURE_SIGMAS = (0.5, 1.0, 2.0, 4.0)  # times sigma_data; those that training draws most are around 1
 FIGURE_NOISES = 8
@@ -70,77 +71,52 @@ class DTQL(OfflineAlgorithm):
         action_dim: Width of an action (set from the dataset).
         alpha: Weight of the loss that keeps the policy near the data: the trust region, or the KL divergence.
         nll_weight: Weight of the negative log-likelihood of dataset actions in the policy loss; 0 leaves it out.
-        expectile: Expectile tau of the value regression.
-        discount: Discount factor.
+        critic: The critic, Q and V.
+        acting: How an action is chosen.
         learning_rate: Step size of the diffusion model and the policy.
-        critic_learning_rate: Step size of the critics.
-        policy_learning_rate: Step size of the policy, where it is to be another than `learning_rate`.
+        policy_learning_rate: Step size of the policy, where it differs from `learning_rate`.
         cosine_decay: Decay all step sizes to 0 over the main phase.
-        target_rate: Rate at which the target critics follow.
-        candidates: Actions sampled per state when acting.
-        selection_temperature: Temperature of the softmax over Q that selects one of them.
-        hidden_dim: Width of all hidden layers.
+        hidden_dim: Width of the hidden layers of diffusion model and policy.
         sigma_data: Standard deviation that the diffusion model assumes of actions in [-1, 1]; noise levels are
             multiples of it. The authors' 0.5 belongs to robots; data of finer structure needs a smaller one.
         behavior_sampling_steps: Heun steps when the diffusion model itself acts.
         pretrain_steps: Gradient steps that train critics and diffusion model only; `max_steps` includes them.
-        pretrained: Checkpoint of another run whose networks start this one.
-        seed: Seed of the training noise (set from `seed_everything`).
+        **common: `pretrained` and `seed`, see `OfflineAlgorithm`.
     """
 
     def __init__(
         self,
         observation_dim: int,
         action_dim: int,
-        alpha: float = 1.0,
-        nll_weight: float = 0.0,
-        expectile: float = 0.7,
-        discount: float = 0.99,
-        learning_rate: float = 3e-4,
-        critic_learning_rate: float = 3e-4,
-        policy_learning_rate: float | None = None,
+        alpha: NonNegative = 1.0,
+        nll_weight: NonNegative = 0.0,
+        critic: ImplicitQ = ImplicitQ(),
+        acting: Acting = Acting(candidates=1024, selection_temperature=1.0),
+        learning_rate: Positive = 3e-4,
+        policy_learning_rate: Positive | None = None,
         cosine_decay: bool = False,
-        target_rate: float = 0.005,
-        candidates: int = 1024,
-        selection_temperature: float = 1.0,
-        hidden_dim: int = 256,
-        sigma_data: float = 0.5,
-        behavior_sampling_steps: int = 10,
-        pretrain_steps: int = 50_000,
-        pretrained: str | None = None,
-        seed: int = 0,
+        hidden_dim: Width = 256,
+        sigma_data: Positive = 0.5,
+        behavior_sampling_steps: Annotated[int, Range(2, 10_000)] = 10,
+        pretrain_steps: Steps = 50_000,
+        **common: Any,
     ) -> None:
-        require(candidates >= 1, "model.init_args.candidates", "at least 1", candidates)
-        require(
-            behavior_sampling_steps >= 2,
-            "model.init_args.behavior_sampling_steps",
-            "at least 2",
-            behavior_sampling_steps,
-        )
-        require(selection_temperature > 0, "model.init_args.selection_temperature", "positive", selection_temperature)
-        require(sigma_data > 0, "model.init_args.sigma_data", "positive", sigma_data)
-        require(0 < expectile < 1, "model.init_args.expectile", "between 0 and 1", expectile)
-        require(0 <= discount <= 1, "model.init_args.discount", "in [0, 1]", discount)
-        super().__init__(observation_dim, action_dim, pretrain_steps, pretrained, seed)
-        self.save_hyperparameters()
+        super().__init__(observation_dim, action_dim, pretrain_steps, **common)
         self.alpha = alpha
         self.nll_weight = nll_weight
-        self.expectile = expectile
-        self.discount = discount
-        self.target_rate = target_rate
-        self.candidates = candidates
-        self.selection_temperature = selection_temperature
+        self.critic_options = critic
+        self.acting = acting
         self.learning_rates = {
-            "critic": critic_learning_rate,
+            "critic": critic.learning_rate,
             "behavior": learning_rate,
-            "policy": learning_rate if policy_learning_rate is None else policy_learning_rate,
+            "policy": policy_learning_rate or learning_rate,
         }
         self.cosine_decay = cosine_decay
         sigma_range = (0.004 * sigma_data, 160 * sigma_data)  # 0.002 to 80 at sigma_data 0.5
         self.noise_levels = LogLogisticNoise(math.log(sigma_data), 0.5, *sigma_range)
         self.sampling_levels = edm_levels(karras_sigmas(behavior_sampling_steps, *sigma_range))
 
-        hidden = (hidden_dim,) * 3
+        hidden = (critic.hidden_dim,) * 3
         self.critic = nn.ModuleDict(
             {"q": EnsembleQ(observation_dim, action_dim, hidden), "v": ValueNetwork(observation_dim, hidden)}
         )
@@ -162,7 +138,7 @@ class DTQL(OfflineAlgorithm):
 
     def targets(self) -> tuple[Target, ...]:
         """The Q networks that select among candidate actions."""
-        return (Target(self.critic["q"], self.target_q, self.target_rate),)
+        return (Target(self.critic["q"], self.target_q, self.critic_options.target_rate),)
 
     # ---------------------------------------------------------------- losses, in the order of Algorithm 1
 
@@ -171,8 +147,8 @@ class DTQL(OfflineAlgorithm):
         q = self.critic["q"](batch.observations, batch.actions)
         v = self.critic["v"](batch.observations)
         with torch.no_grad():
-            goal = bootstrapped(batch, self.critic["v"](batch.next_observations), self.discount)
-        v_loss = expectile_loss(q.detach().amin(0) - v, self.expectile)
+            goal = bootstrapped(batch, self.critic["v"](batch.next_observations), self.critic_options.discount)
+        v_loss = expectile_loss(q.detach().amin(0) - v, self.critic_options.expectile)
         q_loss = (q - goal).square().mean(1).sum()
         return q_loss + v_loss, {
             "critic_q_loss": q_loss.detach(),
@@ -183,7 +159,7 @@ class DTQL(OfflineAlgorithm):
 
     def draw_noise(self, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Return fresh noise levels, `[batch]`, and standard normal noise, `[batch, action_dim]`, for `actions`."""
-        return self.noise_levels.quantile(self.uniform(len(actions))), self.normal(*actions.shape)
+        return self.noise_levels.quantile(self.noise.uniform(len(actions))), self.noise.normal(*actions.shape)
 
     def diffusion_loss(self, model: EDMDenoiser, actions: Tensor, observations: Tensor) -> Tensor:
         """Denoising loss of `actions` (Eq. 2), at fresh noise; the trust-region loss (Eq. 4) for policy actions."""
@@ -197,7 +173,7 @@ class DTQL(OfflineAlgorithm):
     def policy_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """Policy loss (Eq. 5), with the likelihood term of Section 4 where it has a weight."""
         distribution: TanhGaussian = self.policy(batch.observations)
-        actions = distribution.sample(self.normal(*batch.actions.shape))
+        actions = distribution.sample(self.noise.normal(*batch.actions.shape))
         trust_region = self.diffusion_loss(self.behavior, actions, batch.observations)
         q = self.expected_q(actions, batch.observations)
         loss = self.alpha * trust_region - q
@@ -224,7 +200,7 @@ class DTQL(OfflineAlgorithm):
         return {**self.critic_loss(batch)[1], "behavior_loss": behavior_loss}
 
     def update(self, batch: Batch) -> Info:
-        """Algorithm 1: critics, diffusion model, policy; targets follow by their callback."""
+        """Algorithm 1: critics, diffusion model, policy; `EMATargets` moves the targets."""
         info = self.pretrain_update(batch)
         policy_loss, policy_info = self.policy_loss(batch)
         self.minimize("policy", policy_loss)
@@ -234,7 +210,7 @@ class DTQL(OfflineAlgorithm):
 
     def sample_actions(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
         """Sample candidates from the policy, select one by softmax over the smaller target Q (Section 4.1)."""
-        states, n = len(observations), self.candidates
+        states, n = len(observations), self.acting.candidates
         noise = torch.randn(states, n, self.action_dim, generator=generator, device=observations.device)
         actions = self.propose(observations, noise)
         if n == 1:
@@ -242,7 +218,7 @@ class DTQL(OfflineAlgorithm):
         some = max(SCORED_AT_ONCE // n, 1)
         pieces = zip(torch.split(observations[:, None], some), torch.split(actions, some), strict=True)
         q = torch.cat([self.target_q(*piece).amin(0) for piece in pieces])
-        return select(actions, q, self.selection_temperature, generator)
+        return select(actions, q, self.acting.selection_temperature, generator)
 
     def propose(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Return the policy's candidates `[states, candidates, action_dim]` from standard normal `noise`, its like."""
@@ -308,7 +284,6 @@ class DTQLKL(DTQL):
         **options: Any,
     ) -> None:
         super().__init__(observation_dim, action_dim, nll_weight=0.0, **options)
-        self.hparams.pop("nll_weight", None)  # no argument of this class, though one of its parent
         self.preconditioned = generator == "preconditioned"
         self.copy_behavior = copy_behavior
         self.fake = copy.deepcopy(self.policy)
@@ -360,7 +335,7 @@ class DTQLKL(DTQL):
     def update(self, batch: Batch) -> Info:
         """Algorithm 2 with critics: what pretraining does, then the policy, then the fake score on its actions."""
         info = self.pretrain_update(batch)
-        actions = self.generate(batch.observations, self.normal(*batch.actions.shape))
+        actions = self.generate(batch.observations, self.noise.normal(*batch.actions.shape))
         policy_loss, policy_info = self.generator_loss(actions, batch.observations)
         self.minimize("policy", policy_loss)
         fake_loss = self.diffusion_loss(self.fake, actions.detach(), batch.observations)

@@ -25,22 +25,38 @@ time features are quantiles of their distribution, and labels are made once, whe
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_offrl.algorithms.base import Actor, Info, OptimizerSpec, Phase, Target, frozen_copy, select
-from lit_offrl.algorithms.implicit_q import critic_loss
-from lit_offrl.algorithms.vp_diffusion import FIGURE_SAMPLES, FIGURE_TIMES, SAMPLED_AT_ONCE, VPDiffusion
+from lit_offrl.algorithms.base import (
+    Actor,
+    Info,
+    OfflineAlgorithm,
+    OptimizerSpec,
+    Phase,
+    Target,
+    frozen_copy,
+    select,
+)
+from lit_offrl.algorithms.critic_losses import implicit_q_loss
+from lit_offrl.algorithms.options import Acting, DiffusionOptions, StagedImplicitQ
+from lit_offrl.algorithms.vp_diffusion import (
+    FIGURE_SAMPLES,
+    FIGURE_TIMES,
+    SAMPLED_AT_ONCE,
+    VPDiffusion,
+    for_all_rows,
+)
 from lit_offrl.batch import Batch
 from lit_offrl.diffusion.denoisers import as_denoiser
-from lit_offrl.diffusion.samplers import sample_dpm_singlestep
 from lit_offrl.diffusion.schedules import Level
 from lit_offrl.errors import require
 from lit_offrl.networks.bottleneck import BottleneckNetwork
 from lit_offrl.networks.critics import EnsembleQ, ValueNetwork
+from lit_offrl.ranges import Count, Fraction, NonNegative, Positive, ProperFraction, Range, Steps
 
 LABEL_STREAM = 1_000_003  # added to the seed: candidates must not repeat the noise of the training
 
@@ -59,7 +75,7 @@ class Labels(NamedTuple):
     targets: Tensor
 
 
-class EDA(VPDiffusion):
+class EDA(OfflineAlgorithm):
     """A diffusion policy that is aligned with Q by telling the best of K candidates by its density.
 
         epsilon(a_t | s, t) = - sigma_t grad f(a_t | s, t),  f = log density + C(s, t)                    (Eqs. 9, 11)
@@ -75,98 +91,67 @@ class EDA(VPDiffusion):
         observation_dim: Width of an observation (set from the dataset).
         action_dim: Width of an action (set from the dataset).
         alpha: Inverse temperature of Q in the labels.
-        beta: How much the policy keeps to the behavior model.
+        beta: How strongly the policy is kept to the behavior model.
         candidates_per_state: Behavior actions K that are labelled at a state.
         loss: Labels of the candidates: `value` by softmax (Eq. 14), `preference` for the best alone (Eq. 15), or `dpo`,
             which is `preference` with two candidates (Eq. 16).
         label_fraction: Share of the dataset's states that have labels, picked at random; alignment sees no others.
-        candidates: Actions sampled per state when acting, of which Q selects one.
         clip_denoised: Clamp the denoised actions to the box in each evaluation of the sampler, also of the candidates
             that are labelled: errors of f at large t, which 1 / alpha_t magnifies, cannot carry actions away.
-        conditional: Whether the diffusion models see the observation; 2-D bandits have none.
         dropout: Share of hidden values that is dropped while the behavior model is trained.
-        expectile: Expectile tau of the value regression.
-        discount: Discount factor.
-        target_rate: Rate at which the target critics follow.
-        behavior_learning_rate: Step size of the behavior model.
-        critic_learning_rate: Step size of the critic.
+        diffusion: Behavior model and policy, networks of the same structure.
+        critic: The critic, Q and V, with two hidden layers.
+        acting: How an action is chosen.
         policy_learning_rate: Step size of the policy.
-        critic_batch_size: Transitions of each batch that the critic is trained on; the behavior model takes all.
         alignment_batch_size: States of each batch that the policy is aligned on.
-        hidden_dim: Width of the residual blocks of the diffusion models.
-        critic_hidden_dim: Width of the critic's two hidden layers.
-        pretrain_steps: Gradient steps that train the behavior model.
-        critic_steps: Gradient steps, after these, that train the critic; `max_steps` includes both.
-        pretrained: Checkpoint of another run whose networks start this one.
-        seed: Seed of the training noise (set from `seed_everything`).
+        pretrain_steps: Gradient steps that train the behavior model; `max_steps` includes them.
+        **common: `pretrained` and `seed`, see `OfflineAlgorithm`.
     """
 
     def __init__(
         self,
         observation_dim: int,
         action_dim: int,
-        alpha: float = 3.0,
-        beta: float = 1.0,
-        candidates_per_state: int = 16,
+        alpha: NonNegative = 3.0,
+        beta: Positive = 1.0,
+        candidates_per_state: Annotated[int, Range(2, 4096)] = 16,
         loss: Literal["value", "preference", "dpo"] = "value",
-        label_fraction: float = 1.0,
-        candidates: int = 4,
+        label_fraction: Fraction = 1.0,
         clip_denoised: bool = False,
-        conditional: bool = True,
-        dropout: float = 0.1,
-        expectile: float = 0.7,
-        discount: float = 0.99,
-        target_rate: float = 0.005,
-        behavior_learning_rate: float = 3e-4,
-        critic_learning_rate: float = 3e-4,
-        policy_learning_rate: float = 5e-5,
-        critic_batch_size: int = 256,
-        alignment_batch_size: int = 256,
-        hidden_dim: int = 256,
-        critic_hidden_dim: int = 256,
-        pretrain_steps: int = 1_000_000,
-        critic_steps: int = 1_500_000,
-        pretrained: str | None = None,
-        seed: int = 0,
+        dropout: ProperFraction = 0.1,
+        diffusion: DiffusionOptions = DiffusionOptions(),
+        critic: StagedImplicitQ = StagedImplicitQ(steps=1_500_000),
+        acting: Acting = Acting(candidates=4),
+        policy_learning_rate: Positive = 5e-5,
+        alignment_batch_size: Count = 256,
+        pretrain_steps: Steps = 1_000_000,
+        **common: Any,
     ) -> None:
-        require(beta > 0, "model.init_args.beta", "positive", beta)
-        exactly_two, name = loss == "dpo", "model.init_args.candidates_per_state"
-        enough = candidates_per_state == 2 if exactly_two else candidates_per_state >= 2
-        require(enough, name, "2 where loss is dpo" if exactly_two else "at least 2", candidates_per_state)
-        require(0 < label_fraction <= 1, "model.init_args.label_fraction", "above 0 and at most 1", label_fraction)
-        require(0 <= dropout < 1, "model.init_args.dropout", "at least 0 and below 1", dropout)
-        require(0 < expectile < 1, "model.init_args.expectile", "between 0 and 1", expectile)
-        require(0 <= discount <= 1, "model.init_args.discount", "in [0, 1]", discount)
-        require(critic_steps >= 0, "model.init_args.critic_steps", "at least 0", critic_steps)
-        counts = {"candidates": candidates, "critic_batch_size": critic_batch_size}
-        for name, count in {**counts, "alignment_batch_size": alignment_batch_size}.items():
-            require(count >= 1, f"model.init_args.{name}", "at least 1", count)
-        super().__init__(observation_dim, action_dim, pretrain_steps, pretrained, seed)
-        self.save_hyperparameters()
+        is_valid = loss != "dpo" or candidates_per_state == 2
+        require(is_valid, "model.init_args.candidates_per_state", "2 where loss is dpo", candidates_per_state)
+        super().__init__(observation_dim, action_dim, pretrain_steps, **common)
         self.alpha = alpha
         self.beta = beta
         self.candidates_per_state = candidates_per_state
-        self.soft_labels = loss == "value"
+        self.has_soft_labels = loss == "value"
         self.label_fraction = label_fraction
-        self.candidates = candidates
         self.clip_denoised = clip_denoised
         self.dropout = dropout
-        self.expectile = expectile
-        self.discount = discount
-        self.target_rate = target_rate
+        self.critic_options = critic
+        self.acting = acting
         self.learning_rates = {
-            "behavior": behavior_learning_rate,
-            "critic": critic_learning_rate,
+            "behavior": diffusion.learning_rate,
+            "critic": critic.learning_rate,
             "policy": policy_learning_rate,
         }
-        self.critic_batch_size = critic_batch_size
         self.alignment_batch_size = alignment_batch_size
-        self.critic_steps = critic_steps
         self.labels: Labels | None = None
 
-        self.behavior = BottleneckNetwork(action_dim, observation_dim if conditional else 0, hidden_dim)
-        self.policy = BottleneckNetwork(action_dim, observation_dim if conditional else 0, hidden_dim)
-        hidden = (critic_hidden_dim,) * 2
+        self.process = VPDiffusion(diffusion.solver_steps)
+        seen = observation_dim if diffusion.conditional else 0
+        self.behavior = BottleneckNetwork(action_dim, seen, diffusion.hidden_dim)
+        self.policy = BottleneckNetwork(action_dim, seen, diffusion.hidden_dim)
+        hidden = (critic.hidden_dim,) * 2
         q = EnsembleQ(observation_dim, action_dim, hidden, layer_norm=False, activation=nn.ReLU)
         self.critic = nn.ModuleDict({"q": q, "v": ValueNetwork(observation_dim, hidden, nn.ReLU)})
         self.target_q = frozen_copy(q)
@@ -175,8 +160,8 @@ class EDA(VPDiffusion):
         """The behavior model, the critic, the policy."""
         return (
             Phase("behavior", self.pretrain_update, self.pretrain_steps),
-            Phase("critic", self.critic_update, self.critic_steps),
-            Phase("alignment", self.update, begin=self.begin_main),
+            Phase("critic", self.critic_update, self.critic_options.steps),
+            Phase("alignment", self.update, begin=self.begin_main, prepare=self.prepare_labels),
         )
 
     def optimizer_specs(self) -> dict[str, OptimizerSpec]:
@@ -184,11 +169,12 @@ class EDA(VPDiffusion):
         return {name: OptimizerSpec((getattr(self, name),), rate) for name, rate in self.learning_rates.items()}
 
     def targets(self) -> tuple[Target, ...]:
-        """The Q networks whose values are final."""
-        return (Target(self.critic["q"], self.target_q, self.target_rate, early=True, early_steps=self.critic_steps),)
+        """The Q networks that label and select; they move while the critic is trained."""
+        rate, steps = self.critic_options.target_rate, self.critic_options.steps
+        return (Target(self.critic["q"], self.target_q, rate, early=True, early_steps=steps),)
 
     def begin_main(self) -> None:
-        """The policy starts as the behavior model; labels are to be made."""
+        """Start the policy as the behavior model."""
         self.labels = None
         self.policy.load_state_dict(self.behavior.state_dict())
 
@@ -201,13 +187,12 @@ class EDA(VPDiffusion):
         """Return `count` actions of a diffusion model at each of `[batch, observation_dim]`."""
         shape, like = (len(observations), count, self.action_dim), observations
         noise = torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
-
         denoise = as_denoiser(lambda x, time: network.gradient(x, time, observations[:, None]), "score")
 
         def denoise_clamped(x: Tensor, level: Level) -> Tensor:
-            return denoise(x, level).clamp(-self.action_limit, self.action_limit)
+            return self.units.clamp(denoise(x, level))
 
-        return sample_dpm_singlestep(denoise_clamped if self.clip_denoised else denoise, noise, self.levels)
+        return self.process.solve(denoise_clamped if self.clip_denoised else denoise, noise)
 
     def log_density(self, observations: Tensor, actions: Tensor, time: Tensor) -> Tensor:
         """Return the policy's log density of a_t, up to a constant of observation and time (Eq. 11), `[...]`.
@@ -231,15 +216,25 @@ class EDA(VPDiffusion):
 
     def behavior_loss(self, batch: Batch) -> Tensor:
         """Noise prediction by the gradient of f (Eq. 10), with the same dropout in f and its gradient."""
-        time, noisy_actions, noise = self.noised(batch.actions)
+        time, noisy_actions, noise = self.process.noised(batch.actions, self.noise)
         masks = None
         if self.dropout and self.training:
             shape = (len(noise), len(self.behavior.blocks), self.behavior.mix.out_features)
-            masks = ((self.uniform(*shape) >= self.dropout) / (1 - self.dropout)).movedim(1, 0)
-        _, sigma = self.scales(time, noise)
+            masks = ((self.noise.uniform(*shape) >= self.dropout) / (1 - self.dropout)).movedim(1, 0)
+        _, sigma = self.process.scales(time, noise)
         gradient = self.behavior.gradient(noisy_actions, time, batch.observations, masks)
         loss: Tensor = (sigma * gradient + noise).square().sum(-1).mean()
         return loss
+
+    def best_q(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Return the smaller target Q, `[...]`, of leading dimensions that broadcast."""
+        q: Tensor = self.target_q(observations, actions).amin(0)
+        return q
+
+    def critic_loss(self, batch: Batch) -> tuple[Tensor, Info]:
+        """Implicit Q-learning (Section 5.1)."""
+        q, v, options = self.critic["q"], self.critic["v"], self.critic_options
+        return implicit_q_loss(q, v, self.target_q, batch, options.expectile, options.discount)
 
     @torch.no_grad()
     def make_labels(self) -> Labels:
@@ -255,10 +250,12 @@ class EDA(VPDiffusion):
         every, count = self.dataset_observations, self.candidates_per_state
         some = max(SAMPLED_AT_ONCE // count, 1)
         sample = partial(self.sample, self.behavior, count=count, generator=generator)
-        candidates = self.in_pieces(lambda these: sample(every[these]), rows, some, "candidates")
+        candidates = for_all_rows(
+            lambda these: sample(every[these]), rows, some, "candidates", show_progress=self.shows_progress
+        )
         pieces = zip(torch.split(rows, some), torch.split(candidates, some), strict=True)
         q = torch.cat([self.best_q(every[these][:, None], actions) for these, actions in pieces])
-        targets = (self.alpha * q).softmax(-1) if self.soft_labels else F.one_hot(q.argmax(-1), count).to(q)
+        targets = (self.alpha * q).softmax(-1) if self.has_soft_labels else F.one_hot(q.argmax(-1), count).to(q)
         return Labels(rows, candidates, targets)
 
     def labelled(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -268,13 +265,13 @@ class EDA(VPDiffusion):
         assert self.dataset_observations is not None
         index, count, n = batch.rows, len(self.labels.rows), len(self.dataset_observations)
         if count < n:  # a uniform row of all plus a uniform number below 1 falls on each of the labelled ones alike
-            index = ((index + self.uniform(len(index)).double()) * (count / n)).long().clamp(max=count - 1)
+            index = ((index + self.noise.uniform(len(index)).double()) * (count / n)).long().clamp(max=count - 1)
         rows, candidates, targets = (each[index] for each in self.labels)
         return self.dataset_observations[rows], candidates, targets
 
     def alignment_loss(self, observations: Tensor, candidates: Tensor, targets: Tensor) -> tuple[Tensor, Info]:
         """Cross-entropy of the predicted and the labelled optimality of noisy candidates (Eqs. 14, 15 and 16)."""
-        time, noisy_candidates, _ = self.noised(candidates)
+        time, noisy_candidates, _ = self.process.noised(candidates, self.noise)
         logits = self.predicted_q(observations[:, None], noisy_candidates, time[:, None])
         agreement = (logits.argmax(-1) == targets.argmax(-1)).float().mean()
         return F.cross_entropy(logits, targets), {"agreement": agreement, "logit_std": logits.detach().std(-1).mean()}
@@ -289,22 +286,22 @@ class EDA(VPDiffusion):
 
     def validation_losses(self, batch: Batch) -> Info:
         """The losses of behavior model and critic."""
-        q, v = self.critic["q"], self.critic["v"]
-        _, info = critic_loss(q, v, self.target_q, batch, self.expectile, self.discount)
-        return {**info, "behavior_loss": self.behavior_loss(batch)}
+        return {**self.critic_loss(batch)[1], "behavior_loss": self.behavior_loss(batch)}
 
     def critic_update(self, batch: Batch) -> Info:
         """Train the critic; its target follows by its callback."""
-        few = self.head(batch, self.critic_batch_size)
-        loss, info = critic_loss(self.critic["q"], self.critic["v"], self.target_q, few, self.expectile, self.discount)
+        loss, info = self.critic_loss(self.first_rows(batch, self.critic_options.batch_size))
         self.minimize("critic", loss)
         return info
 
+    def prepare_labels(self, batch: Batch) -> None:
+        """Make the labels before the first alignment; a resumed run makes them again, a checkpoint has no room."""
+        if self.labels is None:
+            self.labels = self.make_labels()
+
     def update(self, batch: Batch) -> Info:
         """Align the policy."""
-        if self.labels is None:  # too large for a checkpoint: a resumed run has none yet either
-            self.labels = self.make_labels()
-        loss, info = self.alignment_loss(*self.labelled(self.head(batch, self.alignment_batch_size)))
+        loss, info = self.alignment_loss(*self.labelled(self.first_rows(batch, self.alignment_batch_size)))
         self.minimize("policy", loss)
         return {"alignment_loss": loss.detach(), **info}
 
@@ -317,10 +314,12 @@ class EDA(VPDiffusion):
         """
         if self.gradient_step <= self.main_start:
             return self.sample_behavior(observations, generator)
-        actions = self.sample(self.policy, observations, self.candidates, generator)
-        if self.candidates == 1:
+        actions = self.sample(self.policy, observations, self.acting.candidates, generator)
+        if self.acting.candidates == 1:
             return actions[:, 0]
-        return select(actions, self.best_q(observations[:, None], actions), 0.0, generator)
+        return select(
+            actions, self.best_q(observations[:, None], actions), self.acting.selection_temperature, generator
+        )
 
     def sample_behavior(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
         """Sample the behavior model itself: behavior cloning."""
@@ -329,6 +328,10 @@ class EDA(VPDiffusion):
     def actors(self) -> dict[str, Actor]:
         """The policy and, to compare with, the behavior model."""
         return {"policy": self.sample_actions, "behavior": self.sample_behavior}
+
+    def value_of(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """The smaller target Q."""
+        return self.best_q(observations, actions)
 
     def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
         """Densities of both models and predicted Q at times of the diffusion, a row for each (Figures 3 and 8).
@@ -342,7 +345,7 @@ class EDA(VPDiffusion):
 
         def at(t: float) -> tuple[Tensor, ...]:
             time = torch.full_like(actions[:, 0], t)
-            seen = self.among(actions, samples, noise, t)
+            seen = self.process.near_samples(actions, samples, noise, t)
             logs = [self.behavior(actions, time, observations), self.log_density(observations, actions, time)]
             logs = [each - each.where(seen, -torch.inf).max() for each in logs]
             shown = [*(each.exp() for each in logs), self.predicted_q(observations, actions, time)]

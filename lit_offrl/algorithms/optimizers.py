@@ -1,8 +1,9 @@
-"""Adam as algorithms use it: which networks it steps, when and how fast, and a step that takes its gradients."""
+"""Optimizers of an algorithm: which networks each Adam steps, when and how fast."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,8 +21,8 @@ class OptimizerSpec:
         cosine: Decay the learning rate by a half cosine in the optimizer's own steps, to 0 at as many of them as the
             main phase has gradient steps (constant before the main phase).
         clip_norm: Clip the gradient to this global norm; None leaves it alone.
-        every: Gradient steps of the main phase from one of its own steps to the next.
-        after: Gradient steps of the main phase before the first of its own.
+        every: The optimizer steps at every so many gradient steps of the main phase.
+        after: Number of gradient steps of the main phase before the first of its own.
     """
 
     modules: tuple[nn.Module, ...]
@@ -31,9 +32,66 @@ class OptimizerSpec:
     every: int = 1
     after: int = 0
 
-    def due(self, main_step: int) -> bool:
+    def steps_at(self, main_step: int) -> bool:
         """Return whether it steps at step `main_step` of the main phase, counted from 1."""
         return main_step > self.after and main_step % self.every == 0
+
+    def rate_at(self, main_step: int, main_steps: int | None) -> float:
+        """Return the learning rate after `main_step` of `main_steps` gradient steps of the main phase."""
+        if not self.cosine or not main_steps:
+            return self.learning_rate
+        own_steps = max(main_step - self.after, 0) / self.every
+        progress = min(own_steps / main_steps, 1.0)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Optimizers:
+    """The optimizers of one algorithm, by name.
+
+    Args:
+        specs: What `OfflineAlgorithm.optimizer_specs` returns.
+
+    Attributes:
+        adams: One `Adam` per spec.
+        average: Averages gradients over the ranks; None where there is one rank.
+    """
+
+    def __init__(self, specs: Mapping[str, OptimizerSpec]) -> None:
+        self.specs = dict(specs)
+        self.adams = {
+            name: Adam([p for module in spec.modules for p in module.parameters()], spec.learning_rate)
+            for name, spec in self.specs.items()
+        }
+        self.average: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None
+        # On the device, where a captured or compiled update reads them.
+        self._rates = {
+            name: torch.tensor(self.specs[name].learning_rate, device=adam.parameters[0].device)
+            for name, adam in self.adams.items()
+        }
+
+    def minimize(self, name: str, loss: Tensor) -> None:
+        """Step one optimizer on `loss`, with gradients for its own parameters and no others."""
+        adam, clip_norm = self.adams[name], self.specs[name].clip_norm
+        gradients: Sequence[Tensor] = torch.autograd.grad(loss, adam.parameters)
+        if self.average is not None:
+            gradients = self.average(gradients)
+        # An expanded gradient (of a sum) has less memory than elements: the fused Adam would read past its end.
+        gradients = [each.contiguous() for each in gradients]
+        if clip_norm is not None:
+            clip_(gradients, clip_norm)
+        for parameter, gradient in zip(adam.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        adam.apply(gradients, self._rates[name])
+
+    def set_rates(self, main_step: int, main_steps: int | None) -> None:
+        """Set the learning rates for the update after `main_step` gradient steps of the main phase."""
+        for name, spec in self.specs.items():
+            if spec.cosine:
+                self._rates[name].fill_(spec.rate_at(main_step, main_steps))
+
+    def stepping_at(self, main_step: int) -> tuple[str, ...]:
+        """Return the names of the optimizers that step at step `main_step` of the main phase, counted from 1."""
+        return tuple(name for name, spec in self.specs.items() if spec.steps_at(main_step))
 
 
 class _State(NamedTuple):

@@ -22,18 +22,65 @@ instead of the logarithm of its exponential mean, and the gradient of Q through 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_offrl.algorithms.base import Info, Phase, Target
-from lit_offrl.algorithms.energy_guided import Critic, EnergyGuided, Rescale
+from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSpec, Phase, Target, frozen_copy
+from lit_offrl.algorithms.critic_losses import in_support_q_loss
+from lit_offrl.algorithms.energy_guided import (
+    NEXT_SUPPORT_STREAM,
+    SUPPORT_STREAM,
+    check_width,
+    draw_for_actors,
+    energy_maps,
+    sample_guided,
+    sample_support,
+)
+from lit_offrl.algorithms.options import CriticOptions, DiffusionOptions, EnergyOptions
+from lit_offrl.algorithms.vp_diffusion import VPDiffusion
 from lit_offrl.batch import Batch
 from lit_offrl.diffusion.denoisers import x0_from_epsilon
+from lit_offrl.networks.critics import EnsembleQ
+from lit_offrl.networks.energy_guidance import EnergyNetwork, NoiseNetwork
 from lit_offrl.networks.gradients import action_gradient
+from lit_offrl.ranges import Count, NonNegative, Positive, Range, Steps
+
+
+class Support(NamedTuple):
+    """Behavior actions at every transition of the dataset, or of a batch.
+
+    Attributes:
+        actions: At its observation, `[n, K, action_dim]`.
+        next_actions: At its next observation, `[n, K, action_dim]`.
+    """
+
+    actions: Tensor
+    next_actions: Tensor
+
+
+@dataclass(frozen=True)
+class InSupportCritic(CriticOptions):
+    """A critic with the softmax backup over behavior actions, trained in phases of its own.
+
+    Attributes:
+        steps: Gradient steps that train the critic, and f beside it; `max_steps` includes them.
+        batch_size: Transitions of each batch that the critic is trained on; the behavior model takes all.
+        backup_beta: Inverse temperature of the softmax in the backup.
+        discount: Discount factor.
+        target_rate: Rate at which the target networks move.
+        learning_rate: Step size.
+        hidden_dim: Width of the three hidden layers.
+    """
+
+    steps: Steps = 500_000
+    batch_size: Count = 256
+    backup_beta: NonNegative = 1.0
 
 
 def contrastive_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -41,7 +88,7 @@ def contrastive_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels.softmax(-1))
 
 
-class QGPO(EnergyGuided):
+class QGPO(OfflineAlgorithm):
     """A diffusion policy guided by an energy that tells which of K noisy behavior actions have the better Q.
 
         f_t(s, a_t) = log E_{mu(a_0 | a_t, s)} exp(beta Q(s, a_0))                                    (Theorem 3.1)
@@ -60,157 +107,232 @@ class QGPO(EnergyGuided):
         beta: Inverse temperature of Q in the policy.
         omega: Scale of the guidance when acting; 0 is the behavior model.
         sweep: Further values of omega that are evaluated beside the policy, as actors `omega_...`.
-        rescale: What gets the norm of the behavior model's score (AEPO): each `sample`, the `batch`, or `none`.
         guidance: How f is learned: `contrastive`, by regression (`mse`), or not at all, by Q's gradient (`dps`).
-        support_actions: Behavior actions K sampled at each state and each next state.
-        critic: `in_support` for the softmax backup, `implicit` for IQL, `conservative` for CQL upon the first.
-        backup_beta: Inverse temperature of the softmax in the backup.
-        expectile: Expectile tau of the value regression of the critic `implicit`.
-        conservatism: Weight of the penalty of the critic `conservative`.
-        discount: Discount factor.
-        target_rate: Rate at which the target critics follow.
-        conditional: Whether the diffusion model and f see the observation; 2-D bandits have none, and there the actions
-            of a batch are each other's support actions.
-        behavior_learning_rate: Step size of the behavior model.
-        critic_learning_rate: Step size of the critic.
-        energy_learning_rate: Step size of f.
-        critic_batch_size: Transitions of each batch that the critic is trained on; the behavior model takes all.
-        energy_batch_size: States of each batch that f is trained on.
-        hidden_dim: Width of the widest blocks of the behavior model.
-        critic_hidden_dim: Width of the three hidden layers of Q.
-        energy_hidden_dim: Width of the four hidden layers of f.
-        pretrain_steps: Gradient steps that train the behavior model.
-        critic_steps: Gradient steps, after these, that train critic and f; f has the rest of `max_steps` to itself.
-        pretrained: Checkpoint of another run whose networks start this one.
-        seed: Seed of the training noise (set from `seed_everything`).
+        support_actions: Behavior actions K sampled at each state and each next state. On 2-D sets without observations
+            the actions of a batch are each other's support actions.
+        diffusion: The behavior model.
+        critic: The critic.
+        energy: The network f, with four hidden layers.
+        pretrain_steps: Gradient steps that train the behavior model; `max_steps` includes them.
+        **common: `pretrained` and `seed`, see `OfflineAlgorithm`.
     """
 
     def __init__(
         self,
         observation_dim: int,
         action_dim: int,
-        beta: float = 3.0,
-        omega: float = 1.0,
-        sweep: Sequence[float] = (),
-        rescale: Rescale = "none",
+        beta: Positive = 3.0,
+        omega: NonNegative = 1.0,
+        sweep: Sequence[NonNegative] = (),
         guidance: Literal["contrastive", "mse", "dps"] = "contrastive",
-        support_actions: int = 16,
-        critic: Critic = "in_support",
-        backup_beta: float = 1.0,
-        expectile: float = 0.7,
-        conservatism: float = 5.0,
-        discount: float = 0.99,
-        target_rate: float = 0.005,
-        conditional: bool = True,
-        behavior_learning_rate: float = 1e-4,
-        critic_learning_rate: float = 3e-4,
-        energy_learning_rate: float = 3e-4,
-        critic_batch_size: int = 256,
-        energy_batch_size: int = 256,
-        hidden_dim: int = 512,
-        critic_hidden_dim: int = 256,
-        energy_hidden_dim: int = 256,
-        pretrain_steps: int = 600_000,
-        critic_steps: int = 500_000,
-        pretrained: str | None = None,
-        seed: int = 0,
+        support_actions: Annotated[int, Range(2, 4096)] = 16,
+        diffusion: DiffusionOptions = DiffusionOptions(hidden_dim=512, learning_rate=1e-4),
+        critic: InSupportCritic = InSupportCritic(),
+        energy: EnergyOptions = EnergyOptions(),
+        pretrain_steps: Steps = 600_000,
+        **common: Any,
     ) -> None:
-        rates = {"behavior": behavior_learning_rate, "critic": critic_learning_rate, "energy": energy_learning_rate}
-        if guidance == "dps":
-            del rates["energy"]
-        super().__init__(
-            observation_dim,
-            action_dim,
-            beta=beta,
-            backup_beta=backup_beta,
-            omega=omega,
-            sweep=sweep,
-            rescale=rescale,
-            critic=critic,
-            support_actions=support_actions,
-            expectile=expectile,
-            conservatism=conservatism,
-            discount=discount,
-            target_rate=target_rate,
-            conditional=conditional,
-            learning_rates=rates,
-            critic_batch_size=critic_batch_size,
-            energy_batch_size=energy_batch_size,
-            hidden_dim=hidden_dim,
-            critic_hidden_dim=critic_hidden_dim,
-            energy_hidden_dim=energy_hidden_dim,
-            energy_layers=4,
-            pretrain_steps=pretrain_steps,
-            critic_steps=critic_steps,
-            pretrained=pretrained,
-            seed=seed,
-        )
-        self.save_hyperparameters()
-        self.contrastive = guidance == "contrastive"
+        check_width(diffusion.hidden_dim)
+        super().__init__(observation_dim, action_dim, pretrain_steps, **common)
+        self.beta = beta
+        self.guidance_scales = {"policy": omega, "behavior": 0.0, **{f"omega_{scale:g}": scale for scale in sweep}}
+        self.guidance = guidance
+        self.learns_energy = guidance != "dps"
+        self.support_actions = support_actions
+        self.conditional = diffusion.conditional
+        self.critic_options = critic
+        self.energy_options = energy
+        self.learning_rates = {"behavior": diffusion.learning_rate, "critic": critic.learning_rate}
+        self.support: Support | None = None
+
+        self.process = VPDiffusion(diffusion.solver_steps)
+        seen = observation_dim if diffusion.conditional else 0
+        self.behavior = NoiseNetwork(action_dim, seen, diffusion.hidden_dim)
+        hidden = (critic.hidden_dim,) * 3
+        q = EnsembleQ(observation_dim, action_dim, hidden, layer_norm=False, activation=nn.ReLU)
+        self.critic = nn.ModuleDict({"q": q})
+        self.target_q = frozen_copy(q)
+        if self.learns_energy:
+            self.energy = EnergyNetwork(action_dim, seen, energy.hidden_dim, layers=4)
+            self.learning_rates["energy"] = energy.learning_rate
+
+    def optimizer_specs(self) -> dict[str, OptimizerSpec]:
+        """One Adam for each network."""
+        return {name: OptimizerSpec((getattr(self, name),), rate) for name, rate in self.learning_rates.items()}
 
     def phases(self) -> tuple[Phase, ...]:
         """The behavior model, the critic and f, f alone."""
         behavior = Phase("behavior", self.pretrain_update, self.pretrain_steps)
+        begin, prepare = self.forget_support, self.prepare_support
         if not self.learns_energy:
-            return behavior, Phase("critic", self.critic_update, begin=self.forget_support)
+            return behavior, Phase("critic", self.critic_update, begin=begin, prepare=prepare)
+        steps = self.critic_options.steps
         return (
             behavior,
-            Phase("critic and energy", self.concurrent_update, self.critic_steps, self.forget_support),
-            Phase("energy", self.update),
+            Phase("critic and energy", self.concurrent_update, steps, begin, prepare),
+            Phase("energy", self.update, prepare=prepare),
         )
 
     def targets(self) -> tuple[Target, ...]:
-        """The Q networks whose values are final."""
-        q, early = self.critic["q"], self.learns_energy
-        return (Target(q, self.target_q, self.target_rate, early=early, early_steps=self.critic_steps),)
+        """The Q networks that label actions and guide; they move while the critic is trained."""
+        rate, steps = self.critic_options.target_rate, self.critic_options.steps
+        return (Target(self.critic["q"], self.target_q, rate, early=self.learns_energy, early_steps=steps),)
 
-    @property
-    def guided_from(self) -> int:
-        """The gradient step at which the behavior model is final."""
-        return self.pretrain_steps
+    # ---------------------------------------------------------------- losses
 
-    @property
-    def supports(self) -> tuple[bool, bool]:
-        """Whether training needs behavior actions at the observation and at the next observation."""
-        here, next_ = super().supports
-        return here or self.learns_energy, next_
+    def behavior_loss(self, batch: Batch) -> Tensor:
+        """E || epsilon(a_t | s, t) - epsilon ||^2, a sum over the action's dimensions."""
+        time, noisy_actions, noise = self.process.noised(batch.actions, self.noise)
+        loss: Tensor = (self.behavior(noisy_actions, time, batch.observations) - noise).square().sum(-1).mean()
+        return loss
+
+    def best_q(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Return the smaller target Q, `[...]`, of leading dimensions that broadcast."""
+        q: Tensor = self.target_q(observations, actions).amin(0)
+        return q
+
+    def critic_loss(self, batch: Batch) -> tuple[Tensor, Info]:
+        """Regression on the softmax backup over support actions."""
+        options, next_actions = self.critic_options, self.support_of(batch).next_actions
+        q, target_q = self.critic["q"], self.target_q
+        loss, values = in_support_q_loss(q, target_q, batch, next_actions, options.backup_beta, options.discount)
+        return loss, {"q_loss": loss.detach(), "q_mean": values.detach().mean()}
+
+    def energy_loss(self, batch: Batch) -> tuple[Tensor, Info]:
+        """Cross-entropy of the better of noisy support actions (CEP); or the regression that it is compared with."""
+        actions = self.support_of(batch).actions
+        observations = batch.observations[:, None]
+        with torch.no_grad():
+            labels = self.beta * self.best_q(observations, actions)
+        time, noisy_actions, _ = self.process.noised(actions, self.noise)
+        f = self.energy(noisy_actions, time[:, None], observations)
+        loss = contrastive_loss(f, labels) if self.guidance == "contrastive" else (f - labels).square().mean()
+        return loss, {"energy_std": f.detach().std(-1).mean(), "label_std": labels.std(-1).mean()}
+
+    # ---------------------------------------------------------------- support actions
 
     def forget_support(self) -> None:
-        """Support actions are to be sampled from the behavior model as it is now."""
+        """Drop support actions that an earlier behavior model made."""
         self.support = None
 
-    # ---------------------------------------------------------------- guidance
+    def prepare_support(self, batch: Batch) -> None:
+        """Sample the support actions once the behavior model is final, and in a resumed run."""
+        if self.support is None and self.conditional:
+            self.support = self.make_support()
 
-    def guidance(self, noisy_actions: Tensor, time: Tensor, observations: Tensor) -> Tensor:
+    def make_support(self) -> Support:
+        """Sample behavior actions at the observations and next observations of the dataset."""
+        tables = (self.dataset_observations, self.dataset_next_observations)
+        streams, titles = (SUPPORT_STREAM, NEXT_SUPPORT_STREAM), ("support actions", "next support actions")
+        sampled = []
+        for table, stream, title in zip(tables, streams, titles, strict=True):
+            assert table is not None, "support actions need the observations of a dataset"
+            sampled.append(
+                sample_support(
+                    self.process,
+                    self.behavior,
+                    table,
+                    self.support_actions,
+                    self.action_dim,
+                    self.seed + stream,
+                    description=title,
+                    show_progress=self.shows_progress,
+                )
+            )
+        return Support(*sampled)
+
+    def support_of(self, batch: Batch) -> Support:
+        """Return behavior actions at the transitions of `batch`.
+
+        Without observations, on 2-D sets, all data actions are actions at the same state: a transition's are its own
+        and those of the transitions after it in the batch.
+        """
+        if not self.conditional:
+            actions = self.noise.all_rows(batch.actions)
+            order = torch.arange(len(actions), device=actions.device)
+            rows = (self.noise.own_rows(order)[:, None] + order[: self.support_actions]) % len(actions)
+            return Support(actions[rows], actions[rows])
+        assert self.support is not None
+        assert batch.rows is not None
+        return Support(*(each[batch.rows] for each in self.support))
+
+    # ---------------------------------------------------------------- the algorithm
+
+    def pretrain_update(self, batch: Batch) -> Info:
+        """Train the behavior model."""
+        loss = self.behavior_loss(batch)
+        self.minimize("behavior", loss)
+        return {"behavior_loss": loss.detach()}
+
+    def validation_losses(self, batch: Batch) -> Info:
+        """The loss of the behavior model."""
+        return {"behavior_loss": self.behavior_loss(batch)}
+
+    def critic_update(self, batch: Batch) -> Info:
+        """Train the critic; `EMATargets` moves its target."""
+        loss, info = self.critic_loss(self.first_rows(batch, self.critic_options.batch_size))
+        self.minimize("critic", loss)
+        return info
+
+    def update(self, batch: Batch) -> Info:
+        """Train f."""
+        loss, info = self.energy_loss(self.first_rows(batch, self.energy_options.batch_size))
+        self.minimize("energy", loss)
+        return {"energy_loss": loss.detach(), **info}
+
+    def concurrent_update(self, batch: Batch) -> Info:
+        """Train the critic, then f."""
+        return {**self.critic_update(batch), **self.update(batch)}
+
+    # ---------------------------------------------------------------- acting
+
+    def energy_gradient(self, noisy_actions: Tensor, time: Tensor, observations: Tensor) -> Tensor:
         """Return the gradient of f; or of beta min Q(s, E[a_0 | a_t, s]) (`dps`, Chung et al. 2023)."""
         if self.learns_energy:
-            return super().guidance(noisy_actions, time, observations)
+            return self.energy.gradient(noisy_actions, time, observations)
 
         def value(noisy_actions: Tensor) -> Tensor:
-            alpha, sigma = self.scales(time, noisy_actions)
+            alpha, sigma = self.process.scales(time, noisy_actions)
             clean = x0_from_epsilon(noisy_actions, self.behavior(noisy_actions, time, observations), alpha, sigma)
             return self.beta * self.best_q(observations, clean)
 
         return action_gradient(value, noisy_actions)
 
-    def energy_loss(self, batch: Batch) -> tuple[Tensor, Info]:
-        """Cross-entropy of the better of noisy support actions (CEP); or the regression that it is compared with."""
-        actions = self.support_of(batch).actions
-        assert actions is not None
-        observations = batch.observations[:, None]
-        with torch.no_grad():
-            labels = self.beta * self.best_q(observations, actions)
-        time, noisy_actions, _ = self.noised(actions)
-        f = self.energy(noisy_actions, time[:, None], observations)
-        loss = contrastive_loss(f, labels) if self.contrastive else (f - labels).square().mean()
-        return loss, {"energy_std": f.detach().std(-1).mean(), "label_std": labels.std(-1).mean()}
+    def scale_of(self, actor: str) -> float:
+        """Return the guidance scale of one of `actors()`; 0 for all until the behavior model is final."""
+        return self.guidance_scales[actor] if self.gradient_step > self.pretrain_steps else 0.0
 
-    # ---------------------------------------------------------------- the algorithm
+    def guided_sample(self, observations: Tensor, noise: Tensor, scales: Tensor) -> Tensor:
+        """Return actions of the policies mu exp(omega f), see `sample_guided`."""
+        guidance = self.energy_gradient
+        return sample_guided(self.process, self.behavior, guidance, observations, noise, scales)
 
-    def concurrent_update(self, batch: Batch) -> Info:
-        """Train the critic, then f."""
-        return {**self.critic_update(batch), **self.energy_update(batch)}
+    def sample_each(
+        self, observations: Tensor, actors: Sequence[str], generators: Mapping[str, torch.Generator | None]
+    ) -> Tensor:
+        """Sample all actors at once: they are one diffusion with different scales of guidance."""
+        noise = draw_for_actors(observations, self.action_dim, actors, generators)
+        return self.guided_sample(observations, noise, noise.new_tensor([self.scale_of(name) for name in actors]))
 
-    def update(self, batch: Batch) -> Info:
-        """Train f."""
-        return self.energy_update(batch)
+    def sample_as(self, actor: str, observations: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Sample one of the actors."""
+        return self.sample_each(observations, [actor] * len(observations), {actor: generator})
+
+    def sample_actions(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Sample the policy once; the paper does not select among candidates."""
+        return self.sample_as("policy", observations, generator)
+
+    def actors(self) -> dict[str, Actor]:
+        """The policy, the behavior model, and the policies of a sweep over omega."""
+        return {name: partial(self.sample_as, name) for name in self.guidance_scales}
+
+    def value_of(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """The smaller target Q."""
+        return self.best_q(observations, actions)
+
+    def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
+        """Return beta Q, and f at times of the diffusion."""
+        maps = {r"$\beta \min Q$": self.beta * self.best_q(observations, actions)}
+        if self.learns_energy and self.gradient_step > self.pretrain_steps:
+            maps |= energy_maps(self.process, self.behavior, self.energy, observations, actions)
+        return maps

@@ -2,43 +2,48 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import lightning
 import torch
 from torch import Tensor
 
-from lit_offrl.algorithms.base import Draw, Noise, OfflineAlgorithm, Phase, run_eagerly
+from lit_offrl.algorithms.base import OfflineAlgorithm
+from lit_offrl.algorithms.loop import Named, Phase, run_eagerly
+from lit_offrl.algorithms.noise import Draw
 from lit_offrl.batch import Batch
+from lit_offrl.callbacks.base import AlgorithmCallback
 from lit_offrl.errors import UserError, one_line
 
-Told = tuple[tuple[str, ...], Tensor]  # names of what an update tells, and the values
-Kind = tuple[str, tuple[str, ...], tuple[bool, ...]]  # phase, what is due, which targets follow
+Kind = tuple[str, tuple[str, ...], tuple[bool, ...]]  # phase, what is active, which targets move
 
 
 def kind_of(algorithm: OfflineAlgorithm, phase: Phase) -> Kind:
-    """Return what the next update's course depends on: updates of one kind run the same operations."""
+    """Return the kind of the next update: updates of one kind run the same operations."""
     main_step = algorithm.gradient_step + 1 - algorithm.main_start
-    due = algorithm.due_at(main_step) if main_step > 0 else ()
-    return phase.name, due, tuple(target.due(main_step) for target in algorithm.targets())
+    active = algorithm.active_at(main_step) if main_step > 0 else ()
+    return phase.name, active, tuple(target.moves_at(main_step) for target in algorithm.targets())
 
 
-class Acceleration(lightning.Callback):
+class Acceleration(AlgorithmCallback):
     """Runs updates compiled, or replays them as CUDA graphs; where that fails, one line says why, and they run eagerly.
 
-    The first update of each kind (e.g. with and without the actor's step) runs eagerly and makes what later ones find:
-    labels, optimizer state, the list of noise to draw. Noise comes from the algorithm's own stream, in the same order,
-    so that a run can be resumed with or without acceleration. On several devices updates run eagerly.
+    Noise comes from the algorithm's own stream, in the same order, so that a run can be resumed with or without
+    acceleration. A resumed run equals an uninterrupted one bit for bit if both have the same settings; compiled and
+    eager updates differ by the rounding of fused operations. On several devices updates run eagerly.
 
     Args:
         compile: Compile each kind of update by `torch.compile`, whole: losses, gradients and optimizers in one
-            function. Takes half a minute to some minutes a kind at first, so it pays in long runs. Results agree with
-            eager ones up to the rounding of fused operations.
+            function. `auto` does so in runs of at least 100,000 gradient steps, where it pays. The compiled code is
+            kept in a cache on disk, from which later runs take it.
         cuda_graph: On a GPU, capture each kind of update, targets included, as one CUDA graph and replay it: the same
             kernels, so the same bits, without the cost of launching them. Elsewhere there is nothing to capture.
         tf32: Let a GPU multiply matrices in TensorFloat-32, with 10 bits of mantissa. Off, products are float32's.
@@ -48,34 +53,43 @@ class Acceleration(lightning.Callback):
         UserError: Both ways at once, or a torch that cannot compile gradients.
     """
 
-    def __init__(self, compile: bool = False, cuda_graph: bool = False, tf32: bool = False) -> None:
-        if compile and cuda_graph:
+    # A function of the settings alone, not of measured times: a resumed run must compile where an uninterrupted one
+    # does. Compiling takes half a minute to some minutes, and saves a fifth to a half of a step of 10 to 500 ms.
+    COMPILED_FROM = 100_000
+
+    def __init__(self, compile: bool | Literal["auto"] = "auto", cuda_graph: bool = False, tf32: bool = False) -> None:
+        if compile is True and cuda_graph:
             raise UserError("compile and cuda_graph: choose one of them")
-        if compile and not hasattr(torch._dynamo.config, "trace_autograd_ops"):
+        if compile is True and not can_compile():
             raise UserError(f"compile: needs torch 2.13, this is {torch.__version__}; leave it off")
         self.compile = compile
         self.cuda_graph = cuda_graph
         self.tf32 = tf32
         self._precision = ""
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_fit_start(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Take over the running of updates."""
-        assert isinstance(pl_module, OfflineAlgorithm)
         self._precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
         note = partial(_note, trainer)
-        if trainer.world_size > 1 and (self.compile or self.cuda_graph):
+        is_long = can_compile() and trainer.max_steps >= self.COMPILED_FROM and trainer.world_size == 1
+        compiles = is_long and not self.cuda_graph if self.compile == "auto" else self.compile
+        if trainer.world_size > 1 and (compiles or self.cuda_graph):
             note("note: updates run eagerly on several devices")
-        elif self.compile:
-            pl_module.run_update = CompiledUpdates(note)
-        elif self.cuda_graph and _can_capture(pl_module.device, note):
-            pl_module.run_update = CapturedUpdates(note)
+        elif compiles:
+            algorithm.run_update = CompiledUpdates(note)
+        elif self.cuda_graph and _can_capture(algorithm.device, note):
+            algorithm.run_update = CapturedUpdates(note)
 
-    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_fit_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Give it back."""
-        assert isinstance(pl_module, OfflineAlgorithm)
-        pl_module.run_update = run_eagerly
+        algorithm.run_update = run_eagerly
         torch.set_float32_matmul_precision(self._precision)
+
+
+def can_compile() -> bool:
+    """Return whether this torch can compile updates, which take gradients themselves."""
+    return hasattr(torch._dynamo.config, "trace_autograd_ops")
 
 
 def _note(trainer: lightning.Trainer, text: str) -> None:
@@ -103,23 +117,23 @@ class _Compiled:
     """One kind of update.
 
     Attributes:
-        names: Of what it tells.
-        noise: What noise it draws: by which of torch's functions, of what shapes, whether ranks share it.
-        function: From a batch and that noise to the values.
-        proven: Whether it has been compiled, by its first call.
+        names: Names of the scalars that it reports.
+        draws: The noise that it draws.
+        function: Maps a batch and that noise to the values of the scalars.
+        is_proven: Whether its first call, which compiles it, has succeeded.
     """
 
     names: tuple[str, ...]
-    noise: list[tuple[Draw, tuple[int, ...], bool]]
+    draws: list[Draw]
     function: Callable[[Batch, list[Tensor]], Tensor]
-    proven: bool = False
+    is_proven: bool = False
 
 
 class CompiledUpdates:
     """Runs updates as compiled functions of batch and noise, one for each kind.
 
     Args:
-        note: Called with one line if compiling fails.
+        note: Called with one line when a kind of update has been compiled, or cannot be.
         backend: Of `torch.compile`.
     """
 
@@ -128,45 +142,41 @@ class CompiledUpdates:
         self.backend = backend
         self._kinds: dict[Kind, _Compiled] = {}
         self._failed = False
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
 
-    def __call__(self, algorithm: OfflineAlgorithm, phase: Phase, batch: Batch) -> Told:
-        """Run an update and what follows it."""
+    def __call__(self, algorithm: OfflineAlgorithm, phase: Phase, batch: Batch) -> Named:
+        """Run an update and move the targets."""
         if self._failed:
             return run_eagerly(algorithm, phase, batch)
         kind = kind_of(algorithm, phase)
         if kind not in self._kinds:
-            requests: list[tuple[Draw, tuple[int, ...], bool]] = []
-
-            def record(draw: Draw, shape: tuple[int, ...], shared: bool) -> Tensor:
-                requests.append((draw, shape, shared))
-                return algorithm.fresh(draw, shape, shared)
-
-            with algorithm.drawing(record):
-                names, values = run_eagerly(algorithm, phase, batch)
-            self._kinds[kind] = _Compiled(names, requests, self._compile(algorithm, phase.update, kind))
-            return names, values
+            names, draws = rehearse(algorithm, phase, batch)
+            self._kinds[kind] = _Compiled(names, draws, self._compile(algorithm, phase.update, kind))
         compiled = self._kinds[kind]
-        noise = [algorithm.fresh(*request) for request in compiled.noise]
+        noise = [algorithm.noise.draw_from_stream(draw) for draw in compiled.draws]
+        started = time.perf_counter()
         try:
             values = compiled.function(batch, noise)
         except Exception as error:  # of the tracer, the compiler or what it calls
-            if compiled.proven:
+            if compiled.is_proven:
                 raise
             self._failed = True  # while compiling: nothing has been changed yet
             self.note(f"note: updates run eagerly: they could not be compiled ({one_line(error)[:200]})")
-            with algorithm.drawing(_play_back(noise)):
+            with algorithm.noise.replaying(noise):
                 return run_eagerly(algorithm, phase, batch)
-        compiled.proven = True
-        algorithm.follow_update()
+        if not compiled.is_proven:
+            compiled.is_proven = True
+            self.note(f"note: compiled an update of the phase {phase.name} in {time.perf_counter() - started:.0f} s")
+        algorithm.update_targets()
         return compiled.names, values
 
     def _compile(
         self, algorithm: OfflineAlgorithm, update: Callable[[Batch], Any], kind: Kind
     ) -> Callable[[Batch, list[Tensor]], Tensor]:
-        _, due, _ = kind
+        _, active, _ = kind
 
         def function(batch: Batch, noise: list[Tensor]) -> Tensor:
-            with algorithm.drawing(_play_back(noise), due):
+            with algorithm.noise.replaying(noise), algorithm.tracing(active):
                 return torch.stack(list(update(batch).values()))
 
         compiled = torch.compile(function, fullgraph=True, dynamic=False, backend=self.backend)
@@ -179,8 +189,28 @@ class CompiledUpdates:
         return run
 
 
-def _play_back(noise: list[Tensor]) -> Noise:
-    return lambda draw, shape, shared: noise.pop(0)
+def rehearse(algorithm: OfflineAlgorithm, phase: Phase, batch: Batch) -> tuple[tuple[str, ...], list[Draw]]:
+    """Perform an update and undo it; return the names of the scalars that it reports and the noise that it draws.
+
+    So the first update of a kind can be compiled like all others, and a resumed run compiles the same updates as an
+    uninterrupted one.
+    """
+    adams = algorithm.optimizer_set.adams.values()
+    moments = [each for adam in adams for state in adam.state.values() for each in state.values()]
+    tensors = [*algorithm.parameters(), *algorithm.buffers(), *moments]
+    before, position = [each.detach().clone() for each in tensors], algorithm.noise.get_state()
+    with algorithm.noise.recording() as draws:
+        names = tuple(phase.update(batch))
+    with torch.no_grad():
+        for each, value in zip(tensors, before, strict=True):
+            each.copy_(value)
+    algorithm.noise.generator.set_state(position)
+    return names, draws
+
+
+def cache_folder() -> Path:
+    """Return the package's folder of things that can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit_offrl"
 
 
 # ---------------------------------------------------------------- captured
@@ -216,16 +246,16 @@ class CapturedUpdates:
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._failed = False
 
-    def __call__(self, algorithm: OfflineAlgorithm, phase: Phase, batch: Batch) -> Told:
+    def __call__(self, algorithm: OfflineAlgorithm, phase: Phase, batch: Batch) -> Named:
         """Run an update and what follows it."""
         kind = kind_of(algorithm, phase)
         if self._failed or self._seen[kind] < self.WARM_UP:
             self._seen[kind] += 1
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
-                told = run_eagerly(algorithm, phase, batch)
+                named = run_eagerly(algorithm, phase, batch)
             torch.cuda.current_stream().wait_stream(self._stream)
-            return told
+            return named
         if kind not in self._graphs:
             try:
                 self._graphs[kind] = self._capture(algorithm, phase, batch)
@@ -240,7 +270,7 @@ class CapturedUpdates:
 
     def _capture(self, algorithm: OfflineAlgorithm, phase: Phase, batch: Batch) -> _Captured:
         graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(algorithm.generator)
+        graph.register_generator_state(algorithm.noise.generator)
         static = Batch._make(None if each is None else each.clone() for each in batch)
         torch.cuda.synchronize()
         with torch.cuda.graph(graph, stream=self._stream):

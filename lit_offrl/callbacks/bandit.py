@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning
 import numpy as np
@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from lit_offrl.algorithms.base import OfflineAlgorithm
+from lit_offrl.callbacks.base import AlgorithmCallback, evaluation_mode, say
 from lit_offrl.callbacks.checkpoint import stop_requested
-from lit_offrl.callbacks.rollout import evaluating, log_directly, log_in_hook, say
+from lit_offrl.callbacks.rollout import log_directly, log_in_hook
 from lit_offrl.data.bandits import find_bandit
 from lit_offrl.data.datamodule import D4RLDataModule
-from lit_offrl.errors import require
+from lit_offrl.data.sources import source_of
+from lit_offrl.ranges import NonNegative, Range, checked
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     return float(2 * _distances(x, y).mean() - within_x - within_y)
 
 
-class BanditEvaluation(lightning.Callback):
+class BanditEvaluation(AlgorithmCallback):
     """Takes the place of rollouts where the dataset is a bandit, on the same occasions: scores, a line, and figures.
 
     Elsewhere it does nothing. Each evaluation draws its noise from a stream of its own, a function of the gradient step
@@ -141,9 +143,10 @@ class BanditEvaluation(lightning.Callback):
         figures: Whether to draw, into `figures/` of the run folder and to TensorBoard.
     """
 
-    def __init__(self, beta: float = 3.0, samples: int = 2000, figures: bool = True) -> None:
-        require(beta >= 0, "bandit.beta", "at least 0", beta)
-        require(samples >= 2, "bandit.samples", "at least 2", samples)
+    @checked("bandit")
+    def __init__(
+        self, beta: NonNegative = 3.0, samples: Annotated[int, Range(2, 1_000_000)] = 2000, figures: bool = True
+    ) -> None:
         self.beta = beta
         self.samples = samples
         self.figures = figures
@@ -153,28 +156,28 @@ class BanditEvaluation(lightning.Callback):
 
     # ---------------------------------------------------------------- Lightning's hooks
 
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def setup(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, stage: str) -> None:
         """Make the target, if the dataset is a bandit."""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        if stage != "predict" and isinstance(datamodule, D4RLDataModule) and datamodule.info.source == "bandit":
+        if stage == "predict" or not isinstance(datamodule, D4RLDataModule):
+            return
+        if not source_of(datamodule.info).plays_episodes:
             self._target = BanditTarget(datamodule.info.id, self.beta, self.samples)
 
-    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Evaluate, unless Lightning validates only because the run is asked to stop."""
-        assert isinstance(pl_module, OfflineAlgorithm)
         if self._target is not None and not trainer.sanity_checking and not stop_requested(trainer):
-            self._evaluate(trainer, pl_module, self._target)
-            log_in_hook(pl_module, self.scores)
+            self._evaluate(trainer, algorithm, self._target)
+            log_in_hook(algorithm, self.scores)
 
     on_test_epoch_end = on_validation_epoch_end
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Evaluate the final policy, where training did not end with a validation."""
-        assert isinstance(pl_module, OfflineAlgorithm)
-        if self._target is None or stop_requested(trainer) or self.scored_step == pl_module.gradient_step:
+        if self._target is None or stop_requested(trainer) or self.scored_step == algorithm.gradient_step:
             return
-        self._evaluate(trainer, pl_module, self._target)
-        log_directly(trainer, pl_module, self.scores)
+        self._evaluate(trainer, algorithm, self._target)
+        log_directly(trainer, algorithm, self.scores)
 
     on_fit_end = on_train_end  # of a run resumed with nothing left to train
 
@@ -189,20 +192,20 @@ class BanditEvaluation(lightning.Callback):
 
     # ---------------------------------------------------------------- the work
 
-    def _evaluate(self, trainer: lightning.Trainer, module: OfflineAlgorithm, target: BanditTarget) -> None:
-        with evaluating(trainer, module):
-            generator = torch.Generator(device=module.device).manual_seed(module.gradient_step)
-            states = torch.zeros(self.samples, module.observation_dim, device=module.device)
-            points = {name: module.act(states, generator, name).float().cpu() for name in module.actors()}
+    def _evaluate(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, target: BanditTarget) -> None:
+        with evaluation_mode(trainer, algorithm):
+            generator = torch.Generator(device=algorithm.device).manual_seed(algorithm.gradient_step)
+            states = torch.zeros(self.samples, algorithm.observation_dim, device=algorithm.device)
+            points = {name: algorithm.act(states, generator, name).float().cpu() for name in algorithm.actors()}
             self.scores = {name: target.measure(each) for name, each in points.items()}
-            self.scored_step = module.gradient_step
+            self.scored_step = algorithm.gradient_step
             if trainer.state.fn == "fit":
-                say(trainer, f"step {module.gradient_step}: {self.scores['policy'].line()}")
+                say(trainer, f"step {algorithm.gradient_step}: {self.scores['policy'].line()}")
             if self.figures and trainer.is_global_zero:
-                self._draw(trainer, module, target, points)
+                self._draw(trainer, algorithm, target, points)
 
     def _draw(
-        self, trainer: lightning.Trainer, module: OfflineAlgorithm, target: BanditTarget, points: dict[str, Tensor]
+        self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, target: BanditTarget, points: dict[str, Tensor]
     ) -> None:
         from lit_offrl.callbacks import figures  # matplotlib is slow to import, and not needed elsewhere
 
@@ -213,14 +216,18 @@ class BanditEvaluation(lightning.Callback):
         }
         drawn = {"samples": figures.samples_figure(data.points, data.labels, samples, target.bandit.bound)}
         extent = 1.1 * float(np.abs(data.points).max())  # farther out the maps would show little else
-        maps = figures.action_maps(module, extent)
+        maps = figures.action_maps(algorithm, extent)
         if maps:
-            paths = figures.action_paths(module, torch.Generator(module.device).manual_seed(module.gradient_step))
+            paths = figures.action_paths(
+                algorithm, torch.Generator(algorithm.device).manual_seed(algorithm.gradient_step)
+            )
             drawn["maps"] = figures.maps_figure(data.points, data.labels, maps, extent, paths)
         folder = Path(trainer.default_root_dir) / "figures"
         for name, figure in drawn.items():
-            figure.suptitle(f"{type(module).__name__} on {target.dataset}, gradient step {module.gradient_step:,}")
-            figures.publish(figure, name, folder, module.gradient_step, trainer.loggers)
+            figure.suptitle(
+                f"{type(algorithm).__name__} on {target.dataset}, gradient step {algorithm.gradient_step:,}"
+            )
+            figures.publish(figure, name, folder, algorithm.gradient_step, trainer.loggers)
 
     def results(self) -> dict[str, Any]:
         """Return the entries `bandit` and `bandit_comparison` of results.json, where the dataset is a bandit."""

@@ -12,17 +12,18 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Checkpoint
 
 from lit_offrl.algorithms.base import OfflineAlgorithm
+from lit_offrl.callbacks.base import AlgorithmCheckpoint
 from lit_offrl.data.transitions import BlockSampler
 from lit_offrl.errors import RunFailure
+from lit_offrl.ranges import Steps, checked
 from lit_offrl.system.files import write_atomically
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class RunCheckpoint(Checkpoint):
+class RunCheckpoint(AlgorithmCheckpoint):
     """Writes `last.ckpt` after every epoch and when the run ends or is asked to stop; keeps numbered ones.
 
     Ctrl-C or SIGTERM stops the run at the end of the present block, with a checkpoint, and an evaluation between two
@@ -35,7 +36,8 @@ class RunCheckpoint(Checkpoint):
             but the final one.
     """
 
-    def __init__(self, keep_every_n_epochs: int = 50) -> None:
+    @checked("checkpoint")
+    def __init__(self, keep_every_n_epochs: Steps = 50) -> None:
         self.keep_every_n_epochs = keep_every_n_epochs
         self.folder: Path | None = None
         self.received: signal.Signals | None = None
@@ -57,20 +59,20 @@ class RunCheckpoint(Checkpoint):
             self.stop_signal = signal.Signals(int(number)) if number else None
         return self.stop_requested
 
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def setup(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, stage: str) -> None:
         """Find the run folder."""
         self.folder = Path(trainer.default_root_dir) / "checkpoints"
         self._ranks = trainer.world_size
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Listen to signals; Lightning has installed its own handlers just before."""
         self._listen()
 
-    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_start(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Listen to signals in `validate` too."""
         self._listen()
 
-    def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_test_start(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Listen to signals in `test` too."""
         self._listen()
 
@@ -94,7 +96,7 @@ class RunCheckpoint(Checkpoint):
     def on_train_batch_end(
         self,
         trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
+        algorithm: OfflineAlgorithm,
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -102,34 +104,32 @@ class RunCheckpoint(Checkpoint):
         """Stop here if asked to; save where training stops within an epoch."""
         if self.agree(trainer):
             trainer.should_stop = True
-        assert isinstance(pl_module, OfflineAlgorithm)
-        stops = self.stop_requested or pl_module.gradient_step == trainer.max_steps
+        stops = self.stop_requested or algorithm.gradient_step == trainer.max_steps
         if stops and not _epoch_ends(trainer):  # else the end of the epoch saves, after the evaluation
-            self._save(trainer, pl_module)
+            self._save(trainer, algorithm)
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Write `last.ckpt`, and a numbered one where it is due."""
-        self._save(trainer, pl_module)
+        self._save(trainer, algorithm)
         if self.keep_every_n_epochs and (trainer.current_epoch + 1) % self.keep_every_n_epochs == 0:
-            self._keep(trainer, pl_module)
+            self._keep(trainer, algorithm)
         if self.stop_requested:
             trainer.should_stop = True
 
-    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_fit_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Keep the final one under its number."""
         if not self.stop_requested:
-            self._keep(trainer, pl_module)
+            self._keep(trainer, algorithm)
 
-    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, stage: str) -> None:
         """Give the signals back."""
         self._restore_handlers()
 
-    def _save(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def _save(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         assert self.folder is not None
-        assert isinstance(pl_module, OfflineAlgorithm)
-        if self._saved_step == pl_module.gradient_step:
+        if self._saved_step == algorithm.gradient_step:
             return
-        self._saved_step = pl_module.gradient_step
+        self._saved_step = algorithm.gradient_step
         if not trainer.is_global_zero:
             trainer.save_checkpoint(self.folder / "last.ckpt")  # takes part, and writes nothing
             return
@@ -142,12 +142,11 @@ class RunCheckpoint(Checkpoint):
                 "the one before is intact"
             ) from error
 
-    def _keep(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def _keep(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         if not trainer.is_global_zero:
             return
         assert self.folder is not None
-        assert isinstance(pl_module, OfflineAlgorithm)
-        numbered = self.folder / f"step_{pl_module.gradient_step:07d}.ckpt"
+        numbered = self.folder / f"step_{algorithm.gradient_step:07d}.ckpt"
         if numbered.exists() or not (self.folder / "last.ckpt").exists():
             return
         try:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import lightning
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, distributed
 
 from lit_offrl.algorithms.base import OfflineAlgorithm
+from lit_offrl.callbacks.base import AlgorithmCallback
 from lit_offrl.data.transitions import BlockSampler
-from lit_offrl.errors import RunFailure, UserError, require
+from lit_offrl.errors import RunFailure, UserError
+from lit_offrl.ranges import Positive, Steps, checked, flat, plain
+from lit_offrl.system.trainer import set_ddp_timeout
 
 T = TypeVar("T")
 
 
-class DistributedTraining(lightning.Callback):
+class DistributedTraining(AlgorithmCallback):
     """Makes W ranks train as one process does with the same batch; with one rank it does nothing.
 
     Every rank draws the indices and the noise of the whole batch, and has the rows r, r + W, ... of both: streams are
@@ -34,9 +35,8 @@ class DistributedTraining(lightning.Callback):
         check_every_n_epochs: Epochs from one comparison of the ranks' weights to the next; 0 for none.
     """
 
-    def __init__(self, timeout_s: float = 600.0, check_every_n_epochs: int = 1) -> None:
-        require(timeout_s > 0, "distributed.timeout_s", "positive", timeout_s)
-        require(check_every_n_epochs >= 0, "distributed.check_every_n_epochs", "at least 0", check_every_n_epochs)
+    @checked("distributed")
+    def __init__(self, timeout_s: Positive = 600.0, check_every_n_epochs: Steps = 1) -> None:
         self.timeout_s = timeout_s
         self.check_every_n_epochs = check_every_n_epochs
         self._ranks = 1
@@ -44,19 +44,16 @@ class DistributedTraining(lightning.Callback):
 
     def prepare(self, trainer: lightning.Trainer) -> None:
         """Set the timeout, before Lightning makes the process group. The command line calls it."""
-        if isinstance(trainer.strategy, DDPStrategy):
-            # An argument of the strategy, which `--trainer.strategy ddp` leaves no room for: 30 minutes.
-            trainer.strategy._timeout = timedelta(seconds=self.timeout_s)
+        set_ddp_timeout(trainer, self.timeout_s)
 
     # ---------------------------------------------------------------- Lightning's hooks
 
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def setup(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, stage: str) -> None:
         """Note the number of ranks."""
         self._ranks = trainer.world_size
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_fit_start(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Give the algorithm its share of each batch, and the reduction of gradients."""
-        assert isinstance(pl_module, OfflineAlgorithm)
         if trainer.is_global_zero and self._ranks_of_checkpoint not in (None, trainer.world_size):
             print(
                 f"warning: the checkpoint was made by {self._ranks_of_checkpoint} rank(s), {trainer.world_size} go on: "
@@ -64,38 +61,35 @@ class DistributedTraining(lightning.Callback):
                 file=sys.stderr,
             )
         if trainer.world_size > 1:
-            pl_module.rank, pl_module.ranks = trainer.global_rank, trainer.world_size
-            pl_module.reduce_gradients, pl_module.gather_rows = average, gather_rows
+            algorithm.noise.rank, algorithm.noise.ranks = trainer.global_rank, trainer.world_size
+            algorithm.noise.gather = gather_rows
+            algorithm.optimizer_set.average = average
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Anchor the streams of indices and noise at rank 0's, and check that all start from the same weights.
 
         Raises:
             UserError: The loader gives each rank more or less than its share.
         """
-        assert isinstance(pl_module, OfflineAlgorithm)
         if trainer.world_size == 1:
             return
         loader = trainer.train_dataloader
         if not isinstance(loader, BlockSampler) or loader.ranks != trainer.world_size:
             raise UserError("several devices share the batches of a D4RLDataModule: train with one")
-        check_batch_sizes(pl_module, loader.batch_size, trainer.world_size)
-        for generator in (pl_module.generator, loader.generator):
+        check_batch_sizes(algorithm, loader.batch_size, trainer.world_size)
+        for generator in (algorithm.noise.generator, loader.generator):
             generator.set_state(trainer.strategy.broadcast(generator.get_state()))
-        check_equal(pl_module)
+        check_equal(algorithm)
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Check that the ranks have the same weights, before a checkpoint is written."""
-        assert isinstance(pl_module, OfflineAlgorithm)
         every = self.check_every_n_epochs
         if trainer.world_size > 1 and every and (trainer.current_epoch + 1) % every == 0:
-            check_equal(pl_module)
+            check_equal(algorithm)
 
-    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, stage: str) -> None:
         """Let the algorithm stand alone again."""
-        assert isinstance(pl_module, OfflineAlgorithm)
-        pl_module.rank, pl_module.ranks = 0, 1
-        pl_module.reduce_gradients = pl_module.gather_rows = None
+        algorithm.noise.rank, algorithm.noise.ranks, algorithm.noise.gather = 0, 1, None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of ranks."""
@@ -106,18 +100,19 @@ class DistributedTraining(lightning.Callback):
         self._ranks_of_checkpoint = state_dict["ranks"]
 
 
-def check_batch_sizes(module: OfflineAlgorithm, batch_size: int, ranks: int) -> None:
+def check_batch_sizes(algorithm: OfflineAlgorithm, batch_size: int, ranks: int) -> None:
     """Check that every rank has as many rows as the others: only then is the mean of their means the batch's.
 
     Args:
-        module: The algorithm; its options that end in `batch_size` count transitions of the batch.
+        algorithm: Its options that end in `batch_size` count transitions of the batch.
         batch_size: Transitions of a batch, of all ranks together.
         ranks: Number of ranks.
 
     Raises:
         UserError: A size is no multiple of `ranks`.
     """
-    parts = {f"model.init_args.{name}": size for name, size in module.hparams.items() if name.endswith("batch_size")}
+    options = flat(plain(algorithm.hparams))
+    parts = {f"model.init_args.{name}": size for name, size in options.items() if name.endswith("batch_size")}
     for option, size in {"data.batch_size": batch_size, **parts}.items():
         if min(size, batch_size) % ranks:
             raise UserError(f"{option}: {size} cannot be shared out evenly over {ranks} devices: take a multiple")
@@ -147,14 +142,14 @@ def gather_objects(trainer: lightning.Trainer, value: T) -> list[T]:
     return values
 
 
-def check_equal(module: OfflineAlgorithm) -> None:
+def check_equal(algorithm: OfflineAlgorithm) -> None:
     """Compare the weights, and the position in the noise stream, of all ranks by checksums.
 
     Raises:
         RunFailure: They differ, on all ranks alike.
     """
-    state = {name: each for name, each in module.state_dict().items() if each.is_floating_point()}
-    state["the stream of noise"] = module.generator.get_state().to(module.device)
+    state = {name: each for name, each in algorithm.state_dict().items() if each.is_floating_point()}
+    state["the stream of noise"] = algorithm.noise.get_state().to(algorithm.device)
     values = [each.double() for each in state.values()]
     sums = torch.stack([torch.stack([each.sum(), each.abs().sum()]) for each in values]).nan_to_num()
     extremes = torch.stack([sums, -sums])
@@ -162,7 +157,7 @@ def check_equal(module: OfflineAlgorithm) -> None:
     differ = (extremes[0] != -extremes[1]).any(dim=1).tolist()
     if any(differ):
         raise RunFailure(
-            f"the ranks have come to differ by gradient step {module.gradient_step}, first in "
+            f"the ranks have come to differ by gradient step {algorithm.gradient_step}, first in "
             f"{list(state)[differ.index(True)]}: see that all run the same versions on the same kind of device and "
             "read the same dataset, then go on with --ckpt_path last"
         )

@@ -7,35 +7,33 @@ import torch
 from torch import Tensor
 
 from lit_offrl.algorithms.base import OfflineAlgorithm, Target
+from lit_offrl.callbacks.base import AlgorithmCallback
 
 
-class EMATargets(lightning.Callback):
-    """Applies the algorithm's `targets()` after every update, a few fused kernels in all."""
+class EMATargets(AlgorithmCallback):
+    """Moves the algorithm's `targets()` after every update, by a few fused kernels in all."""
 
     def __init__(self) -> None:
         self._pairs: list[tuple[Target, list[Tensor], list[Tensor]]] = []
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Attach to the algorithm's updates."""
-        assert isinstance(pl_module, OfflineAlgorithm)
+    def on_fit_start(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
+        """Find the parameters, and have the algorithm call `update` after each of its updates."""
         self._pairs = [
             (
                 target,
                 [p.detach() for p in target.target.parameters()],
                 [p.detach() for p in target.online.parameters()],
             )
-            for target in pl_module.targets()
+            for target in algorithm.targets()
         ]
-        if self._pairs:
-            pl_module.update_hooks.append(self._follow)
+        algorithm.target_updates = self
 
-    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Detach."""
-        assert isinstance(pl_module, OfflineAlgorithm)
-        if self._follow in pl_module.update_hooks:
-            pl_module.update_hooks.remove(self._follow)
+    def on_fit_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
+        """Leave the algorithm."""
+        algorithm.target_updates = None
 
-    def _follow(self, main_step: int) -> None:
-        for target, following, followed in self._pairs:
-            if target.due(main_step):
-                torch._foreach_lerp_(following, followed, target.rate)
+    def update(self, main_step: int) -> None:
+        """Move those that move at step `main_step` of the main phase, counted from 1; below, before it."""
+        for target, parameters, online_parameters in self._pairs:
+            if target.moves_at(main_step):
+                torch._foreach_lerp_(parameters, online_parameters, target.rate)

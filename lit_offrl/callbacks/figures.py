@@ -55,25 +55,24 @@ def samples_figure(points: Array, labels: Array, samples: Mapping[str, Tensor], 
     return figure
 
 
-def action_maps(module: OfflineAlgorithm, extent: float) -> dict[str, Array]:
+def action_maps(algorithm: OfflineAlgorithm, extent: float) -> dict[str, Array]:
     """Return the algorithm's `figure_maps` on a grid over [-extent, extent]^2, `[GRID, GRID]` each, row 0 lowest."""
-    ticks = torch.linspace(-extent, extent, GRID, device=module.device)
+    ticks = torch.linspace(-extent, extent, GRID, device=algorithm.device)
     y, x = torch.meshgrid(ticks, ticks, indexing="ij")
-    actions = (torch.stack([x, y], dim=-1).reshape(-1, 2) - module.action_center) / module.action_scale
+    actions = algorithm.units.normalize_actions(torch.stack([x, y], dim=-1).reshape(-1, 2))
     with torch.no_grad():
-        maps = module.figure_maps(torch.zeros(len(actions), module.observation_dim, device=module.device), actions)
+        maps = algorithm.figure_maps(
+            torch.zeros(len(actions), algorithm.observation_dim, device=algorithm.device), actions
+        )
     return {title: each.double().cpu().numpy().reshape(GRID, GRID) for title, each in maps.items()}
 
 
-def action_paths(module: OfflineAlgorithm, generator: torch.Generator) -> dict[str, Array]:
+def action_paths(algorithm: OfflineAlgorithm, generator: torch.Generator) -> dict[str, Array]:
     """Return the algorithm's `figure_paths`, `[points of the way, PATHS_DRAWN, 2]` each, in the dataset's units."""
-    observations = torch.zeros(PATHS_DRAWN, module.observation_dim, device=module.device)
+    observations = torch.zeros(PATHS_DRAWN, algorithm.observation_dim, device=algorithm.device)
     with torch.no_grad():
-        paths = module.figure_paths(observations, generator)
-    return {
-        title: (module.action_center + module.action_scale * each).double().cpu().numpy()
-        for title, each in paths.items()
-    }
+        paths = algorithm.figure_paths(observations, generator)
+    return {title: algorithm.units.restore_actions(each).double().cpu().numpy() for title, each in paths.items()}
 
 
 def maps_figure(

@@ -9,10 +9,12 @@ import lightning
 import numpy as np
 from numpy.typing import NDArray
 
+from lit_offrl.algorithms.base import OfflineAlgorithm
+from lit_offrl.callbacks.base import AlgorithmCallback
 from lit_offrl.system.files import write_atomically
 
 
-class PredictionsFile(lightning.Callback):
+class PredictionsFile(AlgorithmCallback):
     """Writes the policy's actions at the dataset's observations, float32 `[n, action_dim]`, in the dataset's order."""
 
     NAME = "actions.npy"
@@ -23,7 +25,7 @@ class PredictionsFile(lightning.Callback):
     def on_predict_batch_end(
         self,
         trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
+        algorithm: OfflineAlgorithm,
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -32,7 +34,7 @@ class PredictionsFile(lightning.Callback):
         """Keep a batch's actions."""
         self._actions.append(outputs.float().cpu().numpy())
 
-    def on_predict_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_predict_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Write them all, once: every rank has the same."""
         if not trainer.is_global_zero:
             return

@@ -6,14 +6,15 @@ import sys
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from lit_offrl.algorithms.base import OfflineAlgorithm
+from lit_offrl.algorithms.loop import phase_at
+from lit_offrl.callbacks.base import AlgorithmProgressBar
 from lit_offrl.system.progress import progress_bar
 
 
-class GradientStepBar(ProgressBar):
+class GradientStepBar(AlgorithmProgressBar):
     """One bar over the whole run, counted in gradient steps, with the latest score."""
 
     def __init__(self) -> None:
@@ -29,39 +30,36 @@ class GradientStepBar(ProgressBar):
         """Show the bar."""
         self._enabled = True
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Open the bar at the present gradient step."""
-        assert isinstance(pl_module, OfflineAlgorithm)
-        phase, _ = pl_module.phase_at(pl_module.gradient_step)
+        algorithm.shows_progress = self._enabled
+        phase, _ = phase_at(algorithm.phases(), algorithm.gradient_step)
         self._bar = progress_bar(
-            phase.name, trainer.max_steps, initial=pl_module.gradient_step, disable=not self._enabled
+            phase.name, trainer.max_steps, initial=algorithm.gradient_step, disable=not self._enabled
         )
 
     def on_train_batch_end(
         self,
         trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
+        algorithm: OfflineAlgorithm,
         outputs: Any,
         batch: Any,
         batch_idx: int,
     ) -> None:
         """Advance."""
         assert self._bar is not None
-        assert isinstance(pl_module, OfflineAlgorithm)
-        phase, _ = pl_module.phase_at(pl_module.gradient_step - 1)
+        phase, _ = phase_at(algorithm.phases(), algorithm.gradient_step - 1)
         self._bar.set_description(phase.name, refresh=False)
         metrics = trainer.callback_metrics
         if "eval/normalized_score" in metrics:
             self._bar.set_postfix_str(f"score {float(metrics['eval/normalized_score']):.1f}", refresh=False)
-        self._bar.update(pl_module.gradient_step - self._bar.n)
+        self._bar.update(algorithm.gradient_step - self._bar.n)
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Draw the last state and leave the line."""
         self._close()
 
-    def on_exception(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, exception: BaseException) -> None:
         """Leave the line, so that the error starts on its own."""
         self._close()
 

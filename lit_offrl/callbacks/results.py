@@ -12,6 +12,7 @@ import torch
 
 from lit_offrl import __version__
 from lit_offrl.algorithms.base import OfflineAlgorithm
+from lit_offrl.callbacks.base import AlgorithmCallback
 from lit_offrl.callbacks.checkpoint import stop_requested
 from lit_offrl.data.datamodule import D4RLDataModule
 from lit_offrl.system.files import write_json
@@ -19,7 +20,7 @@ from lit_offrl.system.files import write_json
 PACKAGES = ("torch", "lightning", "gymnasium", "mujoco", "minari", "numpy")
 
 
-class ResultsFile(lightning.Callback):
+class ResultsFile(AlgorithmCallback):
     """Writes results.json, atomically, when fit, validate or test ends, also when it ends badly.
 
     Callbacks that have a method `results()` add its entries. It must come after them in the list of callbacks.
@@ -28,51 +29,48 @@ class ResultsFile(lightning.Callback):
     def __init__(self) -> None:
         self._training = False
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """From here on a failure is the run's."""
         self._training = True
 
-    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_fit_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Write after training."""
-        self._write(trainer, pl_module, "interrupted" if stop_requested(trainer) else "finished")
+        self._write(trainer, algorithm, "interrupted" if stop_requested(trainer) else "finished")
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Write after `validate`, unless it was stopped; while training, note the score so far."""
         if trainer.state.fn == "fit":
-            self._write(trainer, pl_module, "running")
+            self._write(trainer, algorithm, "running")
         elif not stop_requested(trainer):
-            self._write(trainer, pl_module, "finished")
+            self._write(trainer, algorithm, "finished")
 
     on_test_end = on_validation_end
 
-    def on_exception(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, exception: BaseException) -> None:
         """Write that the run failed, if it had begun: bad input leaves the results of an earlier run alone."""
         if self._training:
             interrupted = isinstance(exception, (KeyboardInterrupt, SystemExit))
-            self._write(trainer, pl_module, "interrupted" if interrupted else "failed")
+            self._write(trainer, algorithm, "interrupted" if interrupted else "failed")
 
-    def _write(self, trainer: lightning.Trainer, module: lightning.LightningModule, status: str) -> None:
+    def _write(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, status: str) -> None:
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         if not trainer.is_global_zero or not isinstance(datamodule, D4RLDataModule):
             return
-        assert isinstance(module, OfflineAlgorithm)
         info = datamodule.info
         results: dict[str, Any] = {
-            "algorithm": type(module).__name__.lower(),
+            "algorithm": type(algorithm).__name__.lower(),
             "dataset": info.id,
             "dataset_source": info.source,
             "dataset_sha256": info.sha256,
             "dataset_return_mean": float(datamodule.transitions.episode_returns().mean()),
             "transitions": len(datamodule.transitions),
-            "seed": module.seed,
+            "seed": algorithm.seed,
             "stage": str(trainer.state.fn.value if trainer.state.fn else None),
             "status": status,
-            "gradient_steps": module.gradient_step,
+            "gradient_steps": algorithm.gradient_step,
         }
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if hasattr(callback, "results"):
+            if isinstance(callback, AlgorithmCallback):
                 results |= callback.results()
         results["device"] = _device_name(trainer.strategy.root_device)  # the module is back on the CPU after fit
         results["versions"] = {

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,14 +17,16 @@ from numpy.typing import NDArray
 from torchmetrics import MeanMetric, SumMetric
 
 from lit_offrl.algorithms.base import OfflineAlgorithm
+from lit_offrl.callbacks.base import AlgorithmCallback, evaluation_mode, say
 from lit_offrl.callbacks.checkpoint import agree_to_stop, stop_received, stop_requested
 from lit_offrl.callbacks.distributed import gather_objects
-from lit_offrl.callbacks.throughput import Throughput
 from lit_offrl.data.datamodule import D4RLDataModule
+from lit_offrl.data.sources import source_of
 from lit_offrl.envs.make import environment_for, make_env
 from lit_offrl.envs.rollout import Episode, Rollouts, StoppedEarly
 from lit_offrl.envs.scores import ScoreReference, reference_for
-from lit_offrl.errors import UserError, require
+from lit_offrl.errors import UserError
+from lit_offrl.ranges import Count, Seed, checked
 from lit_offrl.run_folder import GrowingCSV
 
 RANK_STREAM = 1_000_000_007  # times the rank: beyond the seeds of any other evaluation of a run
@@ -101,7 +102,7 @@ class Scores:
         return ", ".join([*parts, f"length {self.episode_length_mean:.0f}", f"{self.episodes} episodes"])
 
 
-class RolloutEvaluation(lightning.Callback):
+class RolloutEvaluation(AlgorithmCallback):
     """Plays episodes with fixed seeds whenever Lightning validates or tests, and at the end of training.
 
     Every environment step is one batched call of the policy. Each evaluation draws its noise from a stream of its
@@ -122,18 +123,17 @@ class RolloutEvaluation(lightning.Callback):
             word: `BanditEvaluation` takes over.
     """
 
+    @checked("evaluation")
     def __init__(
         self,
-        episodes: int = 10,
-        final_episodes: int = 100,
-        num_envs: int = 10,
+        episodes: Count = 10,
+        final_episodes: Count = 100,
+        num_envs: Count = 10,
         processes: bool = False,
-        seed: int = 10_000,
+        seed: Seed = 10_000,
         compare: bool = True,
         enabled: bool = True,
     ) -> None:
-        for name, value in {"episodes": episodes, "final_episodes": final_episodes, "num_envs": num_envs}.items():
-            require(value >= 1, f"evaluation.{name}", "at least 1", value)
         self.episodes = episodes
         self.final_episodes = final_episodes
         self.num_envs = num_envs
@@ -155,7 +155,7 @@ class RolloutEvaluation(lightning.Callback):
         Raises:
             UserError: The dataset has no environment, or one of other dimensions.
         """
-        self.enabled &= datamodule.info.source != "bandit"
+        self.enabled &= source_of(datamodule.info).plays_episodes
         if not self.enabled or self._rollouts is not None:
             return
         environment = environment_for(datamodule.info)
@@ -174,57 +174,52 @@ class RolloutEvaluation(lightning.Callback):
 
     # ---------------------------------------------------------------- Lightning's hooks
 
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def setup(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, stage: str) -> None:
         """Build the environments, unless only predictions are asked for."""
         if stage != "predict":
             self.prepare(_datamodule(trainer))
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_fit_start(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Drop the rows of eval.csv that came after the checkpoint that the run resumes from."""
-        assert isinstance(pl_module, OfflineAlgorithm)
-        nothing_left = pl_module.gradient_step >= trainer.max_steps  # but the final evaluation, which is played again
+        nothing_left = algorithm.gradient_step >= trainer.max_steps  # but the final evaluation, which is played again
         resumed = trainer.ckpt_path is not None
-        self._open_file(trainer, keep_until=pl_module.gradient_step - nothing_left if resumed else None)
+        self._open_file(trainer, keep_until=algorithm.gradient_step - nothing_left if resumed else None)
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Make up for an evaluation that a request to stop broke off."""
-        assert isinstance(pl_module, OfflineAlgorithm)
-        if self._due and self._evaluate(trainer, pl_module, final=False):
-            log_directly(trainer, pl_module, self.scores)
+        if self._due and self._evaluate(trainer, algorithm, final=False):
+            log_directly(trainer, algorithm, self.scores)
 
-    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Evaluate; during training with the smaller number of episodes, unless training ends here."""
-        assert isinstance(pl_module, OfflineAlgorithm)
         training = trainer.state.fn == "fit"
-        if not self.enabled or trainer.sanity_checking or (training and pl_module.gradient_step >= trainer.max_steps):
+        if not self.enabled or trainer.sanity_checking or (training and algorithm.gradient_step >= trainer.max_steps):
             return  # on_train_end follows with the final evaluation
         if training and stop_requested(trainer):
             # Lightning validates before it stops, wherever in the epoch that is.
             self._due = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
             return
-        if self._evaluate(trainer, pl_module, final=not training):
-            log_in_hook(pl_module, self.scores)
+        if self._evaluate(trainer, algorithm, final=not training):
+            log_in_hook(algorithm, self.scores)
 
     on_test_epoch_end = on_validation_epoch_end
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Evaluate for good when all steps are done."""
-        assert isinstance(pl_module, OfflineAlgorithm)
-        self._finish(trainer, pl_module)
+        self._finish(trainer, algorithm)
 
-    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_fit_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """The same for a run resumed with nothing left to train, e.g. one that was stopped in its final evaluation."""
-        assert isinstance(pl_module, OfflineAlgorithm)
         if not self._finished:
-            self._finish(trainer, pl_module)
+            self._finish(trainer, algorithm)
 
-    def _finish(self, trainer: lightning.Trainer, module: OfflineAlgorithm) -> None:
-        wanted = self.enabled and module.gradient_step >= trainer.max_steps and not stop_requested(trainer)
-        if wanted and self._evaluate(trainer, module, final=True):
+    def _finish(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
+        wanted = self.enabled and algorithm.gradient_step >= trainer.max_steps and not stop_requested(trainer)
+        if wanted and self._evaluate(trainer, algorithm, final=True):
             self._finished = True
-            log_directly(trainer, module, self.scores)
+            log_directly(trainer, algorithm, self.scores)
 
-    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, stage: str) -> None:
         """Close the environments."""
         if self._rollouts is not None:
             self._rollouts.close()
@@ -242,29 +237,31 @@ class RolloutEvaluation(lightning.Callback):
 
     # ---------------------------------------------------------------- the work
 
-    def _evaluate(self, trainer: lightning.Trainer, module: OfflineAlgorithm, *, final: bool) -> bool:
+    def _evaluate(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, *, final: bool) -> bool:
         """Play, keep the scores and write the episodes down; False, and nothing is kept, if asked to stop."""
         episodes = self.final_episodes if final else self.episodes
-        actors = list(module.actors()) if final and self.compare else list(module.actors())[:1]
+        actors = list(algorithm.actors()) if final and self.compare else list(algorithm.actors())[:1]
         played: dict[str, list[Episode]] = {}
-        with evaluating(trainer, module), suppress(StoppedEarly):
-            played = self.play(module, actors, episodes, trainer)
+        with evaluation_mode(trainer, algorithm), suppress(StoppedEarly):
+            played = self.play(algorithm, actors, episodes, trainer)
         if agree_to_stop(trainer):
             self._due = not final
             return False
-        device = module.device if trainer.world_size > 1 else "cpu"
+        device = algorithm.device if trainer.world_size > 1 else "cpu"
         self.scores = {name: Scores.of(each, self.reference, device) for name, each in played.items()}
-        self.scored_step, self._due = module.gradient_step, False
+        self.scored_step, self._due = algorithm.gradient_step, False
         for name, each in played.items():
             shares = gather_objects(trainer, each)
             ranks = len(shares)
-            self._write(trainer, module.gradient_step, name, [shares[i % ranks][i // ranks] for i in range(episodes)])
+            self._write(
+                trainer, algorithm.gradient_step, name, [shares[i % ranks][i // ranks] for i in range(episodes)]
+            )
             if not final:
-                say(trainer, f"step {module.gradient_step}: {self.scores[name].line()}")
+                say(trainer, f"step {algorithm.gradient_step}: {self.scores[name].line()}")
         return True
 
     def play(
-        self, module: OfflineAlgorithm, actors: Sequence[str], episodes: int, trainer: lightning.Trainer
+        self, algorithm: OfflineAlgorithm, actors: Sequence[str], episodes: int, trainer: lightning.Trainer
     ) -> dict[str, list[Episode]]:
         """Return this rank's of `episodes` episodes of each of the algorithm's `actors`, with the same seeds.
 
@@ -273,13 +270,13 @@ class RolloutEvaluation(lightning.Callback):
         """
         assert self._rollouts is not None
         rank, ranks = trainer.global_rank, trainer.world_size
-        seed = self.seed + module.gradient_step + RANK_STREAM * rank
+        seed = self.seed + algorithm.gradient_step + RANK_STREAM * rank
         own_seeds = range(self.seed, self.seed + episodes)[rank::ranks]
-        generators = {name: torch.Generator(device=module.device).manual_seed(seed) for name in actors}
+        generators = {name: torch.Generator(device=algorithm.device).manual_seed(seed) for name in actors}
 
         def policy(observations: NDArray[np.float32], places: Sequence[int]) -> NDArray[np.float32]:
             names = [actors[place // len(own_seeds)] for place in places]
-            actions = module.act_each(torch.from_numpy(observations).to(module.device), names, generators)
+            actions = algorithm.act_each(torch.from_numpy(observations).to(algorithm.device), names, generators)
             return np.asarray(actions.float().cpu())
 
         played = self._rollouts.run(policy, [*own_seeds] * len(actors), should_stop=lambda: stop_received(trainer))
@@ -343,40 +340,20 @@ class Loggable(Protocol):
         """Return the known values under their tags."""
 
 
-@contextmanager
-def evaluating(trainer: lightning.Trainer, module: OfflineAlgorithm) -> Iterator[None]:
-    """Put the module in evaluation mode, and account for the time that is spent."""
-    started, training = time.perf_counter(), module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Throughput):
-                callback.add_evaluation(time.perf_counter() - started)
-
-
-def log_in_hook(module: OfflineAlgorithm, scores: Mapping[str, Loggable]) -> None:
+def log_in_hook(algorithm: OfflineAlgorithm, scores: Mapping[str, Loggable]) -> None:
     """Log the scores of each actor from a hook in which a LightningModule may."""
     for name, each in scores.items():
-        module.log_dict(each.logged(_prefix(name)))
-    module.log("step", float(module.gradient_step))
+        algorithm.log_dict(each.logged(_prefix(name)))
+    algorithm.log("step", float(algorithm.gradient_step))
 
 
-def log_directly(trainer: lightning.Trainer, module: OfflineAlgorithm, scores: Mapping[str, Loggable]) -> None:
+def log_directly(trainer: lightning.Trainer, algorithm: OfflineAlgorithm, scores: Mapping[str, Loggable]) -> None:
     """Log the scores of each actor outside of such hooks."""
     for logger in trainer.loggers:
         for name, each in scores.items():
-            logger.log_metrics(each.logged(_prefix(name)), step=module.gradient_step)
+            logger.log_metrics(each.logged(_prefix(name)), step=algorithm.gradient_step)
         logger.save()
 
 
 def _prefix(actor: str) -> str:
     return "eval" if actor == "policy" else f"eval_{actor}"
-
-
-def say(trainer: lightning.Trainer, text: str) -> None:
-    """Print a line above the progress bar, where there is one."""
-    if trainer.progress_bar_callback is not None:
-        trainer.progress_bar_callback.print(text)

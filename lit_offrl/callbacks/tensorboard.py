@@ -12,15 +12,17 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from lit_offrl.algorithms.base import OfflineAlgorithm, OptimizerSpec
 from lit_offrl.callbacks.bandit import BanditEvaluation
+from lit_offrl.callbacks.base import AlgorithmCallback, evaluation_mode
 from lit_offrl.callbacks.checkpoint import stop_requested
-from lit_offrl.callbacks.rollout import RolloutEvaluation, evaluating
+from lit_offrl.callbacks.rollout import RolloutEvaluation
 from lit_offrl.data.datamodule import D4RLDataModule
 from lit_offrl.data.transitions import BlockSampler
+from lit_offrl.ranges import flat, plain
 
 STATES = 256  # of the dataset, evenly spaced; some policies weigh a thousand candidates in each
 
 
-class TensorBoardDetails(lightning.Callback):
+class TensorBoardDetails(AlgorithmCallback):
     """Logs what explains a curve, at a cost that does not show.
 
     * `train/learning_rate_<optimizer>`: at the gradient step on the x axis; to every logger.
@@ -45,45 +47,44 @@ class TensorBoardDetails(lightning.Callback):
 
     # ---------------------------------------------------------------- Lightning's hooks
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Find the parameters of each optimizer."""
-        assert isinstance(pl_module, OfflineAlgorithm)
         self._optimizers = {
             name: (spec, optimizer)
-            for (name, spec), optimizer in zip(pl_module.optimizer_specs().items(), trainer.optimizers, strict=True)
+            for (name, spec), optimizer in zip(algorithm.optimizer_specs().items(), trainer.optimizers, strict=True)
         }
         self._new_gradient_norms()  # of a resumed run: they were logged before
 
     def on_train_batch_end(
         self,
         trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
+        algorithm: OfflineAlgorithm,
         outputs: Any,
         batch: Any,
         batch_idx: int,
     ) -> None:
         """Log learning rates and gradient norms, with one host sync per block."""
-        assert isinstance(pl_module, OfflineAlgorithm)
         if not trainer.loggers:
             return
+        main_step = algorithm.gradient_step - algorithm.main_start
         values = {
-            f"train/learning_rate_{name}": pl_module.scheduled_rate(spec)
+            f"train/learning_rate_{name}": spec.rate_at(main_step, algorithm.main_steps)
             for name, (spec, _) in self._optimizers.items()
         }
         values |= {f"train/gradient_norm_{name}": norm for name, norm in self._new_gradient_norms().items()}
-        pl_module.log_dict(values)
+        algorithm.block_metrics.update(values)
 
-    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Log histograms at each evaluation while training."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._show(trainer, pl_module)
+            self._show(trainer, algorithm)
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Log those of the final policy, and that the run is finished."""
-        self._show(trainer, pl_module)
+        self._show(trainer, algorithm)
         if not stop_requested(trainer):
             for writer in _writers(trainer):
-                _write_hyperparameters(writer, trainer, pl_module, finished=True)
+                _write_hyperparameters(writer, trainer, algorithm, finished=True)
                 writer.flush()
 
     # ---------------------------------------------------------------- the work
@@ -107,41 +108,40 @@ class TensorBoardDetails(lightning.Callback):
         self._steps = {name: step for name, (step, _) in zip(found, numbers, strict=True)}
         return new
 
-    def _show(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        assert isinstance(module, OfflineAlgorithm)
+    def _show(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         writers = _writers(trainer)
-        if not writers or stop_requested(trainer) or self._shown_step == module.gradient_step:
+        if not writers or stop_requested(trainer) or self._shown_step == algorithm.gradient_step:
             return
-        self._shown_step = module.gradient_step
+        self._shown_step = algorithm.gradient_step
         if not self._described:
             self._described = True
             for writer in writers:
-                _write_hyperparameters(writer, trainer, module, finished=False)
+                _write_hyperparameters(writer, trainer, algorithm, finished=False)
         if self.histograms and isinstance(trainer.train_dataloader, BlockSampler):
-            with evaluating(trainer, module):
-                self._show_histograms(writers, module, trainer.train_dataloader)
+            with evaluation_mode(trainer, algorithm):
+                self._show_histograms(writers, algorithm, trainer.train_dataloader)
 
     @torch.no_grad()
-    def _show_histograms(self, writers: list[SummaryWriter], module: OfflineAlgorithm, table: BlockSampler) -> None:
+    def _show_histograms(self, writers: list[SummaryWriter], algorithm: OfflineAlgorithm, table: BlockSampler) -> None:
         rows = torch.linspace(0, len(table.table) - 1, STATES, device=table.table.device).long()
         observations, data, *_ = torch.split(table.table[rows], list(table.widths), dim=-1)
-        generator = torch.Generator(device=module.device).manual_seed(module.gradient_step)
-        policy = module.sample_actions(observations, generator).clamp(-module.action_limit, module.action_limit)
+        generator = torch.Generator(device=algorithm.device).manual_seed(algorithm.gradient_step)
+        policy = algorithm.units.clamp(algorithm.sample_actions(observations, generator))
         actions = {"policy": policy} if self._data_shown else {"data": data, "policy": policy}
         self._data_shown = True
         shown: dict[str, Tensor] = {}
-        digits = len(str(module.action_dim - 1))  # TensorBoard sorts by letters
+        digits = len(str(algorithm.action_dim - 1))  # TensorBoard sorts by letters
         for whose, each in actions.items():
-            columns = (module.action_center + module.action_scale * each).unbind(-1)
+            columns = algorithm.units.restore_actions(each).unbind(-1)
             shown |= {f"histograms/action_{i:0{digits}d}_{whose}": column for i, column in enumerate(columns)}
         for whose, each in (("data", data), ("policy", policy)):
-            values = module.value_of(observations, each)
+            values = algorithm.value_of(observations, each)
             if values is not None:
                 shown[f"histograms/q_of_{whose}_actions"] = values
         for tag, values in shown.items():
             numbers = values.float().cpu().numpy()
             for writer in writers:
-                writer.add_histogram(tag, numbers, module.gradient_step)
+                writer.add_histogram(tag, numbers, algorithm.gradient_step)
 
 
 def _writers(trainer: lightning.Trainer) -> list[SummaryWriter]:
@@ -150,27 +150,27 @@ def _writers(trainer: lightning.Trainer) -> list[SummaryWriter]:
 
 
 def _write_hyperparameters(
-    writer: SummaryWriter, trainer: lightning.Trainer, module: lightning.LightningModule, *, finished: bool
+    writer: SummaryWriter, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, *, finished: bool
 ) -> None:
     # Not `log_hyperparams(params, metrics)`: that logs the metrics a second time. The table reads the curves' ends.
     from torch.utils.tensorboard.summary import hparams
 
-    experiment, start, end = hparams(hyperparameters(trainer, module), _final_scores(trainer))  # type: ignore[no-untyped-call]
+    experiment, start, end = hparams(hyperparameters(trainer, algorithm), _final_scores(trainer))  # type: ignore[no-untyped-call]
     file: Any = writer.file_writer
     for summary in (end,) if finished else (experiment, start):
         file.add_summary(summary)
 
 
-def hyperparameters(trainer: lightning.Trainer, module: lightning.LightningModule) -> dict[str, int | float | str]:
+def hyperparameters(trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> dict[str, int | float | str]:
     """Return what tells one run from another, in values that TensorBoard's table can sort and filter by."""
-    values: dict[str, Any] = {"algorithm": type(module).__name__, "max_steps": trainer.max_steps}
+    values: dict[str, Any] = {"algorithm": type(algorithm).__name__, "max_steps": trainer.max_steps}
     datamodule = trainer.datamodule  # type: ignore[attr-defined]
     if isinstance(datamodule, D4RLDataModule):
         options = ("dataset", "batch_size", "reward", "normalize_observations")
         values |= {name: getattr(datamodule, name) for name in options}
     # Lightning adds names of its own that begin with an underscore; the widths are the dataset's.
     left_out = ("_", "observation_dim", "action_dim")
-    values |= {name: each for name, each in module.hparams.items() if not name.startswith(left_out)}
+    values |= {name: each for name, each in flat(plain(algorithm.hparams)).items() if not name.startswith(left_out)}
     return {
         # a bool would be shown as 1.0000
         name: each if isinstance(each, (int, float, str)) and not isinstance(each, bool) else str(each).lower()

@@ -8,9 +8,10 @@ from typing import Any
 import lightning
 
 from lit_offrl.algorithms.base import OfflineAlgorithm
+from lit_offrl.callbacks.base import AlgorithmCallback
 
 
-class Throughput(lightning.Callback):
+class Throughput(AlgorithmCallback):
     """Measures gradient steps per second and the wall time of training and of evaluation, over all resumptions.
 
     Logs `time/gradient_steps_per_s` of each block. `RolloutEvaluation` reports its own time through `add_evaluation`.
@@ -23,27 +24,25 @@ class Throughput(lightning.Callback):
         self._mark = 0.0
         self._mark_step = 0
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Start the clock."""
-        assert isinstance(pl_module, OfflineAlgorithm)
-        self._mark, self._mark_step = time.perf_counter(), pl_module.gradient_step
+        self._mark, self._mark_step = time.perf_counter(), algorithm.gradient_step
 
     def on_train_batch_end(
         self,
         trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
+        algorithm: OfflineAlgorithm,
         outputs: Any,
         batch: Any,
         batch_idx: int,
     ) -> None:
         """Account for a block."""
-        assert isinstance(pl_module, OfflineAlgorithm)
         now = time.perf_counter()
-        steps, seconds = pl_module.gradient_step - self._mark_step, now - self._mark
+        steps, seconds = algorithm.gradient_step - self._mark_step, now - self._mark
         self.train_s += seconds
         self.steps += steps
-        self._mark, self._mark_step = now, pl_module.gradient_step
-        pl_module.log("time/gradient_steps_per_s", steps / max(seconds, 1e-9))
+        self._mark, self._mark_step = now, algorithm.gradient_step
+        algorithm.block_metrics["time/gradient_steps_per_s"] = steps / max(seconds, 1e-9)
 
     def add_evaluation(self, seconds: float) -> None:
         """Account for an evaluation that has just ended."""

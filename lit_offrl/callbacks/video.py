@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import lightning
 import numpy as np
@@ -14,16 +15,18 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 
 from lit_offrl.algorithms.base import OfflineAlgorithm
+from lit_offrl.callbacks.base import AlgorithmCallback, evaluation_mode
 from lit_offrl.callbacks.checkpoint import stop_requested
-from lit_offrl.callbacks.rollout import RolloutEvaluation, evaluating
+from lit_offrl.callbacks.rollout import RolloutEvaluation
 from lit_offrl.data.datamodule import D4RLDataModule
 from lit_offrl.envs.film import NoVideo, film
 from lit_offrl.envs.make import environment_for, make_env
 from lit_offrl.envs.rollout import Rollouts, StoppedEarly
-from lit_offrl.errors import UserError, require
+from lit_offrl.errors import UserError
+from lit_offrl.ranges import Range, checked
 
 
-class RolloutVideo(lightning.Callback):
+class RolloutVideo(AlgorithmCallback):
     """Films the policy after the final evaluation of `fit`, and in `validate` and `test`.
 
     The episodes start as the first of the evaluation do and stand side by side in `rollout.gif` of the run folder, and
@@ -35,31 +38,29 @@ class RolloutVideo(lightning.Callback):
 
     NAME = "rollout.gif"
 
-    def __init__(self, episodes: int = 0) -> None:
-        require(episodes >= 0, "video.episodes", "at least 0", episodes)
+    @checked("video")
+    def __init__(self, episodes: Annotated[int, Range(0, 100)] = 0) -> None:
         self.episodes = episodes
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Film the final policy."""
-        assert isinstance(pl_module, OfflineAlgorithm)
-        if pl_module.gradient_step >= trainer.max_steps:
-            self._film(trainer, pl_module)
+        if algorithm.gradient_step >= trainer.max_steps:
+            self._film(trainer, algorithm)
 
-    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Film the policy of the checkpoint."""
-        assert isinstance(pl_module, OfflineAlgorithm)
         if trainer.state.fn != "fit":
-            self._film(trainer, pl_module)
+            self._film(trainer, algorithm)
 
     on_test_epoch_end = on_validation_epoch_end
 
-    def _film(self, trainer: lightning.Trainer, module: OfflineAlgorithm) -> None:
+    def _film(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         if not self.episodes or not trainer.is_global_zero or stop_requested(trainer):
             return
         path = Path(trainer.default_root_dir) / self.NAME
         try:
-            with evaluating(trainer, module):
-                self._play(trainer, module, path)
+            with evaluation_mode(trainer, algorithm):
+                self._play(trainer, algorithm, path)
         except StoppedEarly:
             return
         except (NoVideo, UserError) as error:
@@ -67,9 +68,9 @@ class RolloutVideo(lightning.Callback):
             return
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                log_gif(logger, "video/rollout", path, module.gradient_step)
+                log_gif(logger, "video/rollout", path, algorithm.gradient_step)
 
-    def _play(self, trainer: lightning.Trainer, module: OfflineAlgorithm, path: Path) -> None:
+    def _play(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, path: Path) -> None:
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         evaluation = next((each for each in callbacks if isinstance(each, RolloutEvaluation)), None)
@@ -78,10 +79,10 @@ class RolloutVideo(lightning.Callback):
         environment, keys = environment_for(datamodule.info), datamodule.info.observation_keys
         seeds = range(evaluation.seed, evaluation.seed + self.episodes)
         played: list[list[NDArray[np.float32]]] = [[] for _ in seeds]
-        generator = torch.Generator(device=module.device).manual_seed(evaluation.seed + module.gradient_step)
+        generator = torch.Generator(device=algorithm.device).manual_seed(evaluation.seed + algorithm.gradient_step)
 
         def policy(observations: NDArray[np.float32], places: Sequence[int]) -> NDArray[np.float32]:
-            actions = module.act(torch.from_numpy(observations).to(module.device), generator)
+            actions = algorithm.act(torch.from_numpy(observations).to(algorithm.device), generator)
             chosen: NDArray[np.float32] = actions.float().cpu().numpy()
             for place, action in zip(places, chosen, strict=True):
                 played[place].append(action)

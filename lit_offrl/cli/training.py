@@ -23,7 +23,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from lit_offrl import algorithms
-from lit_offrl.algorithms.base import check_trainer
 from lit_offrl.callbacks.acceleration import Acceleration
 from lit_offrl.callbacks.bandit import BanditEvaluation
 from lit_offrl.callbacks.checkpoint import RunCheckpoint
@@ -42,6 +41,7 @@ from lit_offrl.errors import RunFailure, UserError, did_you_mean
 from lit_offrl.run_folder import RunFolder
 from lit_offrl.system.files import write_atomically
 from lit_offrl.system.ranks import launched_rank
+from lit_offrl.system.trainer import check_trainer
 
 T = TypeVar("T")
 
@@ -211,6 +211,8 @@ class OfflineCLI(LightningCLI):
                 f"{self.folder.path} holds a run already: go on with it (--ckpt_path last), start anew "
                 "(--overwrite true), or choose another --seed_everything or --trainer.default_root_dir"
             )
+        # Checks the options of the data, then downloads or collects the dataset if it is not here.
+        D4RLDataModule(**config.data.as_dict()).prepare_data()
         config.weights_only = True
         if self.subcommand in ("validate", "test"):
             config.verbose = False  # the line at the end says it all
