@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_offrl.networks import onednn
-
 DATASET = "offrl/pointmaze/umaze-v0"
 REPOSITORY = Path(__file__).parent.parent
 
@@ -31,12 +29,6 @@ def _no_files_left(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytes
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
     yield
     assert not [path.name for path in folder.iterdir() if path.is_file()]
-
-
-@pytest.fixture(autouse=True)
-def _products_as_found() -> Iterator[None]:
-    yield
-    onednn.use(rows=0)  # whoever trains or acts without a trainer leaves them to oneDNN
 
 
 @pytest.fixture(scope="session")

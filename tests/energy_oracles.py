@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from mixtures import ComponentQ, GaussianMixture
 from torch import Tensor, nn
 
-from lit_offrl.diffusion.mixtures import ComponentQ, GaussianMixture
 from lit_offrl.diffusion.schedules import VPSDE
-from lit_offrl.networks.at_observations import AtObservations
 
 SDE = VPSDE()
 
@@ -28,11 +27,6 @@ class ExactNoise(nn.Module):
     def __init__(self, mixture: GaussianMixture) -> None:
         super().__init__()
         self.mixture = mixture
-
-    def at(self, observations: Tensor) -> AtObservations:
-        return AtObservations(
-            observations, lambda time: (time,), lambda actions, time: self(actions, time, observations)
-        )
 
     def forward(self, actions: Tensor, time: Tensor, observations: Tensor) -> Tensor:
         time = time.expand(actions.shape[:-1]).to(self.mixture.means).flatten()
@@ -60,8 +54,5 @@ class GivenGradient(nn.Module):
         super().__init__()
         self.function = function
 
-    def gradient(self, observations: Tensor) -> AtObservations:
-        def gradient(actions: Tensor, time: Tensor) -> Tensor:
-            return self.function(actions, time[0].item())
-
-        return AtObservations(observations, lambda time: (time,), gradient)
+    def gradient(self, actions: Tensor, time: Tensor, observations: Tensor) -> Tensor:
+        return self.function(actions, time[0].item())

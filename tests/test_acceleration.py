@@ -24,7 +24,7 @@ from lit_offrl.callbacks.acceleration import Acceleration, CapturedUpdates, Comp
 from lit_offrl.callbacks.ema import EMATargets
 from lit_offrl.cli import main
 from lit_offrl.errors import UserError
-from lit_offrl.networks import bottleneck, energy_guidance
+from lit_offrl.networks import bottleneck, energy_guidance, gradients
 
 EVERY = [name for name in algorithms.__all__ if name != "OfflineAlgorithm"]
 # Small, and every kind of update within a few steps.
@@ -101,7 +101,7 @@ def test_replayed_updates_are_the_same(name: str):
 def test_updates_stay_on_their_device(name: str, monkeypatch: pytest.MonkeyPatch):
     """On a device without data: what mixes devices, or wants to see a value, fails there as it would on a GPU."""
     monkeypatch.setattr(optimizers, "adam_kernel", torch.ops.lit_offrl.adam)  # the kernel itself knows no such device
-    for module in (bottleneck, energy_guidance, energy_guided, aepo):
+    for module in (bottleneck, energy_guidance, gradients, energy_guided, aepo):
         monkeypatch.setattr(module, "full_precision", lambda like: nullcontext())  # nor does autocast
     algorithm = make(getattr(algorithms, name), "meta", **OPTIONS[name])
     rows, candidates = on("meta", batch()), torch.rand(STATES, 3, ACTION_DIM, device="meta")

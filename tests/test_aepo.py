@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from energy_oracles import ExactNoise, ExactQ, GivenGradient, scales, tensor
+from mixtures import ComponentQ, GaussianMixture, intermediate_energy
 from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, batch, double, load_tool, moved, nested, shake
 from torch import Tensor, nn
 
@@ -15,7 +16,6 @@ from lit_offrl.algorithms.aepo import energy_terms, expansion_point, posterior_m
 from lit_offrl.algorithms.loop import advance
 from lit_offrl.batch import Batch
 from lit_offrl.diffusion.denoisers import diffuse, epsilon_from_score
-from lit_offrl.diffusion.mixtures import ComponentQ, GaussianMixture, intermediate_energy
 from lit_offrl.errors import UserError
 
 TIMES = (0.001, 0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)

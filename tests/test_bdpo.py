@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from mixtures import eight_gaussians, intermediate_energy
 from tiny import nested, rate
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
@@ -14,7 +15,6 @@ from lit_offrl.algorithms import BDPO, BDPODeterministic, BDPOGaussian
 from lit_offrl.algorithms.loop import phase_at
 from lit_offrl.batch import Batch
 from lit_offrl.callbacks.ema import EMATargets
-from lit_offrl.diffusion.mixtures import eight_gaussians, intermediate_energy
 from lit_offrl.errors import UserError
 from lit_offrl.networks.policies import Dirac, Gaussian
 

@@ -13,9 +13,8 @@ import pytest
 import torch
 from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, load_tool, nested, shake
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_offrl import algorithms, native
+from lit_offrl import algorithms
 from lit_offrl.batch import Batch
 from lit_offrl.callbacks.ema import EMATargets
 
@@ -198,32 +197,6 @@ def test_reference_loop_acts_as_ours(loops: ModuleType, name: str, monkeypatch: 
     limit = algorithm.units.limit
     torch.testing.assert_close(loop.act(rows.observations).clamp(-limit, limit), ours, **ACTING_TOLERANCE)
     assert not draws
-
-
-class Namespaces(TorchDispatchMode):
-    """Notes where the operations come from that are called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen.add(func.namespace)
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.skipif(not native.available(), reason="no kernels could be compiled here")
-@pytest.mark.parametrize("name", PHASES)
-def test_reference_loops_do_without_our_kernels(loops: ModuleType, name: str):
-    algorithm, loop = prepare(loops, name)
-    with Namespaces() as ours:
-        algorithm.act(dataset().observations)
-    with Namespaces() as theirs:
-        for update in loop.phases().values():
-            update(dataset())
-        loop.act(dataset().observations)
-    assert "lit_offrl_native" in ours.seen
-    assert "lit_offrl_native" not in theirs.seen
 
 
 @pytest.fixture(scope="module")

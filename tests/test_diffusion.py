@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_offrl.diffusion.denoisers import EDMDenoiser
+from lit_offrl.diffusion.denoisers import EDMDenoiser, as_denoiser
 from lit_offrl.diffusion.samplers import sample_heun
-from lit_offrl.diffusion.schedules import LogLogisticNoise, karras_sigmas
+from lit_offrl.diffusion.schedules import LogLogisticNoise, edm_levels, karras_sigmas
 
 
 class Constant(nn.Module):
@@ -115,8 +115,9 @@ def test_heun_is_of_second_order_on_a_gaussian():
         # equal steps in log sigma; the last level is small but not 0, and its own contribution is solved exactly
         sigmas = torch.logspace(0, -2, n + 1, dtype=torch.float64)
         end = mean + (x - mean) * math.sqrt((std**2 + 1e-4) / (std**2 + 1.0))
-        errors.append((sample_heun(denoise, x, sigmas) - end).abs().max().item())
+        errors.append((sample_heun(as_denoiser(denoise, "x0"), x, edm_levels(sigmas)) - end).abs().max().item())
     slopes = [math.log2(a / b) for a, b in pairwise(errors)]
     assert slopes[-1] == pytest.approx(2, abs=0.15)
-    final = sample_heun(denoise, x, torch.cat([torch.logspace(0, -3, 65, dtype=torch.float64), torch.zeros(1)]))
+    sigmas = torch.cat([torch.logspace(0, -3, 65, dtype=torch.float64), torch.zeros(1)])
+    final = sample_heun(as_denoiser(denoise, "x0"), x, edm_levels(sigmas))
     torch.testing.assert_close(final, exact, atol=1e-3, rtol=0)

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_words
+from mixtures import GaussianMixture
 from tiny import nested
 from torch import Tensor, nn
 
 from lit_offrl.algorithms import DTQLKL
 from lit_offrl.batch import Batch
 from lit_offrl.cli import main
-from lit_offrl.diffusion.mixtures import GaussianMixture
 
 BATCH = Batch(
     observations=torch.tensor([[0.1, -0.2, 0.3], [0.5, 0.4, -0.1]]),

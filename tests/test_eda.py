@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from mixtures import GaussianMixture, eight_gaussians
 from tiny import (
     ACTION_DIM,
     OBSERVATION_DIM,
@@ -28,11 +29,9 @@ from lit_offrl.algorithms import EDA
 from lit_offrl.algorithms.critic_losses import expectile_loss, implicit_q_loss
 from lit_offrl.batch import Batch
 from lit_offrl.cli import main
-from lit_offrl.diffusion.mixtures import GaussianMixture, eight_gaussians
 from lit_offrl.diffusion.schedules import VPSDE
 from lit_offrl.errors import UserError
-from lit_offrl.networks.at_observations import AtObservations
-from lit_offrl.networks.bottleneck import BottleneckNetwork, silu_with_pullback
+from lit_offrl.networks.bottleneck import BottleneckNetwork
 from lit_offrl.networks.embeddings import FourierEmbedding
 
 
@@ -70,14 +69,14 @@ def network_and_inputs(observation_dim: int) -> tuple[BottleneckNetwork, tuple[T
 
 
 @pytest.mark.parametrize("observation_dim", [4, 0])
-def test_folded_value_and_written_out_gradient_equal_plain_autograd(loops: ModuleType, observation_dim: int):
+def test_value_and_gradient_equal_plain_autograd(loops: ModuleType, observation_dim: int):
     network, (actions, time, observations), masks = network_and_inputs(observation_dim)
     # float64: sums in another order
     torch.testing.assert_close(
         network(actions, time, observations), loops.plain_value(network, actions, time, observations)
     )
     for mask in (None, masks):
-        ours = network.gradient(observations, mask)(actions, time)
+        ours = network.gradient(actions, time, observations, mask)
 
         def drop(block: int, x: Tensor, mask: Tensor | None = mask) -> Tensor:
             return x if mask is None else x * mask[block]
@@ -85,7 +84,7 @@ def test_folded_value_and_written_out_gradient_equal_plain_autograd(loops: Modul
         reference = loops.plain_gradient(network, actions, time, observations, drop)
         torch.testing.assert_close(ours, reference, rtol=1e-12, atol=1e-12)
         with torch.no_grad():
-            without_graph = network.gradient(observations, mask)(actions, time)
+            without_graph = network.gradient(actions, time, observations, mask)
         assert not without_graph.requires_grad
         torch.testing.assert_close(without_graph, reference.detach(), rtol=1e-12, atol=1e-12)
         loss, reference_loss = (each.sin().sum() for each in (ours, reference))
@@ -117,38 +116,30 @@ def test_network_broadcasts_states_over_candidates():
     network, (actions, time, observations), _ = network_and_inputs(4)
     candidates = torch.stack([actions, 2 * actions], dim=1)
     values = network(candidates, time[:, None], observations[:, None])
-    gradients = network.gradient(observations[:, None])(candidates, time[:, None])
+    gradients = network.gradient(candidates, time[:, None], observations[:, None])
     for k in range(2):
         torch.testing.assert_close(values[:, k], network(candidates[:, k], time, observations))
-        torch.testing.assert_close(gradients[:, k], network.gradient(observations)(candidates[:, k], time))
+        torch.testing.assert_close(gradients[:, k], network.gradient(candidates[:, k], time, observations))
 
 
 def test_network_keeps_full_precision_under_autocast():
     torch.manual_seed(1)
     network, actions, time, observations = BottleneckNetwork(3, 4), torch.randn(6, 3), torch.rand(6), torch.randn(6, 4)
-    expected = network(actions, time, observations), network.gradient(observations)(actions, time)
+    expected = network(actions, time, observations), network.gradient(actions, time, observations)
     with torch.autocast("cpu", torch.bfloat16):
-        ours = network(actions, time, observations), network.gradient(observations)(actions, time)
+        ours = network(actions, time, observations), network.gradient(actions, time, observations)
     assert all(torch.equal(one, two) for one, two in zip(ours, expected, strict=True))
-
-
-def test_slope_of_silu_is_differentiable():
-    u = torch.linspace(-20, 20, 23, dtype=torch.float64).requires_grad_()
-
-    def value_and_slope(u: Tensor) -> tuple[Tensor, Tensor]:
-        value, pullback = silu_with_pullback(u)
-        return value, pullback(torch.ones_like(u))
-
-    assert torch.autograd.gradcheck(value_and_slope, (u,))
-    torch.testing.assert_close(value_and_slope(u)[0], F.silu(u))
 
 
 def test_parameters_are_those_of_the_authors():
     network = BottleneckNetwork(3, 11)
     # theirs less the unused shortcuts; the frequencies, which are no parameters here; and the bias of the head
     assert sum(p.numel() for p in network.parameters()) == 1_845_971 - 197_376 - 16 - 3
-    assert network.widths == (128, 32, 96)
-    assert BottleneckNetwork(2, 0).widths == (224, 32, 0)
+    assert network.state is not None
+    assert (network.action.out_features, network.time[-1].out_features, network.state.out_features) == (128, 32, 96)
+    without = BottleneckNetwork(2, 0)
+    assert without.state is None
+    assert (without.action.out_features, without.time[-1].out_features) == (224, 32)
 
 
 def test_rows_of_the_head_move_in_lockstep():
@@ -570,11 +561,8 @@ class ExactDensity(nn.Module):
     def forward(self, actions: Tensor, time: Tensor, observations: Tensor) -> Tensor:
         return self.diffused(time).log_density(actions)
 
-    def gradient(self, observations: Tensor) -> AtObservations:
-        def gradient(actions: Tensor, time: Tensor) -> Tensor:
-            return self.diffused(time).score(actions)
-
-        return AtObservations(observations, lambda time: (time,), gradient)
+    def gradient(self, actions: Tensor, time: Tensor, observations: Tensor) -> Tensor:
+        return self.diffused(time).score(actions)
 
 
 class Corrected(nn.Module):
@@ -588,13 +576,9 @@ class Corrected(nn.Module):
     def forward(self, actions: Tensor, time: Tensor, observations: Tensor) -> Tensor:
         return self.exact(actions, time, observations) + self.network(actions, time, observations)
 
-    def gradient(self, observations: Tensor) -> AtObservations:
-        parts = [each.gradient(observations) for each in (self.exact, self.network)]
-
-        def gradient(actions: Tensor, time: Tensor) -> Tensor:
-            return parts[0](actions, time) + parts[1](actions, time)
-
-        return AtObservations(observations, lambda time: (time,), gradient)
+    def gradient(self, actions: Tensor, time: Tensor, observations: Tensor) -> Tensor:
+        inputs = actions, time, observations
+        return self.exact.gradient(*inputs) + self.network.gradient(*inputs)
 
 
 class LabelOfTheNearestMode(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from energy_oracles import ExactNoise, GivenGradient, scales, tensor
+from mixtures import ComponentQ, GaussianMixture, intermediate_energy
 from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, batch, double, moved, nested, shake
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,7 +13,6 @@ from torch.nn import functional as F
 from lit_offrl.algorithms import AEPO, QGPO
 from lit_offrl.algorithms.critic_losses import conservative_penalty, in_support_value
 from lit_offrl.algorithms.energy_guided import rescaled
-from lit_offrl.diffusion.mixtures import ComponentQ, GaussianMixture, intermediate_energy
 from lit_offrl.errors import UserError
 from lit_offrl.networks.energy_guidance import EnergyNetwork, NoiseNetwork
 
@@ -46,7 +46,7 @@ def inputs(observation_dim: int = 4) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("observation_dim", [4, 0])
 @pytest.mark.parametrize("layers", [3, 4])
-def test_written_out_gradient_of_the_energy_is_that_of_autograd(observation_dim: int, layers: int):
+def test_gradient_of_the_energy_is_that_of_autograd(observation_dim: int, layers: int):
     actions, time, observations = inputs(observation_dim)
     network = EnergyNetwork(3, observation_dim, hidden_dim=16, layers=layers).double()
     shake(network)
@@ -55,7 +55,7 @@ def test_written_out_gradient_of_the_energy_is_that_of_autograd(observation_dim:
     assert expected.abs().max() > 1e-3
     for grad_enabled in (True, False):
         with torch.set_grad_enabled(grad_enabled):
-            ours = network.gradient(observations)(actions, time)
+            ours = network.gradient(actions, time, observations)
         assert ours.requires_grad == grad_enabled
         torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-14)  # float64: sums in another order
 
@@ -84,8 +84,8 @@ def test_networks_broadcast_states_over_actions(observation_dim: int):
         # float64: sums in another order
         torch.testing.assert_close(energy(many, *shared)[:, k], energy(*row))
         torch.testing.assert_close(noise(many, *shared)[:, k], noise(*row))
-        gradient = energy.gradient(observations[:, None])(many, time[:, None])[:, k]
-        torch.testing.assert_close(gradient, energy.gradient(observations)(many[:, k], time))
+        gradient = energy.gradient(many, *shared)[:, k]
+        torch.testing.assert_close(gradient, energy.gradient(*row))
 
 
 def test_noise_network_is_qgpos_layer_by_layer():
@@ -116,9 +116,9 @@ def test_noise_network_needs_widths_that_halve_twice():
 def test_energy_keeps_full_precision_under_autocast():
     torch.manual_seed(1)
     network, actions, time, observations = EnergyNetwork(3, 4), torch.randn(6, 3), torch.rand(6), torch.randn(6, 4)
-    expected = network(actions, time, observations), network.gradient(observations)(actions, time)
+    expected = network(actions, time, observations), network.gradient(actions, time, observations)
     with torch.autocast("cpu", torch.bfloat16):
-        ours = network(actions, time, observations), network.gradient(observations)(actions, time)
+        ours = network(actions, time, observations), network.gradient(actions, time, observations)
     assert all(torch.equal(one, two) for one, two in zip(ours, expected, strict=True))
 
 

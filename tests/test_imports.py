@@ -1,6 +1,7 @@
 """The import rule: data flows one way, and the light commands stay light."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "lit_offrl"
 COMMON = {"errors", "batch", "ranges", "system"}
 ALLOWED = {  # room -> rooms of the package it may import, besides itself
-    "native": set(),
-    "networks": {"native"},
+    "networks": set(),
     "diffusion": set(),
     "data": COMMON,
     "envs": {"data", "run_folder", *COMMON},
@@ -80,11 +80,16 @@ def test_nobody_but_main_imports_the_command_line():
 def test_the_package_imports_on_every_system():
     unix_only = {"fcntl", "grp", "posix", "pwd", "resource", "termios"}
     for path in PACKAGE.rglob("*.py"):
-        if path.parent.name != "native":  # Linux only
-            nodes = [*ast.walk(ast.parse(path.read_text()))]
-            names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-            names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
-            assert not names & unix_only, path.name
+        nodes = [*ast.walk(ast.parse(path.read_text()))]
+        names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+        assert not names & unix_only, path.name
+
+
+def test_a_wheel_has_every_room():
+    rooms = [path.parent.relative_to(PACKAGE.parent) for path in PACKAGE.rglob("__init__.py")]
+    named = re.findall(r'^ {4}"(lit_offrl[.\w]*)",$', (PACKAGE.parent / "pyproject.toml").read_text(), re.MULTILINE)
+    assert sorted(named) == sorted([".".join(room.parts) for room in rooms] + ["lit_offrl.conf"])
 
 
 @pytest.mark.parametrize(

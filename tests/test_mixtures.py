@@ -4,18 +4,18 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
-from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
-from torch.func import grad, hessian, vmap
-
-from lit_offrl.diffusion.denoisers import x0_from_score
-from lit_offrl.diffusion.mixtures import (
+from mixtures import (
     ComponentQ,
     GaussianMixture,
     eight_gaussians,
     intermediate_energy,
     twenty_five_gaussians,
 )
+from torch import Tensor
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+from torch.func import grad, hessian, vmap
+
+from lit_offrl.diffusion.denoisers import x0_from_score
 from lit_offrl.diffusion.schedules import VPSDE
 
 BETA = 1.7

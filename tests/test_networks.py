@@ -6,7 +6,7 @@ from torch import nn
 
 from lit_offrl.networks.critics import EnsembleQ, ValueNetwork
 from lit_offrl.networks.embeddings import SinusoidalEmbedding
-from lit_offrl.networks.mlp import Mish, mlp
+from lit_offrl.networks.mlp import Mish
 from lit_offrl.networks.policies import DiffusionMLP, TanhGaussian, TanhGaussianPolicy
 
 
@@ -99,29 +99,11 @@ def test_log_density_by_hand():
     assert border.item() == pytest.approx(-0.5 * 3.8**2 - 0.5 * math.log(2 * math.pi), rel=1e-3)
 
 
-def test_few_rows_are_computed_as_one_product_with_the_same_result(monkeypatch: pytest.MonkeyPatch):
+def test_q_networks_broadcast_states_over_actions():
     torch.manual_seed(0)
-    layers, observations, actions = mlp((3 + 2, 8, 1)), torch.randn(4, 1, 3), torch.randn(4, 5, 2)
-    as_one = layers(observations, actions)
-    monkeypatch.setattr("lit_offrl.networks.mlp.FEW_ROWS", 0)
-    in_blocks = layers(observations, actions)
-    torch.testing.assert_close(as_one, in_blocks, rtol=0, atol=1e-6)  # float32: sums in another order
-
-
-def test_the_folded_entrance_changes_nothing():
-    torch.manual_seed(0)
-    network = DiffusionMLP(5, 3, hidden_dim=32, embedding_dim=4).double()
-    inputs = [torch.randn(40, 3), torch.rand(40), torch.randn(40, 5)]  # more rows than inputs, 12
-    many = [each.double().requires_grad_() for each in inputs]
-    few = [each.double().requires_grad_() for each in inputs]
-    folded = network(*many)
-    plain = torch.cat([network(*rows) for rows in zip(*(each.split(10) for each in few), strict=True)])
-    torch.testing.assert_close(folded, plain, rtol=1e-12, atol=1e-12)
-    weights = list(network.parameters())
-    noise = torch.randn_like(folded)
-    ours, expected = (
-        torch.autograd.grad((output * noise).sum(), [*weights, given[0]], materialize_grads=True)
-        for output, given in ((folded, many), (plain, few))
-    )
-    for one, two in zip(ours, expected, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
+    network, observations, actions = EnsembleQ(3, 2, (8, 8)).double(), torch.randn(4, 3), torch.randn(4, 5, 2)
+    observations, actions = observations.double(), actions.double()
+    values = network(observations[:, None], actions)
+    assert values.shape == (2, 4, 5)
+    for k in range(5):
+        torch.testing.assert_close(values[..., k], network(observations, actions[:, k]))

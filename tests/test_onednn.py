@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from test_contract import ALGORITHMS, BATCH_SIZE, OBSERVATION_DIM, batch, make
+from test_contract import ALGORITHMS, batch, make
 from torch import Tensor, nn
 
-from lit_offrl.algorithms import AEPO, OfflineAlgorithm
+from lit_offrl.algorithms import OfflineAlgorithm
 from lit_offrl.cli import main
-from lit_offrl.networks import onednn
+from lit_offrl.system import onednn
+from lit_offrl.system.onednn import products_by_onednn
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this build of PyTorch comes without oneDNN"
@@ -30,9 +31,23 @@ LAYOUTS: dict[str, Callable[[int, int], Tensor]] = {
 def _everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the processor, and for products of all sizes."""
     monkeypatch.setattr(onednn, "is_faster", lambda: True)
-    for name in ("FEWEST_ROWS", "FEWEST_COLUMNS", "FEWEST_MULTIPLICATIONS"):
+    for name in ("FEWEST_COLUMNS", "FEWEST_MULTIPLICATIONS"):
         monkeypatch.setattr(onednn, name, 0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows of the products that oneDNN computes, in their order."""
+    seen: list[int] = []
+    product = onednn._product
+
+    def noted(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+        seen.append(len(a))
+        return product(a, b, bias)
+
+    monkeypatch.setattr(onednn, "_product", noted)
+    return seen
 
 
 @pytest.mark.parametrize("first", LAYOUTS)
@@ -54,8 +69,8 @@ def test_products_of_all_layouts(first: str, second: str):
         ]
 
     expected = results()
-    onednn.use(rows=17)
-    ours = results()
+    with products_by_onednn():
+        ours = results()
     for one, two in zip(ours, expected, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)  # float32: sums of 24 in another order
 
@@ -64,8 +79,8 @@ def test_products_of_all_layouts(first: str, second: str):
 def test_other_types_are_left_to_pytorch(dtype: torch.dtype):
     a, b, c = (torch.randint(-4, 4, shape).to(dtype) for shape in ((5, 7), (7, 3), (3,)))
     expected = torch.mm(a, b), torch.addmm(c, a, b)
-    onednn.use(rows=5)
-    ours = torch.mm(a, b), torch.addmm(c, a, b)
+    with products_by_onednn():
+        ours = torch.mm(a, b), torch.addmm(c, a, b)
     assert all(torch.equal(one, two) for one, two in zip(ours, expected, strict=True))
 
 
@@ -74,64 +89,77 @@ def test_small_and_empty_matrices(m: int, k: int, n: int, monkeypatch: pytest.Mo
     monkeypatch.setattr(onednn, "FEWEST_COLUMNS", 2)
     a, b, c = torch.randn(m, k), torch.randn(k, n), torch.randn(n)
     expected = torch.mm(a, b), torch.addmm(c, a, b)
-    onednn.use(rows=m)
-    ours = torch.mm(a, b), torch.addmm(c, a, b)
+    with products_by_onednn():
+        ours = torch.mm(a, b), torch.addmm(c, a, b)
     for one, two in zip(ours, expected, strict=True):
         torch.testing.assert_close(one, two)
 
 
 def test_wrong_shapes_are_refused():
-    onednn.use(rows=4)
-    with pytest.raises(RuntimeError):
+    with products_by_onednn(), pytest.raises(RuntimeError):
         torch.mm(torch.randn(4, 3), torch.randn(4, 3))
 
 
-def test_products_are_pytorchs_again_when_few_rows_come(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(onednn, "FEWEST_ROWS", 16)
+def test_products_are_pytorchs_again_afterwards(products: list[int]):
     a, b = torch.randn(64, 640), torch.randn(640, 64)
     before = a.mm(b)
     for _ in range(2):
-        onednn.use(rows=16)
-        onednn.use(rows=64)
-        assert not torch.equal(a.mm(b), before)  # the order of 640 terms is another
-        onednn.use(rows=15)
+        with products_by_onednn():
+            assert not torch.equal(a.mm(b), before)  # the order of 640 terms is another
         assert torch.equal(a.mm(b), before)
+    assert products == [64, 64]
 
 
-def test_acting_and_training_choose_by_their_rows(monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., list[str]]):
-    chosen: list[int] = []
-    monkeypatch.setattr(onednn, "use", lambda rows: chosen.append(rows))
-    assert main(tiny("--evaluation.num_envs=2", "--model.init_args.candidates=5")) == 0
-    assert chosen[-1] == 0
-    assert {8, 5, 10} <= set(chosen)  # minibatches; one and two states with five candidates
+def test_nothing_changes_where_onednn_is_not_faster(monkeypatch: pytest.MonkeyPatch, products: list[int]):
+    monkeypatch.setattr(onednn, "is_faster", lambda: False)
+    with products_by_onednn():
+        torch.mm(torch.randn(64, 640), torch.randn(640, 64))
+    assert products == []
 
 
-def test_few_rows_take_one_thread(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(onednn, "FEWEST_ROWS", 16)
-    algorithm, seen = make(AEPO), []
-    monkeypatch.setattr(algorithm, "sample_each", lambda rows, *_: seen.append(torch.get_num_threads()) or rows[:, :3])
-    torch.set_num_threads(2)
-    try:
-        for rows in (15, 16):
-            algorithm.act(torch.zeros(rows, OBSERVATION_DIM))
-            assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(1)
-    assert seen == [1, 2]
+def test_the_training_command_uses_onednn_and_leaves_nothing_behind(
+    tiny: Callable[..., list[str]], products: list[int]
+):
+    assert main(tiny("--evaluation.enabled=false")) == 0
+    assert 8 in products  # the rows of a minibatch
+    products.clear()
+    torch.mm(torch.randn(8, 8), torch.randn(8, 8))
+    assert products == []
+
+
+def test_compiled_functions_use_onednn(products: list[int]):
+    network = nn.Linear(24, 9)
+
+    def gradients(x: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(network(x).square().sum(), tuple(network.parameters()))
+
+    x = torch.randn(17, 24)
+    expected = gradients(x)
+    with products_by_onednn(), torch._dynamo.config.patch(trace_autograd_ops=True):
+        compiled = torch.compile(gradients, fullgraph=True)
+        compiled(x)
+        products.clear()
+        ours = compiled(x)
+    assert len(products) == 2  # the output, and the gradient of the weight
+    for one, two in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("cls", ALGORITHMS)
-def test_updates_are_the_same(cls: type[OfflineAlgorithm]):
+def test_updates_are_the_same(cls: type[OfflineAlgorithm], products: list[int]):
     """One update, in float32: gradients, and through Adam's first step whatever they are, agree to rounding."""
 
-    def gradients(rows: int) -> list[Tensor]:
+    def gradients() -> list[Tensor]:
         algorithm, seen = make(cls), []
         algorithm.reduce_gradients = lambda each: seen.extend(g.clone() for g in each) or each
-        onednn.use(rows)
         algorithm.advance(batch())
         return seen
 
-    plain, ours = gradients(-1), gradients(BATCH_SIZE)
+    plain = gradients()
+    assert products == []
+    with products_by_onednn():
+        ours = gradients()
+    assert products
     assert len(plain) == len(ours) > 0
     for one, two in zip(ours, plain, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from energy_oracles import ExactNoise, ExactQ, scales, tensor
+from mixtures import ComponentQ, GaussianMixture, eight_gaussians, intermediate_energy
 from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, batch, moved, nested, shake
 from torch import Tensor, nn
 
@@ -14,7 +15,6 @@ from lit_offrl.algorithms import QGPO
 from lit_offrl.algorithms.qgpo import contrastive_loss
 from lit_offrl.algorithms.vp_diffusion import VPDiffusion
 from lit_offrl.batch import Batch
-from lit_offrl.diffusion.mixtures import ComponentQ, GaussianMixture, eight_gaussians, intermediate_energy
 
 
 def make(**options: object) -> QGPO:
@@ -121,7 +121,7 @@ def test_dps_is_the_gradient_of_q_at_the_denoised_action():
     algorithm.behavior, algorithm.target_q = ExactNoise(mixture), ExactQ(q)
     noisy, time = torch.randn(6, 2).double(), torch.full((6,), 0.4, dtype=torch.float64)
     with torch.inference_mode():  # in which Lightning evaluates
-        ours = algorithm.energy_gradient(torch.zeros(6, OBSERVATION_DIM).double())(noisy, time)
+        ours = algorithm.energy_gradient(noisy, time, torch.zeros(6, OBSERVATION_DIM).double())
     expected = intermediate_energy(mixture, q, 2.0, noisy, *scales(0.4))[1]
     torch.testing.assert_close(ours, expected, rtol=1e-10, atol=0)
 
@@ -193,7 +193,7 @@ def test_cep_learns_the_exact_energy_and_its_gradient(trained, time: float):
     times, nothing = torch.full((2000,), time), torch.zeros(2000, 1)
     with torch.no_grad():
         ours = algorithm.energy(x.float(), times, nothing).double()
-        slope = algorithm.energy.gradient(nothing)(x.float(), times).double()
+        slope = algorithm.energy.gradient(x.float(), times, nothing).double()
     error = (ours - ours.mean()) - (value - value.mean())  # f is free to have a constant of its own at each time
     # What 2,000 small steps leave: measured 0.08, 0.10, 0.12 and 0.14; less than twice that.
     assert error.std() < 0.22 * value.std()

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import vmap
 
 from lit_offrl.diffusion.schedules import (
     VPSDE,
@@ -14,7 +14,6 @@ from lit_offrl.diffusion.schedules import (
     edm_levels,
     karras_sigmas,
     posterior_coefficients,
-    singlestep_orders,
 )
 
 TIMES = torch.logspace(-5, 0, 101, dtype=torch.float64)
@@ -55,27 +54,6 @@ def test_single_precision_is_enough_near_zero():
     assert (cancelled[0] - 1).abs().item() > 0.02  # what expm1 avoids
 
 
-def test_half_log_snr_and_its_inverse():
-    sde = VPSDE()
-    half_log_snr = sde.half_log_snr(TIMES)
-    assert (half_log_snr.diff() < 0).all()
-    torch.testing.assert_close(half_log_snr, (sde.alpha(TIMES) / sde.sigma(TIMES)).log(), rtol=0, atol=1e-13)
-    torch.testing.assert_close(sde.time(half_log_snr), TIMES, rtol=1e-13, atol=0)
-    single = TIMES.float()  # an error of 2e-7 in lambda ~ 6 moves ln t by about as much times two
-    torch.testing.assert_close(sde.time(sde.half_log_snr(single)), single, rtol=1e-5, atol=0)
-
-
-def test_drift_and_diffusion_belong_to_the_transition_kernel():
-    # dx = f x dt + g dw has d ln alpha / dt = f and d sigma^2 / dt = 2 f sigma^2 + g^2
-    sde = VPSDE()
-    log_alpha_rate = vmap(grad(sde.log_alpha))(TIMES)
-    variance_rate = vmap(grad(lambda t: sde.sigma(t) ** 2))(TIMES)
-    f, g = sde.drift(TIMES), sde.diffusion(TIMES)
-    torch.testing.assert_close(f, log_alpha_rate, rtol=1e-12, atol=0)
-    # at t = 1 the left side is what is left of 20 - 20 after cancelling all but alpha^2 = 4e-5 of it
-    torch.testing.assert_close(2 * f * sde.sigma(TIMES) ** 2 + g**2, variance_rate, rtol=1e-10, atol=0)
-
-
 # ---------------------------------------------------------------- nodes of samplers
 
 
@@ -87,49 +65,6 @@ def test_nodes_uniform_in_time_are_those_of_eda():
     assert times[1] == pytest.approx(0.9334, abs=1e-10)  # 1 - 0.999 / 15
     assert times[14] == pytest.approx(0.0676, abs=1e-10)
     assert all(a - b == pytest.approx(0.0666, rel=1e-12) for a, b in pairwise(times))
-    assert VPSDE().levels(15, singlestep_order=2) == levels
-
-
-def test_nodes_uniform_in_log_snr():
-    levels = VPSDE().levels(20, "log_snr")
-    steps = [b.half_log_snr - a.half_log_snr for a, b in pairwise(levels)]
-    assert all(step == pytest.approx(steps[0], rel=1e-10) for step in steps)
-    assert (levels[0].time, levels[-1].time) == (pytest.approx(1), pytest.approx(1e-3))
-
-
-def test_single_steps_are_uniform_in_log_snr_and_divided_evenly():
-    # 8 evaluations of order 3 make the steps 3, 3, 2: thirds, thirds, halves of one step
-    nodes = torch.tensor([level.half_log_snr for level in VPSDE().levels(8, "log_snr", singlestep_order=3)])
-    step = (nodes[-1] - nodes[0]) / 3
-    expected = torch.tensor([1 / 3] * 6 + [1 / 2] * 2) * step
-    torch.testing.assert_close(nodes.diff(), expected, rtol=1e-5, atol=0)  # nodes are read in float32 here
-
-
-@pytest.mark.parametrize(
-    ("evaluations", "order", "expected"),
-    [
-        (15, 2, (2,) * 7 + (1,)),  # EDA, QGPO, AEPO
-        (14, 2, (2,) * 7),
-        (15, 3, (3, 3, 3, 3, 2, 1)),
-        (16, 3, (3,) * 5 + (1,)),
-        (17, 3, (3,) * 5 + (2,)),
-        (3, 3, (2, 1)),
-        (1, 3, (1,)),
-        (4, 1, (1,) * 4),
-    ],
-)
-def test_orders_of_single_steps(evaluations: int, order: int, expected: tuple[int, ...]):
-    assert singlestep_orders(evaluations, order) == expected
-    assert sum(expected) == evaluations
-
-
-def test_impossible_orders_are_refused():
-    with pytest.raises(ValueError, match="got 4 and 5"):
-        singlestep_orders(5, 4)
-    with pytest.raises(ValueError, match="got 0 and 5"):
-        singlestep_orders(5, 0)
-    with pytest.raises(ValueError, match="got 2 and 0"):
-        singlestep_orders(0, 2)
 
 
 def test_edm_levels_end_clean():
@@ -145,7 +80,9 @@ def test_discrete_chain_is_the_table_of_bdpo():
     chain = DiscreteVP()
     bar = chain.alphas**2
     weight = chain.betas / (2 * (1 - chain.betas) * (1 - bar))
-    columns = (chain.betas, bar, chain.posterior_variances, chain.posterior_clean, chain.posterior_noisy, weight)
+    above, below = (chain.alphas[1:], chain.sigmas[1:]), (chain.alphas[:-1], chain.sigmas[:-1])
+    variances = torch.cat([torch.zeros(1), posterior_coefficients(*above, *below)[2]])
+    columns = (chain.betas, bar, variances, chain.posterior_clean, chain.posterior_noisy, weight)
     for n, row in BDPO.items():
         for column, printed in zip(columns, row, strict=True):
             assert column[n].item() == pytest.approx(printed, abs=1e-4 if column is weight else 1e-5)
@@ -181,7 +118,8 @@ def test_posterior_follows_from_bayes_rule():
     clean = variance * chain.alphas[n - 1].double() / prior
     noisy = variance * (1 - beta).sqrt() / beta
     exact = {"rtol": 1e-5, "atol": 0.0, "check_dtype": False}  # float32 tables
-    torch.testing.assert_close(chain.posterior_variances[n], variance, **exact)
+    tables = chain.alphas[n], chain.sigmas[n], chain.alphas[n - 1], chain.sigmas[n - 1]
+    torch.testing.assert_close(posterior_coefficients(*tables)[2], variance, **exact)
     torch.testing.assert_close(chain.posterior_clean[n], clean, **exact)
     torch.testing.assert_close(chain.posterior_noisy[n], noisy, **exact)
     x0, x = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0))
@@ -219,8 +157,8 @@ def test_schedules_compile_in_one_graph_and_vectorize():
     sde, chain = VPSDE(), DiscreteVP()
 
     def everything(t: Tensor, n: Tensor, x: Tensor) -> Tensor:
-        continuous = sde.alpha(t) + sde.sigma(t) + sde.half_log_snr(t) + sde.time(sde.half_log_snr(t))
-        discrete = chain.alpha(n) + chain.sigma(n) + chain.posterior_variances[n]
+        continuous = sde.alpha(t) + sde.sigma(t)
+        discrete = chain.alpha(n) + chain.sigma(n) + chain.betas[n]
         return (continuous + discrete)[:, None] + chain.posterior_mean(x, 2 * x, n)
 
     t, n = torch.linspace(0.1, 1, 5), torch.arange(1, 6)

@@ -16,10 +16,9 @@ as in training. Lightning's loop, loggers and callbacks are left out; they act o
 Data are random numbers of the shape of a task.
 
 FLOPs are those of matrix products, by PyTorch's counter. "GEMM" is their rate as a share of that of a product of two
-matrices of 1024 x 1024 by the faster of the two libraries for it (`networks/onednn.py`), measured in the same run: at
-100% nothing but matrix products would be left. Memory is by how much the peak of resident memory grows while a process
-that has imported everything and holds the dataset builds networks and optimizers and runs the row once, each in a fork
-of its own (on a GPU, the peak of allocated memory).
+matrices of 1024 x 1024, measured in the same run: at 100% nothing but matrix products would be left. Memory is by how
+much the peak of resident memory grows while a process that has imported everything and holds the dataset builds
+networks and optimizers and runs the row once, each in a fork of its own (on a GPU, the peak of allocated memory).
 
 `--scaling` measures the last phase of the algorithms against the batch size, BDPO's against the ensemble, and loading
 against the size of the dataset, instead.
@@ -36,6 +35,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import count
@@ -48,7 +48,7 @@ from reference_loops import LOOPS, EDALoop, ReferenceLoop
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from lit_offrl import algorithms, native
+from lit_offrl import algorithms
 from lit_offrl.algorithms import AEPO, EDA, QGPO, OfflineAlgorithm
 from lit_offrl.algorithms.eda import Labels
 from lit_offrl.algorithms.loop import run_eagerly, train_block
@@ -58,8 +58,8 @@ from lit_offrl.batch import Batch
 from lit_offrl.callbacks.acceleration import CapturedUpdates, CompiledUpdates
 from lit_offrl.callbacks.ema import EMATargets
 from lit_offrl.data.transitions import BlockSampler
-from lit_offrl.networks import onednn
 from lit_offrl.system.memory import keep_freed_memory
+from lit_offrl.system.onednn import products_by_onednn
 
 SHAPES = {"hopper": (11, 3), "walker2d": (17, 6), "antmaze": (29, 8)}  # widths of observations and actions
 TRANSITIONS = 100_000
@@ -553,7 +553,6 @@ def gemm_rate(device: str, size: int = 1024) -> float:
     """Return the FLOPs per second of a product of two matrices of `size` x `size`, the best of several."""
     a, b = torch.randn(2, size, size, device=device)
     taken = []
-    onednn.use(rows=size)
     for _ in range(12):
         started = now(device)
         a @ b
@@ -633,11 +632,11 @@ def measure(rows: Sequence[Row], rounds: int, device: str) -> list[Result]:
             for _ in range(WARM_UP):
                 work()
     for _ in range(rounds):
-        for work, result in zip(works, results, strict=True):
-            onednn.use(rows=0)  # ours take it up by themselves
+        for row, work, result in zip(rows, works, results, strict=True):
             time.sleep(REST)
             started = now(device)
-            lap = work()
+            with products_by_onednn() if row.variant in VARIANTS else nullcontext():  # ours, as in training
+                lap = work()
             result.seconds.append((now(device) - started) / lap.units)
             for name, seconds in lap.parts.items():
                 result.parts[name].append(seconds / lap.units)
@@ -833,7 +832,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parse(arguments)
     if not given.default_allocator:
         keep_freed_memory()
-    native.available()  # before anything is measured, and for all that is forked from here
     rows = all_rows(given)
     results = measure(rows, given.rounds, given.device)
     gemm = gemm_rate(given.device)

@@ -20,12 +20,12 @@ import math
 from collections.abc import Callable
 
 import torch
+from mixtures import ComponentQ, GaussianMixture, intermediate_energy
 from torch import Tensor
 
 from lit_offrl.algorithms.aepo import energy_terms, posterior_variance
 from lit_offrl.algorithms.qgpo import contrastive_loss
 from lit_offrl.diffusion.denoisers import diffuse, epsilon_from_score
-from lit_offrl.diffusion.mixtures import ComponentQ, GaussianMixture, intermediate_energy
 from lit_offrl.diffusion.schedules import VPSDE
 from lit_offrl.networks.energy_guidance import EnergyNetwork
 
@@ -125,7 +125,7 @@ def relative_errors(name: str, beta: float, samples: int, steps: int, seed: int)
         if network is not None:
             times = torch.full((samples,), time)
             with torch.no_grad():
-                guidance["CEP, learned"] = network.gradient(points.float())(points.float(), times).double()
+                guidance["CEP, learned"] = network.gradient(points.float(), times, points.float()).double()
         truth = exact_gradient(q, beta, points, time)
         mean_length = torch.linalg.vector_norm(truth, dim=-1).mean()
         table.setdefault("exact, its mean length", []).append(mean_length.item())

@@ -28,8 +28,8 @@ from lit_offrl.batch import Batch
 from lit_offrl.networks.bottleneck import BottleneckNetwork
 from lit_offrl.networks.critics import DiffusionValue
 from lit_offrl.networks.embeddings import SinusoidalEmbedding, StepEmbedding
-from lit_offrl.networks.energy_guidance import EnergyNetwork, FeatureBlock
-from lit_offrl.networks.mlp import MLP, Mish, mlp
+from lit_offrl.networks.energy_guidance import EnergyNetwork
+from lit_offrl.networks.mlp import Mish, mlp
 from lit_offrl.networks.policies import StepDenoisingMLP
 
 Losses = dict[str, float]
@@ -85,8 +85,6 @@ def native(module: nn.Module) -> Any:
     """Return a copy of one of our networks as PyTorch runs it, with its own Mish."""
     duplicate = copy.deepcopy(module).requires_grad_()
     for parent in list(duplicate.modules()):
-        if isinstance(parent, (MLP, FeatureBlock)):
-            parent.fused = False
         for name, child in parent.named_children():
             if isinstance(child, Mish):
                 setattr(parent, name, nn.Mish())

@@ -62,9 +62,9 @@ from lit_offrl.algorithms.vp_diffusion import VPDiffusion
 from lit_offrl.batch import Batch
 from lit_offrl.diffusion.denoisers import diffuse, x0_from_epsilon
 from lit_offrl.errors import require
-from lit_offrl.networks.bottleneck import full_precision
 from lit_offrl.networks.critics import EnsembleQ, ValueNetwork
 from lit_offrl.networks.energy_guidance import EnergyNetwork, NoiseNetwork
+from lit_offrl.networks.gradients import full_precision
 from lit_offrl.ranges import Count, NonNegative, Positive, Range, Steps
 
 Posterior = Literal[1, 2, 3]
@@ -306,14 +306,13 @@ class AEPO(OfflineAlgorithm):
         actions, observations = self.noise.all_rows(batch.actions), self.noise.all_rows(batch.observations)
         n = len(actions)
         rows = torch.arange(max(self.table_samples, n), device=actions.device) % n
-        actions = actions[rows]
+        actions, observations = actions[rows], observations[rows]
         entries = []
         with full_precision(actions):
-            predict = self.behavior.at(observations[rows])
             for time in torch.linspace(start, end, len(self.variances), device=actions.device).to(actions):
                 alpha, sigma = self.process.schedule.alpha(time), self.process.schedule.sigma(time)
                 noise = self.noise.normal(*actions.shape, shared=True)
-                epsilon = predict(diffuse(actions, noise, alpha, sigma), time.expand(len(actions)))
+                epsilon = self.behavior(diffuse(actions, noise, alpha, sigma), time.view(1), observations)
                 limit = self.units.limit
                 entries.append(posterior_variance(self.posterior, actions, noise, epsilon, alpha, sigma, limit=limit))
         return torch.stack(entries)

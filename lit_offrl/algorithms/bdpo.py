@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSpec, Target, frozen_copy, select
 from lit_offrl.algorithms.options import Acting, CriticOptions
 from lit_offrl.batch import Batch
-from lit_offrl.diffusion.denoisers import AtLevel, Denoise, diffuse, x0_from_epsilon
+from lit_offrl.diffusion.denoisers import AtLevel, Denoise, as_denoiser, diffuse, x0_from_epsilon
 from lit_offrl.diffusion.samplers import sample_ddim, sample_ddpm
 from lit_offrl.diffusion.schedules import DiscreteVP, Level
 from lit_offrl.errors import require
@@ -206,17 +206,16 @@ class BDPO(OfflineAlgorithm):
 
     def predictor(self, policy: nn.Module, observations: Tensor) -> AtLevel:
         """Return the noise that a policy's network predicts at `[batch, ..., observation_dim]`."""
-        assert isinstance(policy, StepDenoisingMLP)
-        return policy.at(observations).along(self.levels)
+
+        def predict(noisy_actions: Tensor, level: Level) -> Tensor:
+            epsilon: Tensor = policy(noisy_actions, level.times(noisy_actions), observations)
+            return epsilon
+
+        return predict
 
     def denoiser(self, policy: nn.Module, observations: Tensor) -> Denoise:
         """Return the estimate of a^0 of a policy's network at `[batch, ..., observation_dim]`, as samplers take it."""
-        predict = self.predictor(policy, observations)
-
-        def denoise(noisy_actions: Tensor, level: Level) -> Tensor:
-            return x0_from_epsilon(noisy_actions, predict(noisy_actions, level), level.alpha, level.sigma)
-
-        return denoise
+        return as_denoiser(lambda noisy_actions, step: policy(noisy_actions, step, observations))
 
     def rollout(self, observations: Tensor, *, penalized: bool) -> tuple[Tensor, Tensor]:
         """Sample paths of the target actor at `[batch, observation_dim]`.
@@ -232,12 +231,12 @@ class BDPO(OfflineAlgorithm):
         def denoise(noisy_actions: Tensor, level: Level) -> Tensor:
             epsilon = actor(noisy_actions, level)
             if penalized:
-                step = level.times(noisy_actions, 1)
+                step = level.times(noisy_actions)
                 penalties.append(self.step_kl(epsilon, behavior(noisy_actions, level), step))
             return x0_from_epsilon(noisy_actions, epsilon, level.alpha, level.sigma)
 
         noise = self.noise.normal(len(observations), self.schedule.steps, self.samples, self.action_dim).movedim(1, 0)
-        actions = sample_ddpm(denoise, noise[0], self.levels, noise[1:], variance="beta", clip=self.clip)
+        actions = sample_ddpm(denoise, noise[0], self.levels, noise[1:], clip=self.clip)
         penalty = torch.stack(penalties).sum(0).mean(-1) if penalized else torch.zeros_like(observations[:, 0])
         return actions, penalty
 
@@ -371,7 +370,7 @@ class BDPO(OfflineAlgorithm):
         shape = (self.schedule.steps, len(observations), samples, self.action_dim)
         noise = torch.randn(*shape, generator=generator, device=observations.device)
         denoise = self.denoiser(policy, observations[:, None])
-        return sample_ddpm(denoise, noise[0], self.levels, noise[1:], variance="beta", clip=self.clip)
+        return sample_ddpm(denoise, noise[0], self.levels, noise[1:], clip=self.clip)
 
     def sample_actions(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
         """Sample candidates from the actor, select the one of the highest mean Q, or by a softmax over it.

@@ -43,9 +43,9 @@ from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSp
 from lit_offrl.algorithms.critic_losses import bootstrapped, expectile_loss
 from lit_offrl.algorithms.options import Acting, ImplicitQ
 from lit_offrl.batch import Batch
-from lit_offrl.diffusion.denoisers import EDMDenoiser
+from lit_offrl.diffusion.denoisers import EDMDenoiser, as_denoiser
 from lit_offrl.diffusion.samplers import sample_heun
-from lit_offrl.diffusion.schedules import LogLogisticNoise, karras_sigmas
+from lit_offrl.diffusion.schedules import LogLogisticNoise, edm_levels, karras_sigmas
 from lit_offrl.networks.critics import EnsembleQ, ValueNetwork
 from lit_offrl.networks.policies import DiffusionMLP, TanhGaussian, TanhGaussianPolicy
 from lit_offrl.ranges import NonNegative, Positive, Range, Steps, Width
@@ -114,7 +114,7 @@ class DTQL(OfflineAlgorithm):
         self.cosine_decay = cosine_decay
         sigma_range = (0.004 * sigma_data, 160 * sigma_data)  # 0.002 to 80 at sigma_data 0.5
         self.noise_levels = LogLogisticNoise(math.log(sigma_data), 0.5, *sigma_range)
-        self.sampling_sigmas = karras_sigmas(behavior_sampling_steps, *sigma_range)
+        self.sampling_levels = edm_levels(karras_sigmas(behavior_sampling_steps, *sigma_range))
 
         hidden = (critic.hidden_dim,) * 3
         self.critic = nn.ModuleDict(
@@ -228,11 +228,8 @@ class DTQL(OfflineAlgorithm):
     def sample_behavior(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
         """Sample the diffusion model itself: behavior cloning."""
         noise = torch.randn(len(observations), self.action_dim, generator=generator, device=observations.device)
-        return sample_heun(
-            lambda x, sigma: self.behavior(x, sigma, observations),
-            noise * self.sampling_sigmas[0],
-            self.sampling_sigmas,
-        )
+        denoise = as_denoiser(lambda x, sigma: self.behavior(x, sigma, observations), "x0")
+        return sample_heun(denoise, noise * self.sampling_levels[0].sigma, self.sampling_levels)
 
     def actors(self) -> dict[str, Actor]:
         """The policy and, to compare with, the diffusion model."""

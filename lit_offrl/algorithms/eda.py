@@ -51,7 +51,7 @@ from lit_offrl.algorithms.vp_diffusion import (
     for_all_rows,
 )
 from lit_offrl.batch import Batch
-from lit_offrl.diffusion.denoisers import x0_from_score
+from lit_offrl.diffusion.denoisers import as_denoiser
 from lit_offrl.diffusion.schedules import Level
 from lit_offrl.errors import require
 from lit_offrl.networks.bottleneck import BottleneckNetwork
@@ -187,13 +187,12 @@ class EDA(OfflineAlgorithm):
         """Return `count` actions of a diffusion model at each of `[batch, observation_dim]`."""
         shape, like = (len(observations), count, self.action_dim), observations
         noise = torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
-        gradient = network.gradient(observations[:, None]).along(self.process.levels)
+        denoise = as_denoiser(lambda x, time: network.gradient(x, time, observations[:, None]), "score")
 
-        def denoise(noisy_actions: Tensor, level: Level) -> Tensor:
-            actions = x0_from_score(noisy_actions, gradient(noisy_actions, level), level.alpha, level.sigma)
-            return self.units.clamp(actions) if self.clip_denoised else actions
+        def denoise_clamped(x: Tensor, level: Level) -> Tensor:
+            return self.units.clamp(denoise(x, level))
 
-        return self.process.solve(denoise, noise)
+        return self.process.solve(denoise_clamped if self.clip_denoised else denoise, noise)
 
     def log_density(self, observations: Tensor, actions: Tensor, time: Tensor) -> Tensor:
         """Return the policy's log density of a_t, up to a constant of observation and time (Eq. 11), `[...]`.
@@ -223,7 +222,7 @@ class EDA(OfflineAlgorithm):
             shape = (len(noise), len(self.behavior.blocks), self.behavior.mix.out_features)
             masks = ((self.noise.uniform(*shape) >= self.dropout) / (1 - self.dropout)).movedim(1, 0)
         _, sigma = self.process.scales(time, noise)
-        gradient = self.behavior.gradient(batch.observations, masks)(noisy_actions, time)
+        gradient = self.behavior.gradient(noisy_actions, time, batch.observations, masks)
         loss: Tensor = (sigma * gradient + noise).square().sum(-1).mean()
         return loss
 

@@ -20,12 +20,11 @@ from lit_offrl.algorithms.vp_diffusion import (
     VPDiffusion,
     for_all_rows,
 )
-from lit_offrl.diffusion.denoisers import AtLevel, x0_from_epsilon
+from lit_offrl.diffusion.denoisers import as_denoiser, x0_from_epsilon
 from lit_offrl.diffusion.schedules import Level
 from lit_offrl.errors import require
-from lit_offrl.networks.at_observations import AtObservations
-from lit_offrl.networks.bottleneck import full_precision
 from lit_offrl.networks.energy_guidance import EnergyNetwork, NoiseNetwork
+from lit_offrl.networks.gradients import full_precision
 
 SUPPORT_STREAM = 2_000_003  # added to the seed: support actions must not repeat the noise of the training
 NEXT_SUPPORT_STREAM = 3_000_017
@@ -84,7 +83,7 @@ def check_width(hidden_dim: int) -> None:
 def sample_guided(
     process: VPDiffusion,
     behavior: NoiseNetwork,
-    guidance: Callable[[Tensor], AtObservations],
+    guidance: Callable[[Tensor, Tensor, Tensor], Tensor],
     observations: Tensor,
     noise: Tensor,
     scales: Tensor,
@@ -97,23 +96,24 @@ def sample_guided(
     Args:
         process: The diffusion process and its solver.
         behavior: The behavior model.
-        guidance: Returns grad f_t at fixed observations.
+        guidance: Returns grad f_t, `[batch, action_dim]`, of a_t, t and observations.
         observations: `[batch, observation_dim]`.
         noise: a_t at t = 1, `[batch, action_dim]`.
         scales: omega, `[batch]`.
         rescale: See `rescaled`.
     """
     with full_precision(noise):
-        predict = behavior.at(observations).along(process.levels)
         if not scales.any():
-            return _solve(process, predict, noise)
-        gradient = guidance(observations).along(process.levels)
+            return process.solve(as_denoiser(lambda x, time: behavior(x, time, observations)), noise)
 
-        def guided(noisy_actions: Tensor, level: Level) -> Tensor:
-            epsilon = predict(noisy_actions, level)
-            return guided_epsilon(epsilon, gradient(noisy_actions, level), level.sigma, scales, rescale)
+        def denoise(noisy_actions: Tensor, level: Level) -> Tensor:
+            time = level.times(noisy_actions)
+            epsilon = behavior(noisy_actions, time, observations)
+            gradient = guidance(noisy_actions, time, observations)
+            guided = guided_epsilon(epsilon, gradient, level.sigma, scales, rescale)
+            return x0_from_epsilon(noisy_actions, guided, level.alpha, level.sigma)
 
-        return _solve(process, guided, noise)
+        return process.solve(denoise, noise)
 
 
 @torch.no_grad()
@@ -129,16 +129,7 @@ def sample_behavior(
     shape, like = (len(observations), count, action_dim), observations
     noise = torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
     with full_precision(noise):
-        return _solve(process, behavior.at(observations[:, None]).along(process.levels), noise)
-
-
-def _solve(process: VPDiffusion, predict: AtLevel, noise: Tensor) -> Tensor:
-    """Return a_0 of `noise` with the noise that `predict` returns for a_t at a level."""
-
-    def denoise(noisy_actions: Tensor, level: Level) -> Tensor:
-        return x0_from_epsilon(noisy_actions, predict(noisy_actions, level), level.alpha, level.sigma)
-
-    return process.solve(denoise, noise)
+        return process.solve(as_denoiser(lambda x, time: behavior(x, time, observations[:, None])), noise)
 
 
 def draw_for_actors(

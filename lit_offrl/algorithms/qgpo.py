@@ -46,9 +46,9 @@ from lit_offrl.algorithms.options import CriticOptions, DiffusionOptions, Energy
 from lit_offrl.algorithms.vp_diffusion import VPDiffusion
 from lit_offrl.batch import Batch
 from lit_offrl.diffusion.denoisers import x0_from_epsilon
-from lit_offrl.networks.at_observations import AtObservations
 from lit_offrl.networks.critics import EnsembleQ
 from lit_offrl.networks.energy_guidance import EnergyNetwork, NoiseNetwork
+from lit_offrl.networks.gradients import action_gradient
 from lit_offrl.ranges import Count, NonNegative, Positive, Range, Steps
 
 
@@ -286,22 +286,17 @@ class QGPO(OfflineAlgorithm):
 
     # ---------------------------------------------------------------- acting
 
-    def energy_gradient(self, observations: Tensor) -> AtObservations:
-        """Return the gradient of f; or of beta Q at the denoised action (`dps`), by autograd through both networks."""
+    def energy_gradient(self, noisy_actions: Tensor, time: Tensor, observations: Tensor) -> Tensor:
+        """Return the gradient of f; or of beta min Q(s, E[a_0 | a_t, s]) (`dps`, Chung et al. 2023)."""
         if self.learns_energy:
-            return self.energy.gradient(observations)
+            return self.energy.gradient(noisy_actions, time, observations)
 
-        def gradient(noisy_actions: Tensor, time: Tensor) -> Tensor:
-            """Return the gradient in a_t of beta min Q(s, E[a_0 | a_t, s]) (DPS, Chung et al. 2023)."""
-            # Lightning evaluates in inference mode, in which there is no autograd, and whose tensors cannot enter it.
-            with torch.inference_mode(False), torch.enable_grad():
-                fixed = observations.clone()
-                noisy, times = noisy_actions.clone().requires_grad_(), time.clone()
-                alpha, sigma = self.process.scales(times, noisy)
-                clean = x0_from_epsilon(noisy, self.behavior(noisy, times, fixed), alpha, sigma)
-                return torch.autograd.grad(self.beta * self.best_q(fixed, clean).sum(), noisy)[0]
+        def value(noisy_actions: Tensor) -> Tensor:
+            alpha, sigma = self.process.scales(time, noisy_actions)
+            clean = x0_from_epsilon(noisy_actions, self.behavior(noisy_actions, time, observations), alpha, sigma)
+            return self.beta * self.best_q(observations, clean)
 
-        return AtObservations(observations, lambda time: (time,), gradient)
+        return action_gradient(value, noisy_actions)
 
     def scale_of(self, actor: str) -> float:
         """Return the guidance scale of one of `actors()`; 0 for all until the behavior model is final."""

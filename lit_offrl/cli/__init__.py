@@ -104,7 +104,9 @@ def _run(command: str, words: list[str]) -> int:
     if command in TRAINING:
         from lit_offrl.cli.training import run_training
         from lit_offrl.system.memory import keep_freed_memory
+        from lit_offrl.system.onednn import products_by_onednn
 
         keep_freed_memory()
-        return run_training(command, words)
+        with products_by_onednn():
+            return run_training(command, words)
     raise UserError(f"no command '{command}'{did_you_mean(command, COMMANDS)}; there are {', '.join(COMMANDS)}")

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from lit_offrl.diffusion.schedules import Level
 
-Model = Callable[[Tensor, Tensor], Tensor]  # what a network predicts from x `[batch, dim]` and time `[batch]`
-AtLevel = Callable[[Tensor, Level], Tensor]  # the same from x and a noise level, whose scales are Python numbers
-Denoise = AtLevel  # with a prediction of x_0
+Model = Callable[[Tensor, Tensor], Tensor]  # a network's prediction from x `[batch, ..., dim]` and time `[1]`
+AtLevel = Callable[[Tensor, Level], Tensor]  # a network's prediction from x and a noise level
+Denoise = AtLevel  # the prediction of x_0
 Prediction = Literal["x0", "epsilon", "score"]
 
 
 def add_scaled(x: Tensor, factor: Tensor | float, y: Tensor) -> Tensor:
-    """Return x + factor y, in one kernel: sampling for a single state is mostly the calls of kernels."""
+    """Return x + factor y in one kernel: sampling for a single state spends most of its time in calling kernels."""
     return torch.addcmul(x, y, factor) if isinstance(factor, Tensor) else torch.add(x, y, alpha=factor)
 
 
@@ -35,16 +35,6 @@ def x0_from_epsilon(x: Tensor, epsilon: Tensor, alpha: Tensor | float, sigma: Te
     return add_scaled(x, -sigma, epsilon) / alpha
 
 
-def epsilon_from_x0(x: Tensor, x0: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
-    """Return epsilon = (x - alpha x_0) / sigma."""
-    return add_scaled(x, -alpha, x0) / sigma
-
-
-def score_from_epsilon(epsilon: Tensor, sigma: Tensor | float) -> Tensor:
-    """Return the score grad log q(x) = -epsilon / sigma."""
-    return -epsilon / sigma
-
-
 def epsilon_from_score(score: Tensor, sigma: Tensor | float) -> Tensor:
     """Return epsilon = -sigma grad log q(x)."""
     return -sigma * score
@@ -55,16 +45,11 @@ def x0_from_score(x: Tensor, score: Tensor, alpha: Tensor | float, sigma: Tensor
     return add_scaled(x, sigma**2, score) / alpha
 
 
-def score_from_x0(x: Tensor, x0: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
-    """Return the score grad log q(x) = (alpha x_0 - x) / sigma^2."""
-    return score_from_epsilon(epsilon_from_x0(x, x0, alpha, sigma), sigma)
-
-
 def as_denoiser(model: Model, predicts: Prediction = "epsilon") -> Denoise:
-    """Return the denoiser, which every sampler takes, of a `model` that predicts epsilon, the score or x_0."""
+    """Return the denoiser, as samplers need it, of a `model` that predicts epsilon, the score or x_0."""
 
     def denoise(x: Tensor, level: Level) -> Tensor:
-        output = model(x, level.times(x, len(x)))
+        output = model(x, level.times(x))
         if predicts == "x0":
             return output
         convert = x0_from_epsilon if predicts == "epsilon" else x0_from_score
@@ -109,7 +94,7 @@ class EDMDenoiser(nn.Module):
         )
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
-        """Return the denoised value of `x`, `[batch, dim]`, at noise level `sigma`, `[batch]`."""
+        """Return the denoised value of `x`, `[batch, dim]`, at noise level `sigma`, `[batch]` or `[1]`."""
         return self._denoised(x, self.coefficients(sigma[:, None]), condition)
 
     def _denoised(self, x: Tensor, c: EDMCoefficients, condition: Tensor) -> Tensor:
@@ -121,13 +106,13 @@ class EDMDenoiser(nn.Module):
         """Return the denoising loss mean over batch and dimensions of ((D(x + sigma noise) - x) / c_out)^2.
 
         DTQL Eq. 2 with w(sigma) = 1 / c_out^2. It is a mean over dimensions, not the squared norm of the paper: the
-        paper's alpha values belong to the mean. Nothing is detached, so that as a function of `x` it is the
+        paper's alpha values belong to the mean. Nothing is detached: as a function of `x` it is the
         trust-region loss of Eq. 4.
         """
         return self.errors(x, sigma, noise, condition).mean()
 
     def errors(self, x: Tensor, sigma: Tensor, noise: Tensor, condition: Tensor) -> Tensor:
-        """Return what `loss` is the mean of, `[batch, dim]`."""
+        """Return the squared errors of which `loss` is the mean, `[batch, dim]`."""
         sigma = sigma[:, None]
         c = self.coefficients(sigma)
         error: Tensor = (self._denoised(add_scaled(x, sigma, noise), c, condition) - x) / c.out

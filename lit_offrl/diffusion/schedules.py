@@ -1,7 +1,7 @@
 """Noise schedules: which noise levels are trained on, and which ones a sampler visits.
 
-A schedule says how much signal and noise a noisy value holds: x_t = alpha(t) x_0 + sigma(t) epsilon. A sampler sees
-of it only a tuple of `Level`s, so that any sampler goes with any schedule.
+A schedule says how much signal and noise a noisy value holds: x_t = alpha(t) x_0 + sigma(t) epsilon. Samplers know a
+schedule as a tuple of `Level`s only, so that any sampler works with any schedule.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-Spacing = Literal["time", "log_snr"]
 Scalar = TypeVar("Scalar", float, Tensor)
 
 
@@ -22,7 +21,7 @@ class Level(NamedTuple):
     """One noise level that a sampler visits; Python numbers, so that no step waits for a device.
 
     Attributes:
-        time: What the model is told: t of a VP-SDE, the integer n of a discrete schedule, sigma of EDM.
+        time: Input of the model: t of a VP-SDE, the integer n of a discrete schedule, sigma of EDM.
         alpha: Scale of the clean value.
         sigma: Standard deviation of the noise; 0 at a clean last level.
         half_log_snr: lambda = ln(alpha / sigma); infinite at a clean last level.
@@ -33,10 +32,10 @@ class Level(NamedTuple):
     sigma: float
     half_log_snr: float
 
-    def times(self, like: Tensor, count: int) -> Tensor:
-        """Return `time`, `[count]`, of the dtype of `like`, or int64 where it is to index the tables of a schedule."""
+    def times(self, like: Tensor) -> Tensor:
+        """Return `time`, `[1]`, of the dtype of `like`; int64 if it is an index into the tables of a schedule."""
         dtype = torch.long if isinstance(self.time, int) else like.dtype
-        return torch.full((count,), self.time, dtype=dtype, device=like.device)
+        return torch.full((1,), self.time, dtype=dtype, device=like.device)
 
 
 Levels = tuple[Level, ...]
@@ -53,24 +52,6 @@ def posterior_coefficients(
     decay = alpha / alpha_below
     beta = 1 - decay**2
     return alpha_below * beta / sigma**2, decay * sigma_below**2 / sigma**2, beta * sigma_below**2 / sigma**2
-
-
-def singlestep_orders(evaluations: int, order: int) -> tuple[int, ...]:
-    """Return the orders of the steps of a single-step solver that evaluates the model `evaluations` times.
-
-    A step of order k costs k evaluations. As many steps as fit have the full order and one or two lower ones use up
-    the rest: 15 evaluations of order 2 are seven steps of order 2 and one of order 1 (the
-    "DPM-Solver-fast" of Lu et al. 2022; the authors' code of EDA and QGPO).
-
-    Raises:
-        ValueError: If `order` is not 1, 2 or 3, or `evaluations` is below 1.
-    """
-    if order not in (1, 2, 3) or evaluations < 1:
-        raise ValueError(f"order must be 1, 2 or 3 and evaluations at least 1, got {order} and {evaluations}")
-    if order == 3 and evaluations % 3 == 0:
-        return (3,) * (evaluations // 3 - 1) + (2, 1)
-    remainder = (evaluations % order,) if evaluations % order else ()
-    return (order,) * (evaluations // order) + remainder
 
 
 @dataclass(frozen=True)
@@ -90,10 +71,6 @@ class VPSDE:
     beta_min: float = 0.1
     beta_max: float = 20.0
 
-    def beta(self, time: Tensor) -> Tensor:
-        """Return the rate at which noise replaces signal."""
-        return self.beta_min + (self.beta_max - self.beta_min) * time
-
     def log_alpha(self, time: Tensor) -> Tensor:
         """Return ln alpha(t)."""
         return -time * ((self.beta_max - self.beta_min) * time / 4 + self.beta_min / 2)
@@ -106,52 +83,10 @@ class VPSDE:
         """Return the standard deviation of the noise."""
         return (-torch.expm1(2 * self.log_alpha(time))).sqrt()
 
-    def half_log_snr(self, time: Tensor) -> Tensor:
-        """Return lambda(t) = ln(alpha / sigma), which decreases in t."""
-        return self.log_alpha(time) - self.sigma(time).log()
-
-    def time(self, half_log_snr: Tensor) -> Tensor:
-        """Return the t at which lambda(t) is `half_log_snr` (closed form of DPM-Solver, Lu et al. 2022)."""
-        minus_two_log_alpha = torch.logaddexp(-2 * half_log_snr, torch.zeros_like(half_log_snr))
-        root = (self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * minus_two_log_alpha).sqrt()
-        return 2 * minus_two_log_alpha / (self.beta_min + root)
-
-    def drift(self, time: Tensor) -> Tensor:
-        """Return f(t) = d ln(alpha) / dt = -beta(t) / 2."""
-        return -self.beta(time) / 2
-
-    def diffusion(self, time: Tensor) -> Tensor:
-        """Return g(t) = sqrt(beta(t))."""
-        return self.beta(time).sqrt()
-
-    def levels(
-        self,
-        steps: int,
-        spacing: Spacing = "time",
-        *,
-        start: float = 1.0,
-        end: float = 1e-3,
-        singlestep_order: int = 1,
-    ) -> Levels:
-        """Return the `steps` + 1 levels from t = `start` down to `end`, computed in float64.
-
-        Args:
-            steps: Number of model evaluations.
-            spacing: "time" for nodes uniform in t (EDA, QGPO), "log_snr" for nodes uniform in lambda.
-            start: First time.
-            end: Last time, above 0; QGPO's 2-D experiments use 1e-5.
-            singlestep_order: Order of the single-step solver that will visit them. Its steps, rather than its
-                evaluations, are uniform in lambda, and inside a step its nodes are; in time nothing changes.
-        """
-        orders = singlestep_orders(steps, singlestep_order if spacing == "log_snr" else 1)
-        inside = [(i + j / order) / len(orders) for i, order in enumerate(orders) for j in range(order)]
-        position = torch.tensor([*inside, 1.0], dtype=torch.float64)
-        ends = torch.tensor([start, end], dtype=torch.float64)
-        if spacing == "log_snr":
-            first, last = self.half_log_snr(ends)
-            times = self.time(torch.lerp(first, last, position))
-        else:
-            times = torch.lerp(ends[0], ends[1], position)
+    def levels(self, steps: int, *, start: float = 1.0, end: float = 1e-3) -> Levels:
+        """Return `steps` + 1 levels from t = `start` to `end` > 0, uniform in t and computed in float64 (EDA, QGPO)."""
+        first, last = torch.tensor([start, end], dtype=torch.float64)
+        times = torch.lerp(first, last, torch.arange(steps + 1, dtype=torch.float64) / steps)
         return _variance_preserving_levels(times.tolist(), self.log_alpha(times).tolist())
 
 
@@ -171,14 +106,12 @@ class DiscreteVP(nn.Module):
         beta_max: Rate of noise at the end.
 
     Attributes:
-        betas: beta_n, the variance of one forward step and the larger DDPM variance, `[steps + 1]`.
-        posterior_variances: beta_n (1 - alpha_bar_{n-1}) / (1 - alpha_bar_n), the smaller one, `[steps + 1]`.
+        betas: beta_n, the variance of a forward step and of DDPM's backward step, `[steps + 1]`.
     """
 
     betas: Tensor
     alphas: Tensor
     sigmas: Tensor
-    posterior_variances: Tensor
     posterior_clean: Tensor
     posterior_noisy: Tensor
 
@@ -190,15 +123,14 @@ class DiscreteVP(nn.Module):
         log_alpha_bar = -beta_min * n / steps - (beta_max - beta_min) * n**2 / (2 * steps**2)
         self._log_alphas = (log_alpha_bar / 2).tolist()
         alphas, sigmas = (log_alpha_bar / 2).exp(), (-torch.expm1(log_alpha_bar)).sqrt()
-        clean, noisy, variance = posterior_coefficients(alphas[1:], sigmas[1:], alphas[:-1], sigmas[:-1])
-        none, whole = torch.zeros(1), torch.ones(1)  # below n = 0 there is nothing: x_0 stays
+        clean, noisy, _ = posterior_coefficients(alphas[1:], sigmas[1:], alphas[:-1], sigmas[:-1])
+        none, whole = torch.zeros(1), torch.ones(1)  # entry n = 0 of the tables keeps the clean value
         tables = {
             "betas": torch.cat([none, -torch.expm1(log_alpha_bar.diff())]),
             "alphas": alphas,
             "sigmas": sigmas,
             "posterior_clean": torch.cat([none, clean]),
             "posterior_noisy": torch.cat([whole, noisy]),
-            "posterior_variances": torch.cat([none, variance]),
         }
         for name, table in tables.items():
             self.register_buffer(name, table.float(), persistent=False)

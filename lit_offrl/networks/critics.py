@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from lit_offrl.networks.embeddings import StepEmbedding
-from lit_offrl.networks.mlp import Ensemble, Mish, mlp, side_by_side
+from lit_offrl.networks.mlp import Mish, concatenate, mlp
 
 
 class EnsembleQ(nn.Module):
     """Independent Q networks over (observation, action), optionally with LayerNorm after each hidden layer.
-
-    Kept as separate networks: batching them into one tensor does not pay on a CPU, and each stays a plain MLP.
 
     Args:
         observation_dim: Width of an observation.
         action_dim: Width of an action.
         hidden: Widths of the hidden layers.
         members: Number of networks.
-        layer_norm: Whether to normalise hidden layers.
+        layer_norm: Whether to normalize hidden layers.
         activation: Makes the activation after each hidden layer.
     """
 
@@ -36,13 +35,12 @@ class EnsembleQ(nn.Module):
     ) -> None:
         super().__init__()
         widths = (observation_dim + action_dim, *hidden, 1)
-        self.members = Ensemble(mlp(widths, activation, layer_norm=layer_norm) for _ in range(members))
+        self.members = nn.ModuleList(mlp(widths, activation, layer_norm=layer_norm) for _ in range(members))
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Return the Q values `[members, ...]` of `[..., observation_dim]` and `[..., action_dim]`, which broadcast."""
-        inputs = side_by_side(observations, actions)  # once for all
-        values: Tensor = self.members(*[inputs] * len(self.members)).squeeze(-1)
-        return values
+        inputs = concatenate(observations, actions)
+        return torch.stack([member(inputs).squeeze(-1) for member in self.members])
 
 
 class DiffusionValue(nn.Module):
@@ -68,20 +66,20 @@ class DiffusionValue(nn.Module):
         super().__init__()
         self.embeddings = nn.ModuleList(StepEmbedding(steps, hidden=128) for _ in range(members))
         widths = (observation_dim + action_dim + StepEmbedding.WIDTH, *hidden, 1)
-        self.members = Ensemble(mlp(widths, layer_norm=True) for _ in range(members))
+        self.members = nn.ModuleList(mlp(widths, layer_norm=True) for _ in range(members))
 
     def forward(self, observations: Tensor, noisy_actions: Tensor, step: Tensor) -> Tensor:
         """Return the values `[members, ...]` of `[..., observation_dim]`, `[..., action_dim]` and integers `[...]`.
 
         The leading dimensions broadcast.
         """
-        inputs = [(observations, noisy_actions, embedding(step)) for embedding in self.embeddings]
-        values: Tensor = self.members(*inputs).squeeze(-1)
-        return values
+        pairs = zip(self.embeddings, self.members, strict=True)
+        inputs = observations, noisy_actions
+        return torch.stack([member(concatenate(*inputs, embedding(step))).squeeze(-1) for embedding, member in pairs])
 
 
 class ValueNetwork(nn.Module):
-    """State value V(s), no normalisation.
+    """State value V(s), without normalization.
 
     Args:
         observation_dim: Width of an observation.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_offrl.networks.mlp import MLP, Mish, mlp
+from lit_offrl.networks.mlp import Mish, mlp
 
 
 class SinusoidalEmbedding(nn.Module):
@@ -28,16 +28,16 @@ class SinusoidalEmbedding(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map `[batch]` to `[batch, dim]`."""
-        angles = x[:, None] * self.frequencies
+        """Map `[...]` to `[..., dim]`."""
+        angles = x[..., None] * self.frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 class FourierEmbedding(nn.Module):
     """Sines, then cosines, of 2 pi w t for 16 frequencies w of a half-normal distribution of scale 30 (EDA, CEP).
 
-    The authors draw them from the normal distribution once and for all; its sign does not matter to what is learned
-    of them. Here they are quantiles, so that all runs share them.
+    The authors draw the frequencies from a normal distribution, once for each network; the sign of a frequency changes
+    nothing that a linear layer on top can learn. Here the frequencies are quantiles, so that all runs share them.
     """
 
     WIDTH = 32
@@ -60,7 +60,7 @@ class FourierEmbedding(nn.Module):
 class StepEmbedding(nn.Module):
     """Learned features of a discrete diffusion step: sinusoids, then two linear layers, each with Mish (BDPO).
 
-    There are only `steps` + 1 of them: they are computed as a table and looked up.
+    The features of all `steps` + 1 steps are computed as a table, in which `forward` looks the steps up.
 
     Args:
         steps: Largest step.
@@ -75,7 +75,7 @@ class StepEmbedding(nn.Module):
         super().__init__()
         table = SinusoidalEmbedding(self.WIDTH)(torch.arange(steps + 1, dtype=torch.float32))
         self.register_buffer("sinusoids", table, persistent=False)
-        self.layers = MLP(*mlp((self.WIDTH, hidden, self.WIDTH)), Mish())
+        self.layers = nn.Sequential(*mlp((self.WIDTH, hidden, self.WIDTH)), Mish())
 
     def forward(self, step: Tensor) -> Tensor:
         """Map integers `[...]` to `[..., WIDTH]`."""

@@ -8,18 +8,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from lit_offrl.networks.at_observations import AtObservations
 from lit_offrl.networks.embeddings import SinusoidalEmbedding, StepEmbedding
-from lit_offrl.networks.mlp import MLP, mlp, orthogonal_
+from lit_offrl.networks.mlp import concatenate, mlp, orthogonal_
 
 
 class DiffusionMLP(nn.Module):
     """F(x, c_noise, s): the network inside a diffusion policy's denoiser, as DTQL's authors built it.
 
-    Five linear layers on [noisy action, observation, time embedding]. There is deliberately no activation after
-    the first: it mixes the three inputs, and the paper's results were had with it.
+    Five linear layers on [noisy action, observation, time embedding]. There is no activation after the first layer,
+    as in the authors' code, with which the paper's results were obtained.
 
     Args:
         observation_dim: Width of an observation.
@@ -30,24 +28,17 @@ class DiffusionMLP(nn.Module):
 
     def __init__(self, observation_dim: int, action_dim: int, hidden_dim: int = 256, embedding_dim: int = 16) -> None:
         super().__init__()
-        self.embedding = MLP(
+        self.embedding = nn.Sequential(
             SinusoidalEmbedding(embedding_dim), *mlp((embedding_dim, 2 * embedding_dim, embedding_dim))
         )
         self.mix = nn.Linear(action_dim + observation_dim + embedding_dim, hidden_dim)
         self.layers = mlp((hidden_dim, hidden_dim, hidden_dim, hidden_dim, action_dim))
 
     def forward(self, noisy_actions: Tensor, noise_condition: Tensor, observations: Tensor) -> Tensor:
-        """Map `[batch, action_dim]`, `[batch]`, `[batch, observation_dim]` to `[batch, action_dim]`."""
-        inputs = torch.cat([noisy_actions, observations, self.embedding(noise_condition)], dim=-1)
-        first = self.layers[0]
-        assert isinstance(first, nn.Linear)
-        if len(inputs) > inputs.shape[-1]:
-            # The first two layers are jointly linear: multiplied beforehand they are one product, of narrow inputs.
-            weight, bias = first.weight @ self.mix.weight, F.linear(self.mix.bias, first.weight, first.bias)
-            hidden = F.linear(inputs, weight, bias)
-        else:
-            hidden = first(self.mix(inputs))
-        return self.layers.after_first(hidden)
+        """Map `[..., action_dim]`, `[...]` and `[..., observation_dim]`, which broadcast, to `[..., action_dim]`."""
+        inputs = concatenate(noisy_actions, observations, self.embedding(noise_condition))
+        output: Tensor = self.layers(self.mix(inputs))
+        return output
 
 
 class StepDenoisingMLP(nn.Module):
@@ -67,31 +58,15 @@ class StepDenoisingMLP(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding = StepEmbedding(steps)
-        self.widths = (action_dim, StepEmbedding.WIDTH, observation_dim)
-        self.layers = mlp((sum(self.widths), *hidden, action_dim))
+        self.layers = mlp((action_dim + StepEmbedding.WIDTH + observation_dim, *hidden, action_dim))
 
     def forward(self, noisy_actions: Tensor, step: Tensor, observations: Tensor) -> Tensor:
         """Map `[..., action_dim]`, integers `[...]` and `[..., observation_dim]`, which broadcast, to noise."""
-        output: Tensor = self.layers(noisy_actions, self.embedding(step), observations)
+        output: Tensor = self.layers(concatenate(noisy_actions, self.embedding(step), observations))
         return output
 
-    def at(self, observations: Tensor) -> AtObservations:
-        """Return the same as a function of noisy actions and steps at fixed observations."""
-        first = self.layers[0]
-        assert isinstance(first, nn.Linear)
-        action_map, step_map, state_map = torch.split(first.weight, list(self.widths), dim=1)
-        shift = F.linear(observations, state_map, first.bias)
 
-        def prepare(step: Tensor) -> tuple[Tensor]:
-            return (shift + F.linear(self.embedding(step), step_map),)
-
-        def predict(noisy_actions: Tensor, entrance: Tensor) -> Tensor:
-            return self.layers.after_first(F.linear(noisy_actions, action_map) + entrance)
-
-        return AtObservations(observations, prepare, predict)
-
-
-# The authors divide actions by 1 + 1e-3, so that those on the border of the box have a finite pre-image.
+# The authors divide actions by 1 + 1e-3, so that atanh is finite for actions on the border of the box.
 BORDER = 1e-3
 
 
@@ -121,7 +96,7 @@ class TanhGaussian(NamedTuple):
 
 
 class TanhGaussianPolicy(nn.Module):
-    """One-step policy a = tanh(mean(s) + std(s) z), ReLU, orthogonal initialisation in every layer.
+    """One-step policy a = tanh(mean(s) + std(s) z), ReLU, orthogonal initialization in every layer.
 
     Args:
         observation_dim: Width of an observation.
