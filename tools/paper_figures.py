@@ -8,7 +8,7 @@
 2-D sets. `bdpo11` is Figure 11 of BDPO (4 is two of its rows): on six sets, the data, then paths of denoising over the
 value landscapes of the steps at which they begin, and samples over Q. `eda3` is Figures 3 and 8 of EDA: the data, the
 densities of behavior model and aligned policy, the labels' Q, and the Q that the policy predicts at several times.
-`eda5` and `eda6` are EDA's Figures 5 and 6 on one locomotion set, cut to minutes by conf/quick/eda_mujoco.yaml; under the same
+`eda5` and `eda6` are EDA's Figures 5 and 6 on one locomotion set, by conf/quick/eda_mujoco.yaml; under the same
 `--root` they share behavior models and critics. `guided6` is samples of AEPO and QGPO on six sets, beside those of the
 target. `aepo2` is AEPO's Figure 2 in miniature, cut by conf/quick/aepo_mujoco.yaml: one training, many ways to act.
 A run that is finished is not made again.
