@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_offrl.data.local import is_own_path
+from lit_offrl.data.sources.files import OwnFiles
 from lit_offrl.errors import UserError
 from lit_offrl.system.files import write_atomically
 
@@ -29,7 +29,7 @@ class RunFolder:
     @classmethod
     def of(cls, root: str | Path, algorithm: str, dataset: str, seed: int) -> RunFolder:
         """Return the folder of a run; a dataset given as a file or folder goes by its stem."""
-        name = Path(dataset).stem if is_own_path(dataset) else dataset
+        name = Path(dataset).stem if OwnFiles().matches(dataset) else dataset
         return cls(Path(root) / algorithm / name / f"seed_{seed}")
 
     @classmethod

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
 from conftest import run_folder
@@ -16,10 +17,10 @@ from lit_offrl import algorithms
 from lit_offrl.algorithms import OfflineAlgorithm, aepo, energy_guided, optimizers
 from lit_offrl.algorithms.base import OptimizerSpec
 from lit_offrl.algorithms.eda import Labels
-from lit_offrl.algorithms.loop import advance
+from lit_offrl.algorithms.loop import advance, run_eagerly
 from lit_offrl.algorithms.qgpo import Support
 from lit_offrl.batch import Batch
-from lit_offrl.callbacks.acceleration import Acceleration, CapturedUpdates, CompiledUpdates
+from lit_offrl.callbacks.acceleration import Acceleration, CapturedUpdates, CompiledUpdates, rehearse
 from lit_offrl.callbacks.ema import EMATargets
 from lit_offrl.cli import main
 from lit_offrl.errors import UserError
@@ -58,16 +59,16 @@ def on(device: str, rows: Batch) -> Batch:
     return Batch._make(None if each is None else each.to(device) for each in rows)
 
 
-def train(algorithm: OfflineAlgorithm) -> list[dict[str, float]]:
+def train(algorithm: OfflineAlgorithm, steps: range = range(STEPS)) -> list[dict[str, float]]:
     told = []
-    for step in range(STEPS):
+    for step in steps:
         names, values = advance(algorithm, on(str(algorithm.device), batch(seed=step)))
         told.append(dict(zip(names, values.tolist(), strict=True)))
     return told
 
 
 def failed(note: str) -> None:
-    raise AssertionError(note)
+    assert note.startswith("note: compiled an update of the phase "), note
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -150,14 +151,70 @@ def test_compiled_by_the_real_compiler():
     torch.testing.assert_close(eager.network.weight, compiled.network.weight, rtol=1e-5, atol=1e-6)
 
 
+def test_a_resumed_compiled_run_equals_an_uninterrupted_one_bit_for_bit():
+    """The first update of a process is compiled, too: an eager one would round in another way."""
+    whole, first, second = make(Regression), make(Regression), make(Regression)
+    for each in (whole, first, second):
+        each.run_update = CompiledUpdates(failed)
+    train(whole)
+    train(first, range(6))
+    second.load_state_dict(first.state_dict())
+    second.optimizer_set.adams["network"].load_state_dict(first.optimizer_set.adams["network"].state_dict())
+    checkpoint: dict[str, Any] = {}
+    first.on_save_checkpoint(checkpoint)
+    second.on_load_checkpoint(checkpoint)
+    train(second, range(6, STEPS))
+    assert torch.equal(whole.network.weight, second.network.weight)
+    assert torch.equal(whole.noise.normal(5), second.noise.normal(5))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_rehearsed_update_leaves_nothing_behind(name: str):
+    algorithm = make(getattr(algorithms, name), **OPTIONS[name])
+    phase = algorithm.phases()[-1]
+    phase.prepare(batch())
+    adams = algorithm.optimizer_set.adams.values()
+    before = [*algorithm.state_dict().values(), algorithm.noise.get_state()]
+    before = [each.clone() for each in before]
+    with algorithm.tracing(("actor", "penalty")):
+        names, draws = rehearse(algorithm, phase, batch())
+    after = [*algorithm.state_dict().values(), algorithm.noise.get_state()]
+    assert all(torch.equal(one, two) for one, two in zip(before, after, strict=True))
+    assert all(float(state["step"]) == 0 for adam in adams for state in adam.state.values())
+    assert not any(state["exp_avg"].any() for adam in adams for state in adam.state.values())
+    assert names
+    assert draws
+
+
+@pytest.mark.parametrize(
+    ("options", "max_steps", "compiles"),
+    [
+        ({}, 99_999, False),
+        ({}, 100_000, True),
+        ({"compile": False}, 10**6, False),
+        ({"compile": True}, 10, True),
+        ({"cuda_graph": True}, 10**6, False),
+    ],
+)
+def test_long_runs_compile_by_default(options: dict[str, bool], max_steps: int, compiles: bool):
+    algorithm, acceleration = make(Regression), Acceleration(**options)
+    trainer = lightning.Trainer(
+        accelerator="cpu", max_steps=max_steps, logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    acceleration.on_fit_start(trainer, algorithm)
+    assert isinstance(algorithm.run_update, CompiledUpdates) == compiles
+    acceleration.on_fit_end(trainer, algorithm)
+    assert algorithm.run_update is run_eagerly
+
+
 def test_what_cannot_be_traced_runs_eagerly_with_one_note():
     notes: list[str] = []
     eager, compiled = make(Regression), make(Regression, reads=True)
     compiled.run_update = CompiledUpdates(notes.append, backend="eager")
     assert train(eager) == train(compiled)
-    assert len(notes) == 1
-    assert notes[0].startswith("note: updates run eagerly: they could not be compiled")
-    assert "\n" not in notes[0]
+    (note,) = notes
+    assert note.startswith("note: updates run eagerly: they could not be compiled")
+    assert "\n" not in note
 
 
 def test_without_a_compiler_updates_run_eagerly():

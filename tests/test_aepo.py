@@ -120,7 +120,7 @@ def test_what_the_regression_converges_to(tool):
     time, beta, v, q = 0.3, 2.0, tensor(0.08), tool.QS["quadratic"]
     noisy = points(tool.BEHAVIOR, time, 3)[2]
     posterior = tool.BEHAVIOR.posterior(noisy, *scales(time))
-    expected = tool.analytic_value(q, beta, noisy, time, v)
+    expected = tool.aepo_energy(q, beta, noisy, time, v)
     for i in range(3):
         variances = posterior.variances[0].expand(2, 1)  # those of both modes and of all points
         one = GaussianMixture(posterior.log_weights[i], posterior.means[i], variances)
@@ -135,15 +135,15 @@ def test_what_the_regression_converges_to(tool):
 @pytest.mark.parametrize("time", [0.02, 0.1, 0.5, 1.0])
 def test_with_a_linear_q_the_guidance_is_that_of_dps_and_of_regression(tool, time: float):
     noisy, q = points(tool.BEHAVIOR, time)[2], tool.QS["linear"]
-    ours = tool.analytic(q, 3.0, noisy, time, tensor(0.1))
+    ours = tool.aepo_gradient(q, 3.0, noisy, time, tensor(0.1))
     assert ours.abs().max() > 1e-3
-    torch.testing.assert_close(ours, tool.through(q, 3.0, noisy, time), rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(ours, tool.regressed(q, 3.0, noisy, time), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(ours, tool.dps_gradient(q, 3.0, noisy, time), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(ours, tool.mse_gradient(q, 3.0, noisy, time), rtol=1e-12, atol=1e-14)
 
 
 def test_guidance_is_nearly_exact_for_a_small_beta_and_is_not_for_a_large_one(tool):
     for beta, low, high in ((0.1, 0.0, 0.03), (3.0, 0.4, 0.8)):
-        worst = max(tool.errors("linear", beta, 1000, 0, 0)["AEPO, posterior 3"])
+        worst = max(tool.relative_errors("linear", beta, 1000, 0, 0)["AEPO, posterior 3"])
         # measured 0.020 and 0.62, on 1,000 points
         assert low <= worst < high
 
@@ -160,7 +160,7 @@ def test_guided_samples_gain_in_q(tool):
             epsilon = exact_epsilon(tool.BEHAVIOR, at, time)
             variance = posterior_variance(3, actions, noise, epsilon, *scales(time))
             with torch.enable_grad():
-                return tool.analytic(q, 3.0, noisy, time, variance)
+                return tool.aepo_gradient(q, 3.0, noisy, time, variance)
 
         algorithm.energy = GivenGradient(guidance)
         noise = torch.randn(1500, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from lit_offrl.data import sources
-from lit_offrl.data.sources.cache import source_sha256
+from lit_offrl.data.formats.cache import source_sha256
 from lit_offrl.data.transitions import Transitions
 
 EPISODES, STEPS = 40, 25

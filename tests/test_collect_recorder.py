@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -18,6 +17,7 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from lit_offrl.collect import recorder
 from lit_offrl.collect.catalog import CATALOG
@@ -26,7 +26,7 @@ from lit_offrl.collect.journal import Journal
 from lit_offrl.collect.maze_episodes import MazeRecorder
 from lit_offrl.collect.recorder import collect_dataset
 from lit_offrl.collect.workers import ordered_records
-from lit_offrl.data.local import is_present
+from lit_offrl.data.sources.minari import is_present
 from lit_offrl.errors import RunFailure, UserError
 
 POINT, ANT = "offrl/pointmaze/umaze-v0", "offrl/antmaze/umaze-v0"
@@ -262,8 +262,7 @@ def test_a_second_collector_waits_and_takes_the_first_ones_result(tmp_path, caps
     path = collect_dataset(POINT, steps=30, root=tmp_path, processes=1, progress=False)
     aside = tmp_path / "aside"
     path.rename(aside)  # as if the first were not done yet
-    with (tmp_path / ".lit_offrl" / "offrl-pointmaze-umaze-v0" / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(tmp_path / ".lit_offrl" / "offrl-pointmaze-umaze-v0" / "lock"):
         results = []
         second = Thread(target=lambda: results.append(collect_dataset(POINT, steps=30, root=tmp_path)))
         second.start()

@@ -275,8 +275,8 @@ def test_other_ranks_wait_for_a_dataset_that_the_first_one_makes(monkeypatch: py
     monkeypatch.setattr(time, "sleep", sleep)
     D4RLDataModule("offrl/pointmaze/umaze-v0").prepare_data()
     assert len(looks) == 3
-    assert sources.is_here("bandit/8gaussians")
-    assert not sources.is_here("offrl/pointmaze/large-v0")
+    assert sources.find_source("bandit/8gaussians").is_here("bandit/8gaussians")
+    assert not sources.find_source("offrl/pointmaze/large-v0").is_here("offrl/pointmaze/large-v0")
 
 
 def test_ranks_by_the_variables_of_each_launcher(monkeypatch: pytest.MonkeyPatch):

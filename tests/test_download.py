@@ -16,7 +16,7 @@ import pytest
 from test_cache import full_disk
 
 from lit_offrl.data import sources
-from lit_offrl.data.sources.download import download, host_answers
+from lit_offrl.data.download import download, host_answers
 from lit_offrl.errors import UserError
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)

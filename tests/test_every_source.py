@@ -14,7 +14,7 @@ from conftest import tiny_words
 from minari.data_collector import EpisodeBuffer
 
 from lit_offrl.cli import main
-from lit_offrl.data.sources.d4rl_catalog import D4RL_FILES
+from lit_offrl.data.sources.d4rl import D4RL_FILES
 
 ENVIRONMENT = "Hopper-v5"
 NAMED = f"--data.environment={ENVIRONMENT}"

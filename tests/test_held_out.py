@@ -56,7 +56,7 @@ def test_the_split_does_not_depend_on_the_seed():
 def test_something_must_be_left():
     with pytest.raises(UserError, match="validation_fraction"):
         D4RLDataModule.from_arrays(arrays(), validation_fraction=0.99).table()
-    with pytest.raises(UserError, match="from 0 to below 1"):
+    with pytest.raises(UserError, match="at least 0 and below 1"):
         D4RLDataModule.from_arrays(arrays(), validation_fraction=1.0)
 
 

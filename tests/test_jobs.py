@@ -14,9 +14,9 @@ import torch
 from conftest import DATASET
 
 from lit_offrl.cli import main
-from lit_offrl.data.datamodule import SHARED_TABLES, D4RLDataModule
-from lit_offrl.jobs.local import SHARED_TABLES as NAME_IN_JOBS
-from lit_offrl.jobs.local import Job, run_jobs, take_option
+from lit_offrl.data.datamodule import D4RLDataModule
+from lit_offrl.data.shared_tables import SHARED_TABLES
+from lit_offrl.jobs.local import Job, pop_option, run_jobs
 from lit_offrl.run_folder import RunFolder
 
 NO_SCORE = "--evaluation.enabled=false"
@@ -109,15 +109,14 @@ def test_bad_seeds(words: list[str], complaint: str, capsys: pytest.CaptureFixtu
 
 def test_options_are_taken_out():
     words = ["--a", "1", "--seeds", "0,1", "--b=2"]
-    assert take_option(words, "--seeds") == "0,1"
+    assert pop_option(words, "--seeds") == "0,1"
     assert words == ["--a", "1", "--b=2"]
-    assert take_option(words, "--b") == "2"
-    assert take_option(words, "--c") is None
+    assert pop_option(words, "--b") == "2"
+    assert pop_option(words, "--c") is None
     assert words == ["--a", "1"]
 
 
 def test_tables_are_one_in_memory(minari_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    assert NAME_IN_JOBS == SHARED_TABLES
     monkeypatch.setenv(SHARED_TABLES, str(tmp_path))
     modules = [D4RLDataModule(DATASET, reward=reward) for reward in ("raw", "raw", "minus_one")]
     (one, widths), (same, _), (other, _) = (module.shared_table() for module in modules)

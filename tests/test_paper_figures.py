@@ -67,7 +67,7 @@ def test_curves_of_alignment_share_behavior_models_and_critics(
     monkeypatch.setattr(tool, "EDA5_FRACTIONS", (0.1,))
     monkeypatch.setattr(tool, "EDA6_CANDIDATES", (2,))
     words = [f"--root={tmp_path}", f"--dataset={hopper}", "--seeds", "0", "1", "--episodes=2"]
-    words += ["--data.batch_size=8", "--model.init_args.hidden_dim=16"]
+    words += ["--data.batch_size=8", "--model.init_args.diffusion.hidden_dim=16"]
     tool.main(["eda5", *words])
     said = capsys.readouterr().out
     stages = {path: path.stat().st_mtime_ns for path in (tmp_path / "stages").rglob("results.json")}
@@ -96,7 +96,7 @@ def test_one_training_acts_with_every_scale_and_rescaling(
     words = ["aepo2", f"--root={tmp_path}", f"--dataset={hopper}", "--seeds", "0", "--episodes=2"]
     words += ["--trainer.max_steps=300", "--data.steps_per_epoch=300", "--data.batch_size=64"]
     words += ["--model.init_args.pretrain_steps=200", "--model.init_args.critic.steps=50"]
-    words += ["--model.init_args.hidden_dim=16", "--model.init_args.table_size=2"]
+    words += ["--model.init_args.diffusion.hidden_dim=16", "--model.init_args.table_size=2"]
     tool.main(words)
     said = capsys.readouterr().out
     assert said.count("finished 300 gradient steps") == 1
@@ -118,7 +118,7 @@ def test_samples_of_guided_policies_beside_the_target(
     monkeypatch.setattr(tool, "GUIDED_SAMPLES", 50)
     words = ["guided6", f"--root={tmp_path}", "--sets", "moons", "--trainer.max_steps=3", "--data.batch_size=32"]
     words += ["--model.init_args.pretrain_steps=1", "--model.init_args.critic.steps=1", "--bandit.figures=false"]
-    words += ["--model.init_args.hidden_dim=16", "--data.steps_per_epoch=3", "--bandit.samples=50"]
+    words += ["--model.init_args.diffusion.hidden_dim=16", "--data.steps_per_epoch=3", "--bandit.samples=50"]
     tool.main(words)
     said = capsys.readouterr().out
     for algorithm in ("AEPO", "QGPO"):

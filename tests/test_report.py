@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 
 from lit_offrl.cli import main
 from lit_offrl.report.rows import Report
@@ -275,7 +276,7 @@ def test_the_same_seed_in_several_folders_makes_several_rows(tmp_path: Path):
     assert Report(runs).algorithms == ["dtql (a)", "dtql (b)", "eda"]
 
 
-def test_different_files_of_one_id_are_told_apart(tmp_path: Path):
+def test_different_files_of_one_id_have_different_names(tmp_path: Path):
     write_run(tmp_path, "dtql", "offrl/hopper/medium-v0", 0, 50.0)
     write_run(tmp_path, "dtql", "offrl/hopper/medium-v0", 1, 60.0, dataset_sha256="cd" * 32)
     tasks = Report(find_runs([tmp_path], warn=pytest.fail)).tasks
@@ -290,7 +291,7 @@ def test_notes_tell_what_does_not_fit(tmp_path: Path):
     write_run(tmp_path, "bdpo", "offrl/hopper/medium-v0", 0, 50.0, scores={"normalized": float("nan")})
     notes = "\n".join(Report(find_runs([tmp_path], warn=pytest.fail)).notes)
     assert "dtql on offrl/hopper/medium-v0: the seeds differ in their config.yaml: alpha." in notes
-    assert "not the last checkpoint was scored (seed 1 at 2,000 of 3,000 gradient steps)" in notes
+    assert "the scored checkpoint is not the last one (seed 1 at 2,000 of 3,000 gradient steps)" in notes
     assert "Without a score: " in notes
     assert "last 5 is empty in 2 of 2 rows, where a run has fewer evaluations; --last 3" in notes
 
@@ -355,7 +356,7 @@ def test_published_figures_only_where_source_and_version_agree(
 
 
 def test_published_json_is_consistent_with_the_printed_averages():
-    content = json.loads((Path(main.__code__.co_filename).parent / "report" / "published.json").read_text())
+    content = json.loads((REPOSITORY / "lit_offrl" / "report" / "published.json").read_text())
     figures = content["figures"]
     assert {figure["paper"] for figure in figures} == set(content["papers"])
     assert all(re.search(r"-v\d$", figure["dataset"]) for figure in figures)

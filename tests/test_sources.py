@@ -55,6 +55,20 @@ def test_a_suggestion_may_be_a_local_dataset(minari_root: Path):
         sources.load("offrl/pointmaze/umaze")
 
 
+def test_every_id_belongs_to_one_source(minari_root: Path):
+    names = [name for source in sources.SOURCES for name in source.names]
+    assert len(set(names)) == len(names)
+    for source in sources.SOURCES:
+        assert "\n" not in source.help()
+        for dataset in {*source.ids(), *(row.dataset for row in source.listing())} - {DATASET}:
+            assert sources.find_source(dataset) is source
+    _, info = sources.load(DATASET)
+    assert sources.source_of(info) is sources.find_source(DATASET)
+    (size,) = [row.size_mb for row in sources.find_source(DATASET).listing() if row.dataset == DATASET]
+    assert size is not None
+    assert size > 0
+
+
 def test_importing_the_package_loads_nothing_heavy():
     code = "import sys, lit_offrl.data.sources; print({'torch', 'numpy', 'h5py', 'minari', 'pyarrow'} & {*sys.modules})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
@@ -88,7 +102,9 @@ def test_table_normalization_and_rewards(tmp_path: Path):
     assert terminals.sum() == 1
 
 
-def test_a_dataset_of_this_package_is_collected_on_first_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_lightnings_hook_collects_a_dataset_of_this_package_and_reading_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     from lit_offrl.collect import recorder
 
     asked: list[str] = []
@@ -97,8 +113,12 @@ def test_a_dataset_of_this_package_is_collected_on_first_use(tmp_path: Path, mon
     monkeypatch.setattr(
         recorder, "collect_dataset", lambda name: (asked.append(name), collect(name, steps=50, progress=False))[1]
     )
+    with pytest.raises(UserError, match="has not been collected: run `data collect offrl/pointmaze/umaze-v0`"):
+        D4RLDataModule("offrl/pointmaze/umaze-v0").load()
     for _ in range(2):
-        assert len(D4RLDataModule("offrl/pointmaze/umaze-v0").transitions) == 50
+        module = D4RLDataModule("offrl/pointmaze/umaze-v0")
+        module.prepare_data()
+        assert len(module.transitions) == 50
     assert asked == ["offrl/pointmaze/umaze-v0"]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lit_offrl.data import sources
-from lit_offrl.data.sources.d4rl_catalog import D4RL_FILES, d4rl_environment, d4rl_time_limit
+from lit_offrl.data.sources.d4rl import D4RL_FILES, d4rl_environment, d4rl_time_limit
 from lit_offrl.data.transitions import Transitions
 from lit_offrl.envs.make import make_env
 from lit_offrl.errors import UserError

@@ -1,8 +1,8 @@
-"""Collect every dataset of the catalog at its default size into Minari's local root and print a table of them.
+"""Collect every dataset of the catalog at its default size into Minari's local root, and print a table.
 
     python tools/collect_all.py [offrl/antmaze/umaze-v0 ...] [--processes 2]
 
-What lies there already is described, not collected again; its time is not known.
+Datasets that exist are not collected again; the table then has no time for them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 
 from lit_offrl.collect.catalog import CATALOG
 from lit_offrl.collect.recorder import collect_dataset
-from lit_offrl.data.local import is_present, minari_root, read_metadata
+from lit_offrl.data.sources.minari import is_present, minari_root, read_metadata
 
 COLUMNS = ("dataset", "steps", "episodes", "seconds", "mean return", "success", "mean score", "MB")
 
@@ -40,7 +40,7 @@ def describe(dataset_id: str, seconds: float | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("datasets", nargs="*", help="ids; all of the catalog by default")
+    parser.add_argument("datasets", nargs="*", help="ids; by default the whole catalog")
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)

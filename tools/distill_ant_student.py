@@ -1,10 +1,11 @@
-"""Distill the scripted ant gait into the small Markov network that collects the AntMaze data.
+"""Distill the scripted ant gait into the small memoryless network that collects the AntMaze data.
 
-    python tools/distill_ant_student.py
+    python tools/distill_ant_student.py [--rounds 3] [--samples 200000]
 
-The gait (tools/ant_gait.npz, 43 parameters found by CMA-ES) is an oscillator with a hidden phase. Round 0 clones it
-from its own walks, acting noise injected, clean actions as labels. Later rounds follow DAgger (Ross et al. 2011): the
-student walks, and the gait labels what the student meets with the phase at which it agrees best with the student.
+The gait (tools/ant_gait.npz, 43 parameters found by CMA-ES) is an oscillator with a hidden phase. Round 0 clones the
+gait from its own walks; the ant moves with action noise, and the labels are the actions without noise. Later rounds are
+DAgger (Ross et al. 2011): the student walks, and the gait labels the student's states. The label has the phase at which
+the gait's action is closest to the student's.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from lit_offrl.collect.behaviors import (
 Floats = NDArray[np.float64]
 GAIT = Path(__file__).parent / "ant_gait.npz"
 CONTROL_PERIOD = 0.05  # seconds per environment step: frame skip 5 at 0.01 s
-HYSTERESIS = np.radians(58.0)  # heading error at which the gait lets another side lead
-COMMAND_SCALE = 0.8  # keeps all torques clear of the box's edge
+HYSTERESIS = np.radians(58.0)  # heading error at which the gait changes its leading side
+COMMAND_SCALE = 0.8  # keeps all torques inside the action box, with room for noise
 
 LEFT = np.array([1.0, 1.0, -1.0, -1.0])
 FRONT = np.array([1.0, 0.0, 0.0, 1.0])
-PARAMETER_ROW = np.array([0, 1, 1, 0])  # front legs share parameters, rear legs share theirs
+PARAMETER_ROW = np.array([0, 1, 1, 0])  # the front legs share parameters, and so do the rear legs
 ANKLE_SIGN = np.array([1.0, -1.0, -1.0, 1.0])
 ACTUATOR_OF_LEG = np.array([2, 4, 6, 0])
 
@@ -47,7 +48,10 @@ def wrap(angle: Floats) -> Floats:
 
 
 class Gait:
-    """A central pattern generator for n ants: two harmonics per joint, PD to torque, feedback of heading and tilt."""
+    """A central pattern generator for n ants.
+
+    Each joint has a target angle of two harmonics with feedback of heading and tilt, and a PD controller.
+    """
 
     def __init__(self, parameters: Floats, n: int) -> None:
         self.coefficients = parameters[:20].reshape(2, 2, 5)[PARAMETER_ROW]  # leg, joint (hip, ankle), harmonic
@@ -59,7 +63,7 @@ class Gait:
         self.quarter_turns = np.full(n, -1)
 
     def lead(self, observations: Floats, directions: Floats) -> tuple[NDArray[np.intp], Floats]:
-        """Choose the leading side with hysteresis; return quarter turns (0 to 3) and the error left, `[n]` each."""
+        """Choose the leading side with hysteresis; return its quarter turns (0 to 3) and the heading error, `[n]`."""
         w, x, y, z = observations[:, 1:5].T
         yaw = np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
         total = wrap(directions - yaw)
@@ -109,12 +113,12 @@ class Gait:
         return COMMAND_SCALE * torques
 
     def advance(self) -> None:
-        """Move the phases on by one control period."""
+        """Advance the phases by one control period."""
         self.phase = (self.phase + 2 * np.pi * self.frequency * CONTROL_PERIOD) % (2 * np.pi)
 
 
 class Ants:
-    """n ants on an open plane with the very physics of AntMaze, stepped by mujoco.rollout on several threads."""
+    """n ants on an open plane with the physics of AntMaze, simulated by mujoco.rollout on several threads."""
 
     def __init__(self, n: int, threads: int) -> None:
         path = Path(gymnasium.__file__).parent / "envs/mujoco/assets/ant.xml"
@@ -127,14 +131,14 @@ class Ants:
         self.state = np.tile(self.rest, (n, 1))
 
     def reset(self, mask: NDArray[np.bool_], rng: np.random.Generator) -> None:
-        """Put the marked ants back at rest, half of them turned and shaken."""
+        """Reset the ants of the mask to rest; half of them get a random heading, pose and velocity."""
         count = int(mask.sum())
         state = np.tile(self.rest, (count, 1))
-        shaken = rng.random(count) < 0.5
-        yaw = rng.uniform(-np.pi, np.pi, count) * shaken
+        perturbed = rng.random(count) < 0.5
+        yaw = rng.uniform(-np.pi, np.pi, count) * perturbed
         state[:, 4], state[:, 7] = np.cos(yaw / 2), np.sin(yaw / 2)
-        state[:, 8:16] += rng.uniform(-0.15, 0.15, (count, 8)) * shaken[:, None]
-        state[:, 16:30] += 0.1 * rng.standard_normal((count, 14)) * shaken[:, None]
+        state[:, 8:16] += rng.uniform(-0.15, 0.15, (count, 8)) * perturbed[:, None]
+        state[:, 16:30] += 0.1 * rng.standard_normal((count, 14)) * perturbed[:, None]
         self.state[mask] = state
 
     @property
@@ -150,7 +154,7 @@ class Ants:
 
     @property
     def down(self) -> NDArray[np.bool_]:
-        """Which ants lie on their backs or sides."""
+        """Mask of the ants that lie on their backs or sides."""
         upright: Floats = 1 - 2 * (self.state[:, 5] ** 2 + self.state[:, 6] ** 2)
         return upright < 0.2
 
@@ -158,7 +162,10 @@ class Ants:
 def walk(
     gait: Gait, ants: Ants, student: AntWalker | None, samples: int, rng: np.random.Generator
 ) -> tuple[Floats, Floats, dict[str, float]]:
-    """Return features `[m, 26]` and canonical labels `[m, 8]` of about `samples` steps of walking, and statistics."""
+    """Walk for about `samples` steps; return features `[m, 26]`, canonical labels `[m, 8]`, and statistics.
+
+    The gait walks where there is no student yet.
+    """
     n = len(ants.state)
     everyone = np.ones(n, bool)
     ants.reset(everyone, rng)
@@ -185,7 +192,7 @@ def walk(
         if student is not None:
             acted = np.stack([student.torques(f, int(turn)) for f, turn in zip(x, k, strict=True)])
             tries = np.stack([gait.torques(observations, aim, k, error, gait.phase + delta) for delta in grid])
-            # A small pull towards the running phase keeps the labels of a standing ant from freezing.
+            # The second term keeps the phase near the running one; without it the phase of a standing ant would stop.
             cost = ((tries - acted) ** 2).sum(-1) + 0.05 * grid[:, None] ** 2
             best = cost.argmin(0)
             label = tries[best, np.arange(n)]
@@ -219,12 +226,12 @@ def walk(
 def fit(
     features: Floats, labels: Floats, epochs: int, seed: int, start: dict[str, Floats] | None = None
 ) -> tuple[dict[str, Floats], float]:
-    """Train the network by mean squared error; return its arrays and the held-out R2."""
+    """Train the network by mean squared error; return its arrays and R2 on held-out data."""
     torch.manual_seed(seed)
     mean, scale = features.mean(0), features.std(0) + 1e-3
     if start is not None:
         mean, scale = start["mean"], start["scale"]
-    # The last tenth is held out: whole walks in time, not shuffled steps.
+    # The last tenth is held out. It is contiguous in time: neighboring steps are too similar to split at random.
     x = torch.tensor((features - mean) / scale, dtype=torch.float32)
     y = torch.tensor(labels, dtype=torch.float32)
     cut = int(0.9 * len(x))
@@ -263,8 +270,8 @@ def save(arrays: dict[str, Floats], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=200_000, help="steps of walking per round")
-    parser.add_argument("--rounds", type=int, default=3, help="1 clones the gait only; more add DAgger rounds")
+    parser.add_argument("--samples", type=int, default=200_000, help="number of walking steps per round")
+    parser.add_argument("--rounds", type=int, default=3, help="1: clone the gait; each further round is a DAgger round")
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--ants", type=int, default=100)
     parser.add_argument("--threads", type=int, default=2)
@@ -283,7 +290,7 @@ def main() -> None:
         begin = time.monotonic()
         new_features, new_labels, facts = walk(gait, ants, student, arguments.samples, rng)
         walked = time.monotonic() - begin
-        # Interleave, so that the held-out tail holds walks of every round.
+        # New data comes first, so that every round holds out walks of round 0.
         features, labels = np.concatenate([new_features, features]), np.concatenate([new_labels, labels])
         arrays, r2 = fit(features, labels, arguments.epochs, arguments.seed, arrays)
         save(arrays, arguments.output)

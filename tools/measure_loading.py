@@ -1,7 +1,8 @@
-"""Measure how long datasets of a million transitions take to load, and how much memory that needs.
+"""Measure how long datasets of a million transitions take to load, and how much memory loading needs.
 
-Writes a file of every format into a temporary folder and loads each twice, every time in a process of its own:
-`python tools/measure_loading.py [--transitions N] [--folder DIR]`.
+    python tools/measure_loading.py [--transitions 1000000] [--folder DIR]
+
+Writes a file of every format into a temporary folder and loads it twice, each time in a new process.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import re, sys, time
 from pathlib import Path
 import h5py, torch
 from lit_offrl.data import sources, transitions
-from lit_offrl.data.sources import d4rl, files
+from lit_offrl.data.formats import d4rl, files
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
@@ -39,6 +40,7 @@ print(len(table), seconds, (peak() - before) / size)
 
 
 def episodes(transitions: int, steps: int) -> Iterator[dict[str, np.ndarray]]:
+    """Yield random episodes of `steps` steps each."""
     rng = np.random.default_rng(0)
     for _ in range(transitions // steps):
         yield {
@@ -51,6 +53,7 @@ def episodes(transitions: int, steps: int) -> Iterator[dict[str, np.ndarray]]:
 
 
 def minari_hdf5(folder: Path, transitions: int, steps: int) -> str:
+    """Write a file as Minari writes HDF5; return its path."""
     import h5py
 
     with h5py.File(folder / "main_data.hdf5", "w", track_order=True) as file:
@@ -62,6 +65,7 @@ def minari_hdf5(folder: Path, transitions: int, steps: int) -> str:
 
 
 def minari_arrow(folder: Path, transitions: int, steps: int) -> str:
+    """Write a dataset as Minari writes Arrow; return its id."""
     import pyarrow as pa
 
     data = folder / "tests" / "arrow-v0" / "data"
@@ -81,6 +85,7 @@ def minari_arrow(folder: Path, transitions: int, steps: int) -> str:
 
 
 def flat(transitions: int, steps: int) -> dict[str, np.ndarray]:
+    """Return random transitions as flat arrays; each episode has `steps` steps."""
     rng = np.random.default_rng(0)
     return {
         "observations": rng.standard_normal((transitions, OBSERVATIONS), np.float32),
@@ -92,6 +97,7 @@ def flat(transitions: int, steps: int) -> dict[str, np.ndarray]:
 
 
 def d4rl_hdf5(folder: Path, transitions: int, steps: int) -> str:
+    """Write a file as D4RL does; return its id."""
     import h5py
 
     with h5py.File(folder / "hopper_medium-v2.hdf5", "w") as file:
@@ -101,11 +107,13 @@ def d4rl_hdf5(folder: Path, transitions: int, steps: int) -> str:
 
 
 def flat_npz(folder: Path, transitions: int, steps: int) -> str:
+    """Write one file of flat arrays; return its path."""
     np.savez(folder / "flat.npz", **flat(transitions, steps))
     return str(folder / "flat.npz")
 
 
 def npz_episodes(folder: Path, transitions: int, steps: int) -> str:
+    """Write one file per episode; return the path of the folder."""
     (folder / "episodes").mkdir()
     for index, episode in enumerate(episodes(transitions, steps)):
         np.savez(folder / "episodes" / f"{index}.npz", **episode)
@@ -122,6 +130,7 @@ FORMATS: dict[str, Callable[[Path, int, int], str]] = {
 
 
 def load(dataset: str, folder: Path) -> tuple[int, float, float]:
+    """Load in a new process; return the number of transitions, seconds, and peak memory relative to the table."""
     environment = {**os.environ, "MINARI_DATASETS_PATH": str(folder), "D4RL_DATASET_DIR": str(folder)}
     command = [sys.executable, "-c", LOAD, dataset]
     output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
@@ -132,7 +141,7 @@ def load(dataset: str, folder: Path) -> tuple[int, float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--transitions", type=int, default=1_000_000)
-    parser.add_argument("--folder", type=Path, help="where the temporary folder is made")
+    parser.add_argument("--folder", type=Path, help="parent of the temporary folder")
     options = parser.parse_args()
     print("| format | episodes of | transitions | MB | 1st load s | 2nd load s | 1st memory / table | 2nd |")
     print("|---|---|---|---|---|---|---|---|")

@@ -2,9 +2,9 @@
 
     python tools/measure_references.py [--datasets offrl/antmaze/umaze-v0 ...] [--episodes 100] [--seed 0]
 
-All play the evaluation environment from its own starts, episode i with seed `seed + i`. The expert of a maze is the
-planner that heads straight for the goal at the action noise of the collection. For a running or hopping body all levels
-of the dataset are measured, with their own noise; the catalog holds these numbers, too.
+Every policy plays the evaluation environment from the environment's own starts, episode i with seed `seed + i`. The
+expert of a maze is the planner that goes straight to the goal, with the action noise of the collection. For locomotion
+all policies of the dataset are measured, with their own noise. `lit_offrl/collect/catalog.py` holds the results.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Row = tuple[float, bool, int]  # return, success, length
 Player = Callable[[int], Row]
 
 
-def row(episode: Episode) -> Row:
+def summarize(episode: Episode) -> Row:
     return float(episode.rewards.sum()), episode.success, len(episode)
 
 
 def random_actions(dataset: MazeDataset) -> Player:
-    """Return what plays uniformly random actions."""
+    """Return a player of uniformly random actions."""
     env = make_environment(dataset)
 
     def play(seed: int) -> Row:
@@ -44,19 +44,19 @@ def random_actions(dataset: MazeDataset) -> Player:
 
 
 def planner(dataset: MazeDataset) -> Player:
-    """Return what plays the behavior straight to the goal."""
+    """Return a player of the behavior policy that goes straight to the goal."""
     recorder = MazeRecorder(dataset, seed=0)
-    return lambda seed: row(recorder.attempt(seed, np.random.default_rng(seed).uniform(*dataset.mix.noise)))
+    return lambda seed: summarize(recorder.attempt(seed, np.random.default_rng(seed).uniform(*dataset.mix.noise)))
 
 
 def level(dataset: LocomotionDataset, number: int) -> Player:
-    """Return what plays a policy of the ladder."""
+    """Return a player of one of the dataset's policies."""
     recorder = LocomotionRecorder(dataset, seed=0)
-    return lambda seed: row(recorder.attempt(seed, number))
+    return lambda seed: summarize(recorder.attempt(seed, number))
 
 
 def players(dataset: CollectedDataset) -> Iterator[tuple[str, Player]]:
-    """Yield those worth measuring by name; the same name means the same numbers."""
+    """Yield the players to measure with their names; players of the same name give the same numbers."""
     if isinstance(dataset, MazeDataset):
         yield f"{dataset.id} random", random_actions(dataset)
         yield f"{dataset.id} planner", planner(dataset)
@@ -68,7 +68,7 @@ def players(dataset: CollectedDataset) -> Iterator[tuple[str, Player]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", nargs="+", default=list(CATALOG), choices=list(CATALOG))
-    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--episodes", type=int, default=100, help="number of episodes of each policy")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     seeds = range(arguments.seed, arguments.seed + arguments.episodes)

@@ -1,17 +1,21 @@
-"""Reproduce a figure of a paper: train what each panel shows, draw all of them into one PNG, print what was measured.
+"""Reproduce a figure of a paper: train each panel, draw all panels into one PNG, and print a table of measurements.
 
     python tools/paper_figures.py {dtql6,bdpo11,eda3,guided6} [--root DIR] [--seed 0] [--sets S ...] [options of fit]
     python tools/paper_figures.py {eda5,eda6,aepo2} [--root DIR] [--seeds 0 1 2] [--dataset D] [--episodes 20]
                                   [options of fit]
 
-`dtql6` is Figure 6 of DTQL: policies kept by the trust region (first row) and by the KL divergence (second row) on five
-2-D sets. `bdpo11` is Figure 11 of BDPO (4 is two of its rows): on six sets, the data, then paths of denoising over the
-value landscapes of the steps at which they begin, and samples over Q. `eda3` is Figures 3 and 8 of EDA: the data, the
-densities of behavior model and aligned policy, the labels' Q, and the Q that the policy predicts at several times.
-`eda5` and `eda6` are EDA's Figures 5 and 6 on one locomotion set, by conf/quick/eda_mujoco.yaml; under the same
-`--root` they share behavior models and critics. `guided6` is samples of AEPO and QGPO on six sets, beside those of the
-target. `aepo2` is AEPO's Figure 2 in miniature, cut by conf/quick/aepo_mujoco.yaml: one training, many ways to act.
-A run that is finished is not made again.
+On 2-D sets:
+  dtql6    DTQL, Figure 6: samples of policies with the trust region (row 1) and with the KL divergence (row 2)
+  bdpo11   BDPO, Figure 11 (Figure 4 is two of its rows): the data, denoising paths over the value at the step at which
+           they begin, and samples over Q
+  eda3     EDA, Figures 3 and 8: the data, densities of behavior model and aligned policy, labels, and the Q that the
+           policy predicts at several times
+  guided6  samples of AEPO and QGPO beside samples of the target
+On one locomotion dataset, with the settings of conf/quick:
+  eda5     EDA, Figure 5: score against the share of labelled states and against gradient steps
+  eda6     EDA, Figure 6: score against the number of candidates K, for the value and the preference loss
+  aepo2    AEPO, Figure 2: score against the guidance scale, with and without rescaling; one training per seed
+Finished runs are reused. With the same --root, eda5 and eda6 share behavior models and critics.
 """
 
 from __future__ import annotations
@@ -45,111 +49,116 @@ from lit_offrl.system.files import write_atomically
 
 CONF = Path(__file__).parent.parent / "conf"
 
-
-@dataclass(frozen=True)
-class Panel:
-    """One run on a 2-D set.
-
-    Attributes:
-        title: What the picture says above it.
-        algorithm: Class name.
-        dataset: Id.
-        config: Name of the config file in `conf/`.
-        beta: Inverse temperature where it is not the config file's.
-    """
-
-    title: str
-    algorithm: str
-    dataset: str
-    config: str
-    beta: float | None = None
-
-    def root(self, options: argparse.Namespace) -> Path:
-        """Return the root of the run."""
-        return Path(options.root) / ("" if self.beta is None else f"beta_{self.beta:g}")
-
-    def folder(self, options: argparse.Namespace) -> RunFolder:
-        """Return where `fit` puts the run."""
-        return RunFolder.of(self.root(options), self.algorithm.lower(), self.dataset, options.seed)
+DrawPanel = Callable[[Axes], None]
+Line = dict[str, str]  # of a table: cells by column
 
 
-def fit(folder: RunFolder, words: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """Return results.json of the run of this folder, made by these flags (several of a list) unless it is finished."""
+def run_command(command: str, flags: Mapping[str, Any], words: Sequence[str] = ()) -> None:
+    """Run a command of lit_offrl; a list among the flags gives its flag several times. Exit if it fails."""
+    pairs = [(name, each) for name, value in flags.items() for each in (value if isinstance(value, list) else [value])]
+    if code := command_line([command, *(f"--{name}={value}" for name, value in pairs), *words]):
+        sys.exit(code)
+
+
+def fit(folder: RunFolder, flags: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Return results.json of the run in this folder, after training it with these flags unless it is finished."""
     if folder.results().get("status") != "finished":
-        pairs = [
-            (name, each) for name, value in words.items() for each in (value if isinstance(value, list) else [value])
-        ]
-        flags = [f"--{name}={value}" for name, value in pairs] + ["--overwrite=true"]
-        code = command_line(["fit", *flags, *options.words])
-        if code:
-            sys.exit(code)
+        run_command("fit", {**flags, "overwrite": "true"}, options.words)
     return folder.results()
 
 
-def train(panel: Panel, options: argparse.Namespace) -> dict[str, Any]:
-    """Return results.json of the panel's run."""
-    words = {
-        "config": CONF / panel.config,
-        "data.dataset": panel.dataset,
-        "seed_everything": options.seed,
-        "trainer.default_root_dir": panel.root(options),
-    }
-    if panel.beta is not None:
-        words |= {"model.init_args.beta": panel.beta, "bandit.beta": panel.beta}
-    return fit(panel.folder(options), words, options)
+@dataclass(frozen=True)
+class BanditRun:
+    """One run on a 2-D set.
+
+    Attributes:
+        algorithm: Class name.
+        config: Name of the config file in `conf/`.
+        dataset: Id of the set.
+        options: Options of the command.
+        beta: Inverse temperature, if it differs from the config file.
+    """
+
+    algorithm: str
+    config: str
+    dataset: str
+    options: argparse.Namespace
+    beta: float | None = None
+
+    @property
+    def root(self) -> Path:
+        """Root folder of the run."""
+        return Path(self.options.root) / ("" if self.beta is None else f"beta_{self.beta:g}")
+
+    @property
+    def folder(self) -> RunFolder:
+        """Folder of the run."""
+        return RunFolder.of(self.root, self.algorithm.lower(), self.dataset, self.options.seed)
+
+    def train(self) -> dict[str, Any]:
+        """Train unless the run is finished; return its results.json."""
+        flags = {
+            "config": CONF / self.config,
+            "data.dataset": self.dataset,
+            "seed_everything": self.options.seed,
+            "trainer.default_root_dir": self.root,
+        }
+        if self.beta is not None:
+            flags |= {"model.init_args.beta": self.beta, "bandit.beta": self.beta}
+        return fit(self.folder, flags, self.options)
+
+    def load(self) -> OfflineAlgorithm:
+        """Return the trained algorithm."""
+        cls: type[OfflineAlgorithm] = getattr(algorithms, self.algorithm)
+        return cls.load_from_checkpoint(self.folder.last_checkpoint, map_location="cpu", weights_only=True)
+
+    def sample(self, count: int) -> torch.Tensor:
+        """Return actions of the trained policy, `[count, 2]`."""
+        algorithm = self.load()
+        states = torch.zeros(count, algorithm.observation_dim)
+        return algorithm.act(states, torch.Generator().manual_seed(self.options.seed))
 
 
-def load(panel: Panel, options: argparse.Namespace) -> OfflineAlgorithm:
-    """Return the trained algorithm."""
-    cls: type[OfflineAlgorithm] = getattr(algorithms, panel.algorithm)
-    checkpoint = panel.folder(options).last_checkpoint
-    return cls.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+def axis_limit(data: BanditData) -> float:
+    """Return the limit of both axes, a tenth beyond the data."""
+    return 1.1 * float(np.abs(data.points).max())
 
 
-def sample(panel: Panel, options: argparse.Namespace, count: int) -> torch.Tensor:
-    """Return actions of the trained policy, `[count, 2]`."""
-    algorithm = load(panel, options)
-    states = torch.zeros(count, algorithm.observation_dim)
-    return algorithm.act(states, torch.Generator().manual_seed(options.seed))
-
-
-def draw_samples(axis: Axes, panel: Panel, samples: torch.Tensor) -> None:
+def draw_samples(axis: Axes, title: str, data: BanditData, samples: torch.Tensor) -> None:
     """Draw the data colored by reward, and samples on top."""
-    data = find_bandit(panel.dataset).draw()
-    extent = 1.1 * float(np.abs(data.points).max())
+    extent = axis_limit(data)
     axis.scatter(data.points[:, 0], data.points[:, 1], c=data.labels, s=2, linewidths=0)
     axis.scatter(samples[:, 0], samples[:, 1], s=5, color=figures.SAMPLE_COLOR, linewidths=0)
-    axis.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal", title=panel.title)
+    axis.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal", title=title)
 
 
-def draw_data(axis: Axes, name: str, data: BanditData, extent: float) -> None:
+def draw_data(axis: Axes, title: str, data: BanditData) -> None:
     """Draw a 2-D set colored by reward."""
+    extent = axis_limit(data)
     every = len(data.points) // figures.POINTS_DRAWN or 1
     figures.draw_data(axis, data.points[::every], data.labels[::every])
-    axis.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal", title=f"{name}, by reward")
+    axis.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal", title=title)
 
 
-def draw_map(title: str, axis: Axes, values: figures.Array, extent: float, path: figures.Array | None) -> None:
-    """Draw a map over the action plane, and the ways of actions upon it."""
+def draw_map(axis: Axes, title: str, values: figures.Array, extent: float, path: figures.Array | None) -> None:
+    """Draw a map over the action plane, and paths of actions on top."""
     figures.draw_map(axis, values, extent, path)
     axis.set(xlim=(-extent, extent), ylim=(-extent, extent), title=title)
 
 
-def draw(rows: Sequence[Sequence[Callable[[Axes], None]]], path: Path) -> None:
-    """Write a PNG of panels, each drawn by a function of its axes."""
+def show(panels: Sequence[Sequence[DrawPanel]], lines: Sequence[Line], options: argparse.Namespace) -> None:
+    """Write the rows of panels into `<root>/<figure>.png`, and print the lines as a Markdown table."""
     width, height = figures.PANEL_INCHES
-    figure = Figure(figsize=(width * len(rows[0]), height * len(rows)), dpi=figures.DPI, layout="constrained")
+    figure = Figure(figsize=(width * len(panels[0]), height * len(panels)), dpi=figures.DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    for i, row in enumerate(rows):
+    for i, row in enumerate(panels):
         for j, draw_panel in enumerate(row):
-            draw_panel(figure.add_subplot(len(rows), len(row), i * len(row) + j + 1))
+            draw_panel(figure.add_subplot(len(panels), len(row), i * len(row) + j + 1))
+    path = Path(options.root) / f"{options.figure}.png"
     write_atomically(path, lambda file: figure.savefig(file, format="png"))
-
-
-def table(rows: Sequence[dict[str, str]]) -> str:
-    """Return a Markdown table with the keys as its head."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    cells = [list(lines[0]), ["---"] * len(lines[0]), *(list(line.values()) for line in lines)]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    print(f"{table}\n\n{path}")
 
 
 # ---------------------------------------------------------------- DTQL, Figure 6
@@ -163,13 +172,12 @@ DTQL6_COLUMNS = (
     "dtql-swissroll-far",
 )
 DTQL6_SAMPLES = 1000  # the authors' number
-# A mode with fewer of the samples is not counted as one that the policy covers.
-COVERED = 0.01
+COVERED = 0.01  # smallest share of the samples at which a mode counts as covered
 
 
-def covered_modes(panel: Panel, samples: torch.Tensor) -> str:
-    """Return how many of the best modes the policy covers, e.g. "2 of 4"; "-" in sets without modes."""
-    bandit = find_bandit(panel.dataset)
+def covered_modes(dataset: str, samples: torch.Tensor) -> str:
+    """Return how many of the best modes the samples cover, e.g. "2 of 4"; "-" in sets without modes."""
+    bandit = find_bandit(dataset)
     if bandit.centers is None or bandit.mode_labels is None:
         return "-"
     best = np.flatnonzero(np.isclose(bandit.mode_labels, bandit.mode_labels.max()))
@@ -179,66 +187,40 @@ def covered_modes(panel: Panel, samples: torch.Tensor) -> str:
 
 
 def dtql6(options: argparse.Namespace) -> None:
-    """Train, draw and measure Figure 6 of DTQL."""
-    pictures: list[list[Callable[[Axes], None]]] = []
+    """Reproduce Figure 6 of DTQL."""
+    panels: list[list[DrawPanel]] = []
     lines = []
     for name, algorithm, config in DTQL6_ROWS:
-        pictures.append([])
+        panels.append([])
         for column in options.sets:
-            panel = Panel(f"{name}, {column}", algorithm, f"bandit/{column}", config)
-            results = train(panel, options)
-            samples = sample(panel, options, DTQL6_SAMPLES)
-            pictures[-1].append(lambda axis, panel=panel, samples=samples: draw_samples(axis, panel, samples))
+            run = BanditRun(algorithm, config, f"bandit/{column}", options)
+            results = run.train()
+            samples = run.sample(DTQL6_SAMPLES)
+            data = find_bandit(run.dataset).draw()
+            panels[-1].append(partial(draw_samples, title=f"{name}, {column}", data=data, samples=samples))
             scores = results["bandit"]
             best = scores["best_mode_fraction"]
             lines.append(
                 {
                     "policy": name,
-                    "dataset": f"`{panel.dataset}`",
+                    "dataset": f"`{run.dataset}`",
                     "on a best mode": "-" if best is None else f"{best:.1%}",
                     "off every mode": f"{scores['off_mode_fraction']:.1%}",
-                    "best modes covered": covered_modes(panel, samples),
+                    "best modes covered": covered_modes(run.dataset, samples),
                     "mean reward": f"{scores['mean_label']:.2f}",
                     "the data's": f"{results['dataset_return_mean']:.2f}",
                 }
             )
-    picture = Path(options.root) / "dtql6.png"
-    draw(pictures, picture)
-    print(f"{table(lines)}\n\n{picture}")
+    show(panels, lines, options)
 
 
-# ---------------------------------------------------------------- six sets, a row of maps each
+# ---------------------------------------------------------------- maps on the six sets of QGPO
 
 SIX_SETS = ("8gaussians", "2spirals", "checkerboard", "moons", "rings", "swissroll")
 
 
-def six_rows(options: argparse.Namespace, algorithm: str, config: str, shown: tuple[str, ...] = ("",)) -> None:
-    """Train on the sets, draw of each the data and the maps whose titles begin as `shown` says, measure the samples."""
-    pictures: list[list[Callable[[Axes], None]]] = []
-    lines = []
-    for name in options.sets:
-        panel = Panel(name, algorithm, f"bandit/{name}", config)
-        scores = train(panel, options)["bandit"]
-        trained = load(panel, options)
-        data = find_bandit(panel.dataset).draw()
-        extent = 1.1 * float(np.abs(data.points).max())
-        every = figures.action_maps(trained, extent)
-        maps = {title: values for begin in shown for title, values in every.items() if title.startswith(begin)}
-        paths = figures.action_paths(trained, torch.Generator().manual_seed(options.seed))
-        pictures.append(
-            [
-                partial(draw_data, name=name, data=data, extent=extent),
-                *(partial(draw_map, t, values=v, extent=extent, path=paths.get(t)) for t, v in maps.items()),
-            ]
-        )
-        lines.append({"dataset": f"`{panel.dataset}`", **bandit_cells(scores)})
-    picture = Path(options.root) / f"{options.figure}.png"
-    draw(pictures, picture)
-    print(f"{table(lines)}\n\n{picture}")
-
-
-def bandit_cells(scores: Mapping[str, Any]) -> dict[str, str]:
-    """Return cells of a table of how close samples are to the target."""
+def bandit_cells(scores: Mapping[str, Any]) -> Line:
+    """Return the cells of a table that say how close samples are to the target."""
     error = scores["mode_mass_error"]
     return {
         "mean label": f"{scores['mean_label']:.3f}",
@@ -249,20 +231,39 @@ def bandit_cells(scores: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def draw_maps(options: argparse.Namespace, algorithm: str, config: str, titles: tuple[str, ...] = ("",)) -> None:
+    """Train on each set; draw its data and the algorithm's maps whose titles begin with one of `titles`."""
+    panels: list[list[DrawPanel]] = []
+    lines = []
+    for name in options.sets:
+        run = BanditRun(algorithm, config, f"bandit/{name}", options)
+        scores = run.train()["bandit"]
+        trained = run.load()
+        data = find_bandit(run.dataset).draw()
+        extent = axis_limit(data)
+        maps = figures.action_maps(trained, extent)
+        paths = figures.action_paths(trained, torch.Generator().manual_seed(options.seed))
+        shown = [title for begin in titles for title in maps if title.startswith(begin)]
+        row: list[DrawPanel] = [partial(draw_data, title=f"{name}, by reward", data=data)]
+        row += [partial(draw_map, title=t, values=maps[t], extent=extent, path=paths.get(t)) for t in shown]
+        panels.append(row)
+        lines.append({"dataset": f"`{run.dataset}`", **bandit_cells(scores)})
+    show(panels, lines, options)
+
+
 def bdpo11(options: argparse.Namespace) -> None:
-    """Train, draw and measure Figure 11 of BDPO."""
-    six_rows(options, "BDPO", "bdpo_bandit.yaml")
+    """Reproduce Figure 11 of BDPO."""
+    draw_maps(options, "BDPO", "bdpo_bandit.yaml")
 
 
 def eda3(options: argparse.Namespace) -> None:
-    """Train, draw and measure Figures 3 and 8 of EDA: densities and predicted Q, that at several times.
+    """Reproduce Figures 3 and 8 of EDA.
 
-    Densities are those of slightly noisy actions. At the last t the slope of f is a hundred times steeper than the
-    set is wide, and what adds up along the way from one place to another is mostly the error of the slope.
+    The densities are of slightly noisy actions: at the last time the slope of f is so steep that the error of the slope
+    dominates its integral from one place to another.
     """
     early = f"t = {vp_diffusion.FIGURE_TIMES[1]:g}"
-    shown = (rf"$\mu$, {early}", rf"$\pi$, {early}", "labels", r"$\beta")
-    six_rows(options, "EDA", "eda_bandit.yaml", shown)
+    draw_maps(options, "EDA", "eda_bandit.yaml", (rf"$\mu$, {early}", rf"$\pi$, {early}", "labels", r"$\beta"))
 
 
 # ---------------------------------------------------------------- AEPO and QGPO on the six sets
@@ -272,46 +273,37 @@ GUIDED_SAMPLES = 2000
 
 
 def guided6(options: argparse.Namespace) -> None:
-    """Train AEPO and QGPO on the six sets at two temperatures; draw samples beside the target's."""
-    pictures: list[list[Callable[[Axes], None]]] = []
+    """Train AEPO and QGPO on the six sets at two temperatures; draw their samples beside samples of the target."""
+    panels: list[list[DrawPanel]] = []
     lines = []
     for name in options.sets:
-        pictures.append([])
+        panels.append([])
         dataset = f"bandit/{name}"
         for beta in GUIDED_BETAS:
             target = BanditTarget(dataset, beta, GUIDED_SAMPLES)
-            panels = [
-                Panel(rf"{each}, $\beta$ = {beta:g}", each, dataset, f"{each.lower()}_bandit.yaml", beta)
-                for each in ("AEPO", "QGPO")
-            ]
-            drawn = {Panel(rf"target, $\beta$ = {beta:g}", "", dataset, ""): target.points}
-            for panel in panels:
-                scores = train(panel, options)["bandit"]
-                drawn[panel] = sample(panel, options, GUIDED_SAMPLES)
-                lines.append(
-                    {
-                        "dataset": f"`{dataset}`",
-                        "beta": f"{beta:g}",
-                        "algorithm": panel.algorithm,
-                        **bandit_cells(scores),
-                    }
-                )
-            pictures[-1] += [partial(draw_samples, panel=panel, samples=samples) for panel, samples in drawn.items()]
-    picture = Path(options.root) / "guided6.png"
-    draw(pictures, picture)
-    print(f"{table(lines)}\n\n{picture}")
+            samples = {"target": target.points}
+            for algorithm in ("AEPO", "QGPO"):
+                run = BanditRun(algorithm, f"{algorithm.lower()}_bandit.yaml", dataset, options, beta)
+                scores = run.train()["bandit"]
+                samples[algorithm] = run.sample(GUIDED_SAMPLES)
+                line = {"dataset": f"`{dataset}`", "beta": f"{beta:g}", "algorithm": algorithm}
+                lines.append({**line, **bandit_cells(scores)})
+            for title, each in samples.items():
+                title = rf"{title}, $\beta$ = {beta:g}"
+                panels[-1].append(partial(draw_samples, title=title, data=target.data, samples=each))
+    show(panels, lines, options)
 
 
-# ---------------------------------------------------------------- EDA, Figures 5 and 6, in miniature
+# ---------------------------------------------------------------- EDA, Figures 5 and 6
 
-EDA_STAGES = {"pretrain_steps": 4000, "critic.steps": 6000}  # those of conf/quick/eda_mujoco.yaml
+EDA_STAGES = {"pretrain_steps": 4000, "critic.steps": 6000}  # as in conf/quick/eda_mujoco.yaml
 EDA_ALIGNMENT = {"trainer.max_steps": 1500, "data.steps_per_epoch": 500, "trainer.check_val_every_n_epoch": 1}
-FINAL_SCORE_ALONE = {"trainer.check_val_every_n_epoch": 1000, "evaluation.compare": "false"}
+FINAL_SCORE_ONLY = {"trainer.check_val_every_n_epoch": 1000, "evaluation.compare": "false"}
 EDA5_FRACTIONS = (0.01, 0.1, 1.0)
 EDA6_CANDIDATES = (2, 4, 8)
 
 
-def aligned(
+def align(
     options: argparse.Namespace,
     seed: int,
     *,
@@ -320,11 +312,11 @@ def aligned(
     fraction: float = 0.1,
     flags: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[dict[str, Any], RunFolder]:
-    """Return results.json and folder of an alignment from the seed's behavior model and critic.
+    """Align the behavior model of a seed, which is trained once with its critic; return results.json and the folder.
 
-    Acting takes one sample and no critic, as in the paper's curves.
+    The policy acts by one sample without the critic, as in the paper's curves.
     """
-    words: dict[str, Any] = {
+    common: dict[str, Any] = {
         "config": CONF / "quick" / "eda_mujoco.yaml",
         "data.dataset": options.dataset,
         "seed_everything": seed,
@@ -337,7 +329,7 @@ def aligned(
     stages = RunFolder.of(root, "eda", options.dataset, seed)
     steps = {f"model.init_args.{stage}": count for stage, count in EDA_STAGES.items()}
     early = {"trainer.max_steps": sum(EDA_STAGES.values()), "trainer.default_root_dir": root}
-    fit(stages, words | steps | early | {"evaluation.enabled": "false"}, options)
+    fit(stages, common | steps | early | {"evaluation.enabled": "false"}, options)
     root = Path(options.root) / f"{loss}_{candidates}_labels_{fraction:g}"
     folder = RunFolder.of(root, "eda", options.dataset, seed)
     late = {
@@ -346,13 +338,13 @@ def aligned(
         "model.init_args.candidates_per_state": candidates,
         "model.init_args.label_fraction": fraction,
         "trainer.default_root_dir": root,
+        **dict.fromkeys(steps, 0),
     }
-    late |= dict.fromkeys(steps, 0)
-    return fit(folder, words | EDA_ALIGNMENT | late | {**flags}, options), folder
+    return fit(folder, common | EDA_ALIGNMENT | late | {**flags}, options), folder
 
 
 def curve(folder: RunFolder) -> dict[int, float]:
-    """Return the mean score at each evaluated gradient step of a training."""
+    """Return the policy's mean score by the gradient step of the evaluation."""
     scores: dict[int, list[float]] = {}
     with (folder.path / "eval.csv").open(newline="") as file:
         for row in csv.DictReader(file):
@@ -361,83 +353,83 @@ def curve(folder: RunFolder) -> dict[int, float]:
     return {step: float(np.mean(each)) for step, each in scores.items()}
 
 
-def mean_and_spread(values: Sequence[float]) -> str:
-    """Return "mean +- standard deviation over seeds (each)"."""
-    spread = f" +- {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{spread} ({', '.join(f'{value:.1f}' for value in values)})"
+def format_scores(scores: Sequence[float]) -> str:
+    """Return "mean +- standard deviation over seeds (each score)"."""
+    spread = f" +- {np.std(scores, ddof=1):.1f}" if len(scores) > 1 else ""
+    return f"{np.mean(scores):.1f}{spread} ({', '.join(f'{score:.1f}' for score in scores)})"
+
+
+def mean_and_std(scores: Mapping[Any, Sequence[float]]) -> tuple[figures.Array, figures.Array]:
+    """Return means and standard deviations over seeds, `[settings]` each; 0 where there is one seed."""
+    stds = [np.std(each, ddof=1) if len(each) > 1 else 0.0 for each in scores.values()]
+    return np.array([np.mean(each) for each in scores.values()]), np.array(stds)
+
+
+def draw_scores(axis: Axes, curves: Mapping[str, Mapping[float, Sequence[float]]], ticks: bool, **labels: str) -> None:
+    """Draw scores with error bars over a setting, a curve for each name; with `ticks` on a logarithmic axis."""
+    for name, scores in curves.items():
+        means, stds = mean_and_std(scores)
+        axis.errorbar(list(scores), means, stds, marker="o", capsize=3, label=name)
+    axis.set(ylabel="normalized score", **labels)
+    if ticks:
+        settings = list(next(iter(curves.values())))
+        axis.set_xscale("log")
+        axis.set_xticks(settings, [f"{each:g}" for each in settings])
+        axis.minorticks_off()
+    axis.legend()
 
 
 def eda5(options: argparse.Namespace) -> None:
-    """Align with labels of 1%, 10% and all of the states; draw score against share of labels and gradient steps."""
+    """Reproduce Figure 5 of EDA: score against the share of labelled states and against gradient steps."""
     lines, curves, finals = [], {}, {}
     cloning: list[float] = []
     for fraction in EDA5_FRACTIONS:
-        runs = [aligned(options, seed, fraction=fraction) for seed in options.seeds]
-        finals[fraction] = [results["scores"]["normalized"] for results, _ in runs]
+        runs = [align(options, seed, fraction=fraction) for seed in options.seeds]
+        finals[100 * fraction] = [results["scores"]["normalized"] for results, _ in runs]
         cloning = [results["comparison"]["behavior"]["normalized"] for results, _ in runs]
-        each = [curve(folder) for _, folder in runs]
-        curves[fraction] = {step: [scores[step] for scores in each] for step in each[0]}
-        lines.append({"labelled states": f"{fraction:.0%}", "score": mean_and_spread(finals[fraction])})
-    lines.append({"labelled states": "none: behavior cloning", "score": mean_and_spread(cloning)})
+        by_seed = [curve(folder) for _, folder in runs]
+        curves[fraction] = {0: cloning, **{step: [scores[step] for scores in by_seed] for step in by_seed[0]}}
+        lines.append({"labelled states": f"{fraction:.0%}", "score": format_scores(finals[100 * fraction])})
+    lines.append({"labelled states": "none: behavior cloning", "score": format_scores(cloning)})
 
     def draw_fractions(axis: Axes) -> None:
-        means, spreads = (reduce_by([finals[each] for each in EDA5_FRACTIONS]) for reduce_by in (row_means, row_stds))
-        axis.errorbar([100 * each for each in EDA5_FRACTIONS], means, spreads, marker="o", capsize=3)
         axis.axhline(float(np.mean(cloning)), color="0.5", linestyle=":", label="behavior cloning")
-        axis.set(xscale="log", xlabel="labelled states", ylabel="normalized score", title="labels")
-        axis.set_xticks([100 * each for each in EDA5_FRACTIONS], [f"{each:.0%}" for each in EDA5_FRACTIONS])
-        axis.minorticks_off()
-        axis.legend()
+        draw_scores(axis, {"aligned": finals}, ticks=True, xlabel="labelled states (%)", title="labels")
 
     def draw_steps(axis: Axes) -> None:
         for fraction, scores in curves.items():
-            steps = [0, *scores]
-            each = [cloning, *scores.values()]
-            means, spreads = row_means(each), row_stds(each)
-            axis.plot(steps, means, marker=".", label=f"{fraction:.0%} labelled")
-            axis.fill_between(steps, means - spreads, means + spreads, alpha=0.2, linewidth=0)
+            means, stds = mean_and_std(scores)
+            axis.plot(list(scores), means, marker=".", label=f"{fraction:.0%} labelled")
+            axis.fill_between(list(scores), means - stds, means + stds, alpha=0.2, linewidth=0)
         axis.set(xlabel="gradient steps of alignment", ylabel="normalized score", title="steps")
         axis.legend()
 
-    picture = Path(options.root) / "eda5.png"
-    draw([[draw_fractions, draw_steps]], picture)
-    print(f"{table(lines)}\n\n{picture}")
+    show([[draw_fractions, draw_steps]], lines, options)
 
 
 def eda6(options: argparse.Namespace) -> None:
-    """Align by value, by preference and by DPO with several numbers of candidates; draw score against them."""
+    """Reproduce Figure 6 of EDA: score against the number of candidates, for the value and the preference loss."""
     lines = []
-    finals: dict[str, dict[int, list[float]]] = {"value": {}, "preference": {}}
+    finals: dict[str, dict[float, list[float]]] = {"value": {}, "preference": {}}
     for count in EDA6_CANDIDATES:
         for kind, scores in finals.items():
             loss = "dpo" if kind == "preference" and count == 2 else kind  # Eq. 16 is Eq. 15 with two candidates
-            flags = {} if (loss, count) == ("value", 8) else FINAL_SCORE_ALONE  # the first is one of eda5's
-            runs = [aligned(options, seed, loss=loss, candidates=count, flags=flags)[0] for seed in options.seeds]
+            flags = {} if (loss, count) == ("value", 8) else FINAL_SCORE_ONLY  # eda5 uses the run with ("value", 8)
+            runs = [align(options, seed, loss=loss, candidates=count, flags=flags)[0] for seed in options.seeds]
             scores[count] = [results["scores"]["normalized"] for results in runs]
-            lines.append({"loss": loss, "K": str(count), "score": mean_and_spread(scores[count])})
-
-    def draw_candidates(axis: Axes) -> None:
-        for kind, scores in finals.items():
-            each = list(scores.values())
-            axis.errorbar(list(scores), row_means(each), row_stds(each), marker="o", capsize=3, label=kind)
-        axis.set(xlabel="candidates K (preference at 2 is DPO)", ylabel="normalized score", xscale="log")
-        axis.set_xticks(EDA6_CANDIDATES, [str(count) for count in EDA6_CANDIDATES])
-        axis.minorticks_off()
-        axis.legend()
-
-    picture = Path(options.root) / "eda6.png"
-    draw([[draw_candidates]], picture)
-    print(f"{table(lines)}\n\n{picture}")
+            lines.append({"loss": loss, "K": str(count), "score": format_scores(scores[count])})
+    labels = {"xlabel": "candidates K (preference at 2 is DPO)"}
+    show([[partial(draw_scores, curves=finals, ticks=True, **labels)]], lines, options)
 
 
-# ---------------------------------------------------------------- AEPO, Figure 2, in miniature
+# ---------------------------------------------------------------- AEPO, Figure 2
 
-AEPO2_SCALES = (0.1, 0.3, 0.5, 1.0, 2.0, 3.0)  # omega; the behavior model is 0
+AEPO2_SCALES = (0.1, 0.3, 0.5, 1.0, 2.0, 3.0)  # omega; the behavior model has omega = 0
 
 
-def swept(options: argparse.Namespace, seed: int, rescale: str) -> dict[float, float]:
-    """Return the score at each omega of the seed's run, which is trained once: rescaling is a matter of acting."""
-    words = {
+def score_scales(options: argparse.Namespace, seed: int, rescale: str) -> dict[float, float]:
+    """Return the score at each omega. The run of a seed is trained once: rescaling changes only how it acts."""
+    flags = {
         "config": CONF / "quick" / "aepo_mujoco.yaml",
         "data.dataset": options.dataset,
         "seed_everything": seed,
@@ -448,76 +440,51 @@ def swept(options: argparse.Namespace, seed: int, rescale: str) -> dict[float, f
     folder = RunFolder.of(options.root, "aepo", options.dataset, seed)
     path = folder.path / f"rescale_{rescale}.json"
     if not path.is_file():
-        fit(folder, words, options)
-        flags = {
+        fit(folder, flags, options)
+        acting = {
             "ckpt_path": folder.last_checkpoint,
             "model.init_args.rescale": rescale,
             "evaluation.enabled": "true",
             "evaluation.final_episodes": options.episodes,
             "evaluation.num_envs": options.episodes * len(AEPO2_SCALES),
         }
-        code = command_line(["validate", *(f"--{name}={value}" for name, value in flags.items())])
-        if code:
-            sys.exit(code)
+        run_command("validate", acting)
         shutil.copyfile(folder.path / "results.json", path)
     scores = json.loads(path.read_text())["comparison"]
     return {scale: scores[f"omega_{scale:g}" if scale else "behavior"]["normalized"] for scale in (0.0, *AEPO2_SCALES)}
 
 
 def aepo2(options: argparse.Namespace) -> None:
-    """Act with several scales of guidance, with and without rescaling; draw score against the scale."""
+    """Reproduce Figure 2 of AEPO: score against the guidance scale, with and without rescaling."""
     lines, curves = [], {}
     for rescale in ("none", "sample", "batch"):
-        runs = [swept(options, seed, rescale) for seed in options.seeds]
+        runs = [score_scales(options, seed, rescale) for seed in options.seeds]
         curves[rescale] = {scale: [run[scale] for run in runs] for scale in runs[0]}
-        cells = {f"omega {scale:g}": mean_and_spread(each) for scale, each in curves[rescale].items()}
+        cells = {f"omega {scale:g}": format_scores(each) for scale, each in curves[rescale].items()}
         lines.append({"rescale": rescale, **cells})
-
-    def draw_scales(axis: Axes) -> None:
-        for rescale, scores in curves.items():
-            each = list(scores.values())
-            axis.errorbar(list(scores), row_means(each), row_stds(each), marker="o", capsize=3, label=rescale)
-        axis.set(xlabel=r"guidance scale $\omega$", ylabel="normalized score", title="rescale")
-        axis.legend()
-
-    picture = Path(options.root) / "aepo2.png"
-    draw([[draw_scales]], picture)
-    print(f"{table(lines)}\n\n{picture}")
+    labels = {"xlabel": r"guidance scale $\omega$", "title": "rescale"}
+    show([[partial(draw_scores, curves=curves, ticks=False, **labels)]], lines, options)
 
 
-def row_means(rows: Sequence[Sequence[float]]) -> figures.Array:
-    """Return the mean of each row."""
-    return np.array([np.mean(row) for row in rows])
-
-
-def row_stds(rows: Sequence[Sequence[float]]) -> figures.Array:
-    """Return the standard deviation of each row, 0 where there is one value."""
-    return np.array([np.std(row, ddof=1) if len(row) > 1 else 0.0 for row in rows])
+BANDIT_FIGURES = {dtql6: DTQL6_COLUMNS, bdpo11: SIX_SETS, eda3: SIX_SETS, guided6: SIX_SETS}  # with the sets of each
+LOCOMOTION_FIGURES = (eda5, eda6, aepo2)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="figure", required=True)
-    for run, text in (
-        (dtql6, "DTQL, Figure 6: trust region and KL on five 2-D sets"),
-        (bdpo11, "BDPO, Figures 4 and 11: paths and value landscapes on six 2-D sets"),
-        (eda3, "EDA, Figures 3 and 8: densities and predicted Q on six 2-D sets"),
-        (guided6, "AEPO and QGPO on six 2-D sets at two temperatures"),
-        (eda5, "EDA, Figure 5 in miniature: score against labels and against steps"),
-        (eda6, "EDA, Figure 6 in miniature: value and preference with K candidates"),
-        (aepo2, "AEPO, Figure 2 in miniature: score against guidance scale, with and without rescaling"),
-    ):
-        command = commands.add_parser(run.__name__, help=text)
+    for run in (*BANDIT_FIGURES, *LOCOMOTION_FIGURES):
+        command = commands.add_parser(run.__name__, help=(run.__doc__ or "").partition("\n")[0])
         command.set_defaults(run=run)
-        command.add_argument("--root", default=f"runs/{run.__name__}", help="where runs and picture go")
-        if run in (eda5, eda6, aepo2):
+        command.add_argument("--root", default=f"runs/{run.__name__}", help="folder of the runs and the picture")
+        if run in BANDIT_FIGURES:
+            sets = BANDIT_FIGURES[run]
+            command.add_argument("--seed", type=int, default=0)
+            command.add_argument("--sets", nargs="+", choices=sets, default=sets, help="use only these sets")
+        else:
             command.add_argument("--dataset", default="offrl/halfcheetah/medium-replay-v0")
             command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-            command.add_argument("--episodes", type=int, default=20, help="of each final evaluation")
-        else:
-            command.add_argument("--seed", type=int, default=0)
-            every = DTQL6_COLUMNS if run is dtql6 else SIX_SETS
-            command.add_argument("--sets", nargs="+", choices=every, default=every, help="only these")
+            command.add_argument("--episodes", type=int, default=20, help="number of episodes of each evaluation")
     options, options.words = parser.parse_known_args(arguments)
     options.run(options)
 

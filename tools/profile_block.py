@@ -1,9 +1,9 @@
-"""Where the wall time of a training block goes: how much of it is spent outside `update`.
+"""Measure how much wall time of a training block is spent outside `update`.
 
     python tools/profile_block.py [--dataset offrl/antmaze/umaze-v0] [--batch-size 256] [--blocks 6]
 
-Trains DTQL with the command line's own loop, loggers and callbacks, and times `update`, the drawing of a block and
-everything else (Lightning's loop, logging, progress bar) with one clock.
+Trains DTQL with all loggers and callbacks of the command `fit`, and measures the time of `update`, of drawing a block,
+and of everything else (Lightning's loop, logging, progress bar).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collections.abc import Callable
 from typing import Any
 
 from lit_offrl.algorithms import DTQL
-from lit_offrl.cli import main as lit_offrl
+from lit_offrl.cli import main as command_line
 from lit_offrl.data.transitions import BlockSampler
 
 
 def timed(name: str, function: Callable[..., Any], seconds: dict[str, list[float]]) -> Callable[..., Any]:
-    """Return `function`, noting how long each call takes."""
+    """Return `function` with a measurement: each call appends its duration to `seconds[name]`."""
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         started = time.perf_counter()
@@ -34,7 +34,7 @@ def timed(name: str, function: Callable[..., Any], seconds: dict[str, list[float
 
 
 def profile(dataset: str, batch_size: int, blocks: int, block_size: int = 50) -> dict[str, float]:
-    """Return the mean seconds per block of each part; the first two blocks are left out (they warm caches up)."""
+    """Return the mean seconds per block of each part, without the first two blocks, which warm up caches."""
     seconds: dict[str, list[float]] = defaultdict(list)
     ends: list[float] = []
     originals = (DTQL.update, DTQL.training_step, BlockSampler._block)
@@ -49,7 +49,7 @@ def profile(dataset: str, batch_size: int, blocks: int, block_size: int = 50) ->
     BlockSampler._block = timed("gather", BlockSampler._block, seconds)  # type: ignore[method-assign]
     try:
         with tempfile.TemporaryDirectory() as root:
-            code = lit_offrl([
+            code = command_line([
                 "fit", "--model=DTQL", "--model.init_args.nll_weight=1", "--model.init_args.pretrain_steps=0",
                 f"--data.dataset={dataset}", f"--data.batch_size={batch_size}", f"--data.block_size={block_size}",
                 "--evaluation.enabled=false", f"--trainer.max_steps={(blocks + 2) * block_size}",
@@ -73,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="offrl/antmaze/umaze-v0")
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--blocks", type=int, default=6)
+    parser.add_argument("--blocks", type=int, default=6, help="number of measured blocks")
     options = parser.parse_args()
     parts = profile(options.dataset, options.batch_size, options.blocks)
     total = parts.pop("block")

@@ -3,10 +3,11 @@
     python tools/search_hopper.py --steps 600000 --output ladder
     python tools/train_locomotion.py --evaluate ladder/Hopper-v5_*.npz
 
-Soft actor-critic with the settings of the other bodies returns 530 after 100,000 steps here; this takes five minutes on
-one core, and the policy has 33 weights. Every rollout carries the noise that the data will be collected with, so that
-what is found bears it. Writes a checkpoint every 25k steps, in the form that `lit_offrl.collect.behaviors.LinearActor`
-reads; those in lit_offrl/collect/artifacts were made with the defaults.
+The search takes five minutes on one core, and a policy has 33 weights. (Soft actor-critic with the settings of
+`train_locomotion.py` reaches a return of only 530 in 100,000 steps of Hopper-v5.) Every rollout has the action noise of
+the later collection, so that the policies are robust against it. The script writes a checkpoint every 25,000 steps,
+which `lit_offrl.collect.behaviors.LinearActor` reads. The checkpoints of Hopper-v5 in lit_offrl/collect/artifacts were
+made with the defaults.
 
 Source: Mania, Guy and Recht, "Simple random search of static linear policies" (2018), algorithm 2, ARS V2-t.
 """
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ENVIRONMENT = "Hopper-v5"
-ALIVE_BONUS = 1.0  # per step; left out of what is searched for, or standing still would do
+ALIVE_BONUS = 1.0  # reward per step that the search subtracts; with it, standing still would be a good policy
 DIRECTIONS, BEST_DIRECTIONS = 8, 4
 STEP_SIZE, EXPLORATION = 0.02, 0.03
 NOISE = 0.1  # standard deviation of the action noise
@@ -37,7 +38,7 @@ class Statistics:
         self._count, self._sum, self._squares = 1e-4, np.zeros(size), np.zeros(size)
 
     def add(self, observation: NDArray[np.float64]) -> None:
-        """Take an observation into account."""
+        """Add an observation."""
         self._count += 1
         self._sum += observation
         self._squares += observation**2
@@ -55,40 +56,43 @@ class Statistics:
 
 def rollout(
     env: gymnasium.Env[Any, Any],
-    folded: NDArray[np.float64],
+    weight: NDArray[np.float64],
     bias: NDArray[np.float64],
     rng: np.random.Generator,
     statistics: Statistics | None = None,
 ) -> tuple[float, int]:
-    """Return the return and the length of an episode of `folded @ observation + bias`; note what was observed."""
+    """Play an episode with actions `weight @ observation + bias`; return its return and length.
+
+    Observations are added to `statistics`, where these are given.
+    """
     observation, _ = env.reset(seed=int(rng.integers(2**31)))
     total, length, ended = 0.0, 0, False
     while not ended:
         if statistics is not None:
             statistics.add(observation)
-        action = np.clip(folded @ observation + bias + NOISE * rng.standard_normal(len(bias)), -1, 1)
+        action = np.clip(weight @ observation + bias + NOISE * rng.standard_normal(len(bias)), -1, 1)
         observation, reward, terminated, truncated, _ = env.step(action)
         total, length, ended = total + float(reward), length + 1, terminated or truncated
     return total, length
 
 
 def search(steps: int, every: int, seed: int, output: Path) -> None:
-    """Search, and write a checkpoint every `every` environment steps."""
+    """Search a policy, and write a checkpoint every `every` environment steps."""
     output.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     env = gymnasium.make(ENVIRONMENT)
     (observation_dim,), (action_dim,) = env.observation_space.shape or (), env.action_space.shape or ()
     statistics = Statistics(observation_dim)
     weight = np.zeros((action_dim, observation_dim))
-    done, due, begin = 0, every, time.monotonic()
+    done, next_save, begin = 0, every, time.monotonic()
     while done < steps:
-        mean, scale = statistics.mean, statistics.scale  # those of an iteration's beginning
+        mean, scale = statistics.mean, statistics.scale  # constant during an iteration
         directions = rng.standard_normal((DIRECTIONS, *weight.shape))
         rewards = np.empty((DIRECTIONS, 2))
         for index, direction in enumerate(directions):
             for side, sign in enumerate((1, -1)):
-                folded = (weight + sign * EXPLORATION * direction) / scale
-                total, length = rollout(env, folded, -folded @ mean, rng, statistics)
+                scaled = (weight + sign * EXPLORATION * direction) / scale
+                total, length = rollout(env, scaled, -scaled @ mean, rng, statistics)
                 rewards[index, side] = total - ALIVE_BONUS * length
                 done += length
         best = np.argsort(-rewards.max(axis=1))[:BEST_DIRECTIONS]
@@ -96,11 +100,11 @@ def search(steps: int, every: int, seed: int, output: Path) -> None:
         weight += (
             STEP_SIZE / (BEST_DIRECTIONS * (rewards[best].std() + 1e-6)) * np.tensordot(gains, directions[best], 1)
         )
-        if done >= due:
-            folded = weight / scale
-            scores = np.array([rollout(env, folded, -folded @ mean, rng)[0] for _ in range(EVALUATIONS)])
+        if done >= next_save:
+            scaled = weight / scale
+            scores = np.array([rollout(env, scaled, -scaled @ mean, rng)[0] for _ in range(EVALUATIONS)])
             np.savez_compressed(
-                output / f"{ENVIRONMENT}_{due // 1000}k.npz",
+                output / f"{ENVIRONMENT}_{next_save // 1000}k.npz",
                 weight=weight.astype(np.float16),
                 mean=mean.astype(np.float16),
                 scale=scale.astype(np.float16),
@@ -108,7 +112,7 @@ def search(steps: int, every: int, seed: int, output: Path) -> None:
                 ret=scores.mean(),
             )
             print(f"{done}: {scores.mean():.0f} +- {scores.std():.0f}, {time.monotonic() - begin:.0f} s", flush=True)
-            due = (done // every + 1) * every
+            next_save = (done // every + 1) * every
 
 
 def main() -> None:

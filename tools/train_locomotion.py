@@ -1,11 +1,12 @@
-"""Train the ladders of policies that collect the locomotion data, or print what checkpoints are worth.
+"""Train the policies that collect the locomotion data, from poor to good, or evaluate their checkpoints.
 
-    pip install "lit_offrl[behaviors]"
-    python tools/train_locomotion.py Hopper-v5 --steps 200000 --output ladder
-    python tools/train_locomotion.py --evaluate ladder/Hopper-v5_*.npz
+    pip install -e '.[behaviors]'
+    python tools/train_locomotion.py Walker2d-v5 --steps 200000 --output ladder
+    python tools/train_locomotion.py --evaluate ladder/Walker2d-v5_*.npz
 
-A training takes about half an hour on one core and writes a checkpoint every 25k steps, in the form that
-`lit_offrl.collect.behaviors.SACActor` reads. Those in lit_offrl/collect/artifacts were made with the defaults.
+The algorithm is soft actor-critic. Training takes about half an hour on one core and writes a checkpoint every 25,000
+steps, which `lit_offrl.collect.behaviors.SACActor` reads. The checkpoints of HalfCheetah-v5 and Walker2d-v5 in
+lit_offrl/collect/artifacts were made with the defaults.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from numpy.typing import NDArray
 from lit_offrl.collect.behaviors import Actor, load_actor
 from lit_offrl.collect.locomotion_episodes import play
 
-SAVING_SEEDS = range(100, 105)  # of the episodes whose mean return is noted in a checkpoint
-UNSEEN_SEEDS = range(1000, 1010)
+SAVING_SEEDS = range(100, 105)  # episodes whose mean return is saved with a checkpoint
+UNSEEN_SEEDS = range(1000, 1010)  # episodes of `--evaluate`
 
 
 def returns(
     env: gymnasium.Env[Any, Any], actor: Actor, seeds: range, noise: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the returns and lengths of one episode per seed, with the policy's own noise or without any."""
+    """Return the returns and lengths of one episode per seed, with the policy's own noise or without noise."""
     episodes = [play(env, actor, np.random.default_rng(seed) if noise else None, seed) for seed in seeds]
     return np.array([episode.rewards.sum() for episode in episodes]), np.array([len(e) for e in episodes], float)
 
@@ -41,13 +42,13 @@ class Trainee:
         self.model = model
 
     def act(self, observation: NDArray[np.floating], rng: np.random.Generator | None) -> NDArray[np.float64]:
-        """Return the mode, whatever `rng` is."""
+        """Return the mode of the policy; `rng` is not used."""
         action: NDArray[np.float64] = self.model.predict(observation, deterministic=True)[0]
         return action
 
 
 def train(env_id: str, steps: int, every: int, seed: int, output: Path) -> None:
-    """Train, and write a checkpoint every `every` steps."""
+    """Train a policy, and write a checkpoint every `every` steps."""
     import torch
     from stable_baselines3 import SAC
 
@@ -76,7 +77,7 @@ def train(env_id: str, steps: int, every: int, seed: int, output: Path) -> None:
 
 
 def evaluate(checkpoints: list[Path]) -> None:
-    """Print a table of returns on unseen seeds."""
+    """Print a table of returns on `UNSEEN_SEEDS`."""
     print(
         f"| checkpoint | deterministic | length | policy noise | length | ({len(UNSEEN_SEEDS)} unseen seeds)\n|"
         + "---|" * 5
@@ -92,14 +93,12 @@ def evaluate(checkpoints: list[Path]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "env_id", nargs="?", help="train in this environment, with plain observations, actions in [-1, 1]"
-    )
+    parser.add_argument("env_id", nargs="?", help="environment for training; its actions must be in [-1, 1]")
     parser.add_argument("--steps", type=int, default=200_000)
     parser.add_argument("--every", type=int, default=25_000, help="steps between checkpoints, a multiple of 1000")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("ladder"), help="folder of the checkpoints")
-    parser.add_argument("--evaluate", type=Path, nargs="+", metavar="CHECKPOINT", help="print what these are worth")
+    parser.add_argument("--evaluate", type=Path, nargs="+", metavar="CHECKPOINT", help="evaluate these checkpoints")
     arguments = parser.parse_args()
     if (arguments.env_id is None) == (arguments.evaluate is None):
         parser.error("name an environment to train in, or checkpoints to evaluate")

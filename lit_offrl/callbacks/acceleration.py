@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -33,14 +36,14 @@ def kind_of(algorithm: OfflineAlgorithm, phase: Phase) -> Kind:
 class Acceleration(AlgorithmCallback):
     """Runs updates compiled, or replays them as CUDA graphs; where that fails, one line says why, and they run eagerly.
 
-    The first update of each kind (e.g. with and without the actor's step) runs eagerly and makes what later ones find:
-    labels, optimizer state, the list of noise to draw. Noise comes from the algorithm's own stream, in the same order,
-    so that a run can be resumed with or without acceleration. On several devices updates run eagerly.
+    Noise comes from the algorithm's own stream, in the same order, so that a run can be resumed with or without
+    acceleration. A resumed run equals an uninterrupted one bit for bit if both have the same settings; compiled and
+    eager updates differ by the rounding of fused operations. On several devices updates run eagerly.
 
     Args:
         compile: Compile each kind of update by `torch.compile`, whole: losses, gradients and optimizers in one
-            function. Takes half a minute to some minutes a kind at first, so it pays in long runs. Results agree with
-            eager ones up to the rounding of fused operations.
+            function. `auto` does so in runs of at least 100,000 gradient steps, where it pays. The compiled code is
+            kept in a cache on disk, from which later runs take it.
         cuda_graph: On a GPU, capture each kind of update, targets included, as one CUDA graph and replay it: the same
             kernels, so the same bits, without the cost of launching them. Elsewhere there is nothing to capture.
         tf32: Let a GPU multiply matrices in TensorFloat-32, with 10 bits of mantissa. Off, products are float32's.
@@ -50,10 +53,14 @@ class Acceleration(AlgorithmCallback):
         UserError: Both ways at once, or a torch that cannot compile gradients.
     """
 
-    def __init__(self, compile: bool = False, cuda_graph: bool = False, tf32: bool = False) -> None:
-        if compile and cuda_graph:
+    # A function of the settings alone, not of measured times: a resumed run must compile where an uninterrupted one
+    # does. Compiling takes half a minute to some minutes, and saves a fifth to a half of a step of 10 to 500 ms.
+    COMPILED_FROM = 100_000
+
+    def __init__(self, compile: bool | Literal["auto"] = "auto", cuda_graph: bool = False, tf32: bool = False) -> None:
+        if compile is True and cuda_graph:
             raise UserError("compile and cuda_graph: choose one of them")
-        if compile and not hasattr(torch._dynamo.config, "trace_autograd_ops"):
+        if compile is True and not can_compile():
             raise UserError(f"compile: needs torch 2.13, this is {torch.__version__}; leave it off")
         self.compile = compile
         self.cuda_graph = cuda_graph
@@ -65,9 +72,11 @@ class Acceleration(AlgorithmCallback):
         self._precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
         note = partial(_note, trainer)
-        if trainer.world_size > 1 and (self.compile or self.cuda_graph):
+        is_long = can_compile() and trainer.max_steps >= self.COMPILED_FROM and trainer.world_size == 1
+        compiles = is_long and not self.cuda_graph if self.compile == "auto" else self.compile
+        if trainer.world_size > 1 and (compiles or self.cuda_graph):
             note("note: updates run eagerly on several devices")
-        elif self.compile:
+        elif compiles:
             algorithm.run_update = CompiledUpdates(note)
         elif self.cuda_graph and _can_capture(algorithm.device, note):
             algorithm.run_update = CapturedUpdates(note)
@@ -76,6 +85,11 @@ class Acceleration(AlgorithmCallback):
         """Give it back."""
         algorithm.run_update = run_eagerly
         torch.set_float32_matmul_precision(self._precision)
+
+
+def can_compile() -> bool:
+    """Return whether this torch can compile updates, which take gradients themselves."""
+    return hasattr(torch._dynamo.config, "trace_autograd_ops")
 
 
 def _note(trainer: lightning.Trainer, text: str) -> None:
@@ -119,7 +133,7 @@ class CompiledUpdates:
     """Runs updates as compiled functions of batch and noise, one for each kind.
 
     Args:
-        note: Called with one line if compiling fails.
+        note: Called with one line when a kind of update has been compiled, or cannot be.
         backend: Of `torch.compile`.
     """
 
@@ -128,19 +142,19 @@ class CompiledUpdates:
         self.backend = backend
         self._kinds: dict[Kind, _Compiled] = {}
         self._failed = False
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
 
     def __call__(self, algorithm: OfflineAlgorithm, phase: Phase, batch: Batch) -> Named:
-        """Run an update and what follows it."""
+        """Run an update and move the targets."""
         if self._failed:
             return run_eagerly(algorithm, phase, batch)
         kind = kind_of(algorithm, phase)
         if kind not in self._kinds:
-            with algorithm.noise.recording() as draws:
-                names, values = run_eagerly(algorithm, phase, batch)
+            names, draws = rehearse(algorithm, phase, batch)
             self._kinds[kind] = _Compiled(names, draws, self._compile(algorithm, phase.update, kind))
-            return names, values
         compiled = self._kinds[kind]
         noise = [algorithm.noise.draw_from_stream(draw) for draw in compiled.draws]
+        started = time.perf_counter()
         try:
             values = compiled.function(batch, noise)
         except Exception as error:  # of the tracer, the compiler or what it calls
@@ -150,7 +164,9 @@ class CompiledUpdates:
             self.note(f"note: updates run eagerly: they could not be compiled ({one_line(error)[:200]})")
             with algorithm.noise.replaying(noise):
                 return run_eagerly(algorithm, phase, batch)
-        compiled.is_proven = True
+        if not compiled.is_proven:
+            compiled.is_proven = True
+            self.note(f"note: compiled an update of the phase {phase.name} in {time.perf_counter() - started:.0f} s")
         algorithm.update_targets()
         return compiled.names, values
 
@@ -171,6 +187,30 @@ class CompiledUpdates:
             return values
 
         return run
+
+
+def rehearse(algorithm: OfflineAlgorithm, phase: Phase, batch: Batch) -> tuple[tuple[str, ...], list[Draw]]:
+    """Perform an update and undo it; return the names of the scalars that it reports and the noise that it draws.
+
+    So the first update of a kind can be compiled like all others, and a resumed run compiles the same updates as an
+    uninterrupted one.
+    """
+    adams = algorithm.optimizer_set.adams.values()
+    moments = [each for adam in adams for state in adam.state.values() for each in state.values()]
+    tensors = [*algorithm.parameters(), *algorithm.buffers(), *moments]
+    before, position = [each.detach().clone() for each in tensors], algorithm.noise.get_state()
+    with algorithm.noise.recording() as draws:
+        names = tuple(phase.update(batch))
+    with torch.no_grad():
+        for each, value in zip(tensors, before, strict=True):
+            each.copy_(value)
+    algorithm.noise.generator.set_state(position)
+    return names, draws
+
+
+def cache_folder() -> Path:
+    """Return the package's folder of things that can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit_offrl"
 
 
 # ---------------------------------------------------------------- captured

@@ -17,6 +17,7 @@ from lit_offrl.callbacks.checkpoint import stop_requested
 from lit_offrl.callbacks.rollout import log_directly, log_in_hook
 from lit_offrl.data.bandits import find_bandit
 from lit_offrl.data.datamodule import D4RLDataModule
+from lit_offrl.data.sources import source_of
 from lit_offrl.ranges import NonNegative, Range, checked
 
 
@@ -158,7 +159,9 @@ class BanditEvaluation(AlgorithmCallback):
     def setup(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, stage: str) -> None:
         """Make the target, if the dataset is a bandit."""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        if stage != "predict" and isinstance(datamodule, D4RLDataModule) and datamodule.info.source == "bandit":
+        if stage == "predict" or not isinstance(datamodule, D4RLDataModule):
+            return
+        if not source_of(datamodule.info).plays_episodes:
             self._target = BanditTarget(datamodule.info.id, self.beta, self.samples)
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:

@@ -21,6 +21,7 @@ from lit_offrl.callbacks.base import AlgorithmCallback, evaluation_mode, say
 from lit_offrl.callbacks.checkpoint import agree_to_stop, stop_received, stop_requested
 from lit_offrl.callbacks.distributed import gather_objects
 from lit_offrl.data.datamodule import D4RLDataModule
+from lit_offrl.data.sources import source_of
 from lit_offrl.envs.make import environment_for, make_env
 from lit_offrl.envs.rollout import Episode, Rollouts, StoppedEarly
 from lit_offrl.envs.scores import ScoreReference, reference_for
@@ -154,7 +155,7 @@ class RolloutEvaluation(AlgorithmCallback):
         Raises:
             UserError: The dataset has no environment, or one of other dimensions.
         """
-        self.enabled &= datamodule.info.source != "bandit"
+        self.enabled &= source_of(datamodule.info).plays_episodes
         if not self.enabled or self._rollouts is not None:
             return
         environment = environment_for(datamodule.info)

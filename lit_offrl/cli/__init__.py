@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from lit_offrl import __version__
 from lit_offrl.errors import RunFailure, UserError, did_you_mean, one_line
-from lit_offrl.jobs.local import run_seeds, take_option
+from lit_offrl.jobs.local import pop_option, run_seeds
 from lit_offrl.system.ranks import launched_rank
 
 HELP = """\
@@ -98,9 +98,9 @@ def _run(command: str, words: list[str]) -> int:
     if (
         command == "fit"
         and not {"-h", "--help", "--help-all"} & {*words}
-        and (seeds := take_option(words, "--seeds")) is not None
+        and (seeds := pop_option(words, "--seeds")) is not None
     ):
-        return run_seeds(words, seeds, take_option(words, "--parallel"))
+        return run_seeds(words, seeds, pop_option(words, "--parallel"))
     if command in TRAINING:
         from lit_offrl.cli.training import run_training
         from lit_offrl.system.memory import keep_freed_memory

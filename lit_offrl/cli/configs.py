@@ -12,7 +12,7 @@ import yaml
 
 import lit_offrl
 from lit_offrl.errors import UserError, did_you_mean
-from lit_offrl.jobs.local import take_option
+from lit_offrl.jobs.local import pop_option
 from lit_offrl.run_folder import RunFolder
 
 PACKAGE = Path(lit_offrl.__file__).parent
@@ -172,7 +172,7 @@ def expand_words(words: Sequence[str]) -> list[str]:
         UserError: A config, a task or a variant does not exist, or `--task` comes without an algorithm.
     """
     words = list(words)
-    task, variant = take_option(words, "--task"), take_option(words, "--variant")
+    task, variant = pop_option(words, "--task"), pop_option(words, "--variant")
     if task is None:
         if variant is not None:
             raise UserError("--variant belongs to --task, e.g. --task hopper-medium-v2 --variant paper")

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_offrl.cli.configs import task_tables
 from lit_offrl.cli.parser import CommandParser
-from lit_offrl.data import local
-from lit_offrl.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from lit_offrl.data.info import DatasetInfo
-    from lit_offrl.data.transitions import Transitions
 
 
 def run_data(words: list[str]) -> int:
@@ -45,67 +41,31 @@ def run_data(words: list[str]) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from lit_offrl.collect.catalog import CATALOG
-    from lit_offrl.data.bandits import BANDITS
-    from lit_offrl.data.sources.d4rl_catalog import D4RL_FILES
+    from lit_offrl.data.sources import SOURCES
 
-    present = set(local.local_datasets())
     rows = [("dataset", "here", "steps", "license", "what it is")]
-    rows += [
-        (each.id, _size(each.id), f"{each.steps:,}", each.license.partition(",")[0], each.description)
-        for each in CATALOG.values()
-    ]
-    rows += [(dataset, _size(dataset), "", "", "Minari dataset") for dataset in sorted(present - set(CATALOG))]
-    files = {dataset: local.d4rl_folder() / Path(path).name for dataset, path in D4RL_FILES.items()}
-    rows += [
-        (dataset, f"{path.stat().st_size / 1e6:.0f} MB", "", "", "original D4RL file")
-        for dataset, path in files.items()
-        if path.is_file()
-    ]
+    for row in (row for source in SOURCES for row in source.listing()):
+        size = "-" if row.size_mb is None else f"{row.size_mb:.0f} MB"
+        steps = "" if row.steps is None else f"{row.steps:,}"
+        rows.append((row.dataset, size, steps, row.license, row.description))
     width = max(len(dataset) for dataset, *_ in rows)
     for dataset, size, steps, license_, text in rows:
         print(f"{dataset:{width}}  {size:>7}  {steps:>9}  {license_:7}  {text}")
-    values = "; ".join(f"{table.model} for {len(table.names)} ({_families(table.names)})" for table in task_tables())
-    print(
-        "\n'-': collected on first use, or with another number of steps by `data collect`, into "
-        f"{local.minari_root()} (MINARI_DATASETS_PATH)\n"
-        f"original D4RL files, by name (hopper-medium-v2): {len(D4RL_FILES)} of {_families(D4RL_FILES)}; "
-        f"in {local.d4rl_folder()} (D4RL_DATASET_DIR), else downloaded there\n"
-        f"values of papers for these, by `fit --model DTQL --task hopper-medium-v2`: {values}\n"
-        "Minari's remote datasets, by id (D4RL/antmaze/umaze-v1); files and folders of your own, by path\n"
-        f"2-D sets, generated on the spot: {', '.join(BANDITS)}"
-    )
+    print()
+    for source in SOURCES:
+        print(source.help())
+    counts = ", ".join(f"{table.model} for {len(table.names)}" for table in task_tables())
+    print(f"values of papers for original D4RL files, by `fit --model DTQL --task hopper-medium-v2`: {counts}")
     return 0
-
-
-def _families(datasets: Iterable[str]) -> str:
-    """Return the first words of dataset ids."""
-    return ", ".join(sorted({dataset.partition("-")[0] for dataset in datasets}))
-
-
-def _size(dataset: str) -> str:
-    if not local.is_present(dataset):
-        return "-"
-    data = local.minari_root() / dataset / "data"
-    return f"{sum(path.stat().st_size for path in data.rglob('*') if 'cache' not in path.name) / 1e6:.0f} MB"
-
-
-def _load(dataset: str) -> tuple[Transitions, DatasetInfo]:
-    from lit_offrl.collect.catalog import CATALOG
-    from lit_offrl.data import sources
-
-    if dataset.startswith(local.COLLECTED_NAMESPACE) and not local.is_present(dataset):
-        hint = f": run `data collect {dataset}`" if dataset in CATALOG else did_you_mean(dataset, CATALOG)
-        raise UserError(f"no dataset '{dataset}' here{hint}; `data list` shows what there is")
-    return sources.load(dataset)
 
 
 def _info(options: argparse.Namespace) -> int:
     import numpy as np
 
+    from lit_offrl.data import sources
     from lit_offrl.data.inspection import histogram, usual_reward_rule
 
-    transitions, info = _load(options.dataset)
+    transitions, info = sources.load(options.dataset)
     starts = transitions.episode_starts
     returns = transitions.episode_returns()
     lengths = np.diff([*starts, len(transitions)])
@@ -158,9 +118,10 @@ def _reference(info: DatasetInfo, mean_return: float) -> str:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from lit_offrl.data import sources
     from lit_offrl.data.inspection import findings
 
-    transitions, info = _load(options.dataset)
+    transitions, info = sources.load(options.dataset)
     lines = list(findings(transitions, info.action_bounds))
     for line in lines:
         print(f"- {line}")
@@ -169,9 +130,10 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
+    from lit_offrl.data import sources
     from lit_offrl.data.export import write_transitions
 
-    transitions, info = _load(options.dataset)
+    transitions, info = sources.load(options.dataset)
     write_transitions(transitions, options.destination)
     print(
         f"wrote {len(transitions):,} transitions of {info.id} to {options.destination} "

@@ -189,6 +189,8 @@ class OfflineCLI(LightningCLI):
                 f"{self.folder.path} holds a run already: go on with it (--ckpt_path last), start anew "
                 "(--overwrite true), or choose another --seed_everything or --trainer.default_root_dir"
             )
+        # Checks the options of the data, then downloads or collects the dataset if it is not here.
+        D4RLDataModule(**config.data.as_dict()).prepare_data()
         config.weights_only = True
         if self.subcommand in ("validate", "test"):
             config.verbose = False  # our line at the end has the scores

@@ -1,1 +1,1 @@
-"""Behavior policies and the recorder that make offline datasets in the real environments."""
+"""Collection of offline datasets: behavior policies, and the recorder that runs them in the real environments."""

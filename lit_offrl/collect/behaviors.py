@@ -1,8 +1,7 @@
-"""The policies that make the actions of the collected datasets.
+"""Behavior policies of the collected datasets.
 
-Two drive a body towards a point of a maze (`Behavior`), two play a whole task (`Actor`). All are Markov: the action
-depends on the observation, on the point headed for and on fresh noise, on nothing hidden. A policy learned from the
-data can therefore fit them tightly.
+A `Behavior` drives a body towards a point of a maze, an `Actor` performs a whole task. All are Markov: the action
+depends on the observation, the target point and fresh noise only, so that a learned policy can fit them closely.
 """
 
 from __future__ import annotations
@@ -24,14 +23,17 @@ class Behavior(Protocol):
     def act(
         self, observation: NDArray[np.floating], x: float, y: float, target: tuple[float, float]
     ) -> NDArray[np.float64]:
-        """Return the noise-free action `[action_dim]` at (x, y) for heading towards `target` (meters)."""
+        """Return the action `[action_dim]` without noise at (x, y) on the way to `target` (meters).
+
+        `observation` is the environment's, `[observation_dim]`.
+        """
 
 
 class Actor(Protocol):
-    """Plays a task."""
+    """Performs a task."""
 
     def act(self, observation: NDArray[np.floating], rng: np.random.Generator | None) -> NDArray[np.float64]:
-        """Return the action `[action_dim]` with the policy's own noise; None asks for the mode, without noise."""
+        """Return the action `[action_dim]` with the policy's own noise; without noise if `rng` is None."""
 
 
 class PointController:
@@ -49,23 +51,16 @@ class PointController:
     def act(
         self, observation: NDArray[np.floating], x: float, y: float, target: tuple[float, float]
     ) -> NDArray[np.float64]:
-        """Return the force `[2]`, clipped to [-1, 1].
-
-        Args:
-            observation: `[4]`: position and velocity.
-            x: Position in meters.
-            y: Position in meters.
-            target: Point headed for, in meters.
-        """
+        """Return the force `[2]`, clipped to [-1, 1]; `observation` is position and velocity, `[4]`."""
         force_x = self._gain * (target[0] - x) - self._damping * float(observation[2])
         force_y = self._gain * (target[1] - y) - self._damping * float(observation[3])
         force = np.array([force_x, force_y])
         return force.clip(-1.0, 1.0)
 
 
-# Ant bookkeeping. Legs are numbered front left, back left, back right, front right (the model's legs 1 to 4). Ankles
-# of legs 2 and 3 bend the other way; the actuators start with the fourth leg. A canonical leg j stands for the
-# physical leg (j + k) mod 4 where k quarter turns separate the body's front from the side that leads.
+# The ant's legs are numbered front left, back left, back right, front right (legs 1 to 4 of the model). The ankles of
+# legs 2 and 3 bend the other way, and the actuators begin with leg 4. If the leading side is k quarter turns from the
+# body's front, the canonical leg j is the physical leg (j + k) mod 4.
 _ANKLE_SIGN = np.array([1.0, -1.0, -1.0, 1.0])
 _ACTUATOR_OF_LEG = np.array([2, 4, 6, 0])
 _POSITION, _VELOCITY = 5, 19  # offsets of joint angles and joint velocities in the 27-d observation
@@ -91,13 +86,13 @@ ANT_FEATURES = 26
 
 
 def ant_heading(observation: NDArray[np.floating], direction: float) -> tuple[int, float]:
-    """Return how the wanted direction lies to the body: whole quarter turns (0 to 3) and the rest in [-pi/4, pi/4].
+    """Return the angle from the body's front to a direction: quarter turns (0 to 3) and the rest in [-pi/4, pi/4].
 
-    The ant looks the same from all four sides, so it never has to turn: the side nearest to the direction leads.
+    The ant is the same from all four sides, so it need not turn: the side nearest to the direction leads.
 
     Args:
         observation: `[27]`, AntMaze's `observation`.
-        direction: Wanted direction of travel in the world, radians.
+        direction: Direction of travel in the world, radians.
     """
     w, x, y, z = observation[1:5].tolist()
     yaw = math.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
@@ -109,14 +104,14 @@ def ant_heading(observation: NDArray[np.floating], direction: float) -> tuple[in
 def ant_features(
     observation: NDArray[np.floating], direction: float, quarter_turns: int, error: float
 ) -> NDArray[np.float64]:
-    """Return the inputs of the student network, `[26]`, the same for the four ways the ant can face.
+    """Return the inputs of the walking network, `[26]`, which do not depend on which side leads.
 
     Height, tilt (2), linear velocity (3), angular velocity (3), joint angles (8), joint velocities (8) and the heading
     error, all seen from the leading side.
 
     Args:
         observation: `[27]`, AntMaze's `observation`.
-        direction: Wanted direction of travel in the world, radians.
+        direction: Direction of travel in the world, radians.
         quarter_turns: From `ant_heading`.
         error: From `ant_heading`, radians.
     """
@@ -149,21 +144,21 @@ def ant_to_canonical(action: NDArray[np.float64], quarter_turns: int) -> NDArray
 
 
 class AntWalker:
-    """A small network that walks the ant in any direction, distilled from a scripted gait.
+    """A small network that walks the ant in any direction; it imitates a scripted gait.
 
     See tools/distill_ant_student.py.
 
-    The arrays of the artifact: `mean` and `scale` of the features, `w0, b0, w1, b1, w2, b2` of a ReLU network, all
+    Arrays of the file: `mean` and `scale` of the features, `w0, b0, w1, b1, w2, b2` of a ReLU network, all
     float16. Weights are `[in, out]`.
 
     Args:
-        artifact: Where they are read from.
+        artifact: The file.
     """
 
     def __init__(self, artifact: Path = ANT_ARTIFACT) -> None:
         with np.load(artifact, allow_pickle=False) as arrays:
             weights = {name: arrays[name].astype(np.float64) for name in arrays.files}
-        # Normalization folds into the first layer.
+        # The first layer includes the normalization.
         self._w0 = np.ascontiguousarray((weights["w0"] / weights["scale"][:, None]).T)
         self._b0 = weights["b0"] - self._w0 @ weights["mean"]
         self._w1, self._b1 = np.ascontiguousarray(weights["w1"].T), weights["b1"]
@@ -172,14 +167,7 @@ class AntWalker:
     def act(
         self, observation: NDArray[np.floating], x: float, y: float, target: tuple[float, float]
     ) -> NDArray[np.float64]:
-        """Return the torques `[8]`, clipped to [-1, 1].
-
-        Args:
-            observation: `[27]`, AntMaze's `observation`.
-            x: Position in meters.
-            y: Position in meters.
-            target: Point headed for, in meters.
-        """
+        """Return the torques `[8]`, clipped to [-1, 1]; `observation` is AntMaze's, `[27]`."""
         direction = math.atan2(target[1] - y, target[0] - x)
         quarter_turns, error = ant_heading(observation, direction)
         return self.torques(ant_features(observation, direction, quarter_turns, error), quarter_turns)
@@ -194,11 +182,7 @@ class AntWalker:
 
 
 def ant_is_down(observation: NDArray[np.floating]) -> bool:
-    """Whether the ant lies on its back or side; it cannot get up again.
-
-    Args:
-        observation: `[27]`, AntMaze's `observation`.
-    """
+    """Return whether the ant lies on its back or side, where it cannot get up; `observation` is AntMaze's, `[27]`."""
     _, x, y, _ = observation[1:5].tolist()
     return bool(1 - 2 * (x * x + y * y) < 0.0)
 
@@ -214,7 +198,7 @@ class UniformActor:
         self._action_dim = action_dim
 
     def act(self, observation: NDArray[np.floating], rng: np.random.Generator | None) -> NDArray[np.float64]:
-        """Return the action `[action_dim]`; the mode, for want of a better one, is zero."""
+        """Return a random action `[action_dim]`, or zeros if `rng` is None."""
         return np.zeros(self._action_dim) if rng is None else rng.uniform(-1.0, 1.0, self._action_dim)
 
 
@@ -223,11 +207,11 @@ class LinearActor:
 
     See tools/search_hopper.py.
 
-    The arrays of the artifact, all float16: `weight` `[action_dim, observation_dim]`, `mean` and `scale` of the
+    Arrays of the file, all float16: `weight` `[action_dim, observation_dim]`, `mean` and `scale` of the
     observations, and the noise's standard deviation `noise`.
 
     Args:
-        artifact: Where they are read from.
+        artifact: The file.
     """
 
     def __init__(self, artifact: Path) -> None:
@@ -238,12 +222,7 @@ class LinearActor:
         self._noise = float(weights["noise"])
 
     def act(self, observation: NDArray[np.floating], rng: np.random.Generator | None) -> NDArray[np.float64]:
-        """Return the action `[action_dim]`, without noise where `rng` is None.
-
-        Args:
-            observation: `[observation_dim]`.
-            rng: Of the noise.
-        """
+        """Return the action `[action_dim]`, without noise if `rng` is None."""
         action = self._weight @ observation + self._bias
         if rng is not None:
             action = action + self._noise * rng.standard_normal(len(action))
@@ -251,7 +230,7 @@ class LinearActor:
         return clipped
 
 
-_LOG_STD_RANGE = -20.0, 2.0  # where stable-baselines3 clips it
+_LOG_STD_RANGE = -20.0, 2.0  # of stable-baselines3
 
 
 class SACActor:
@@ -259,11 +238,11 @@ class SACActor:
 
     See tools/train_locomotion.py.
 
-    The arrays of the artifact, all float16, have the names of stable-baselines3's actor: `latent_pi.0` and
+    The arrays of the file, all float16, have the names of stable-baselines3's actor: `latent_pi.0` and
     `latent_pi.2`, two ReLU layers, then `mu` and `log_std`; each has `.weight` `[out, in]` and `.bias`.
 
     Args:
-        artifact: Where they are read from.
+        artifact: The file.
     """
 
     def __init__(self, artifact: Path) -> None:
@@ -271,17 +250,12 @@ class SACActor:
             weights = {name: arrays[name].astype(np.float64) for name in arrays.files}
         self._w0, self._b0 = weights["latent_pi.0.weight"], weights["latent_pi.0.bias"]
         self._w1, self._b1 = weights["latent_pi.2.weight"], weights["latent_pi.2.bias"]
-        # Both heads in one product.
+        # One matrix for both heads.
         self._w2 = np.concatenate([weights["mu.weight"], weights["log_std.weight"]])
         self._b2 = np.concatenate([weights["mu.bias"], weights["log_std.bias"]])
 
     def act(self, observation: NDArray[np.floating], rng: np.random.Generator | None) -> NDArray[np.float64]:
-        """Return the action `[action_dim]`, drawn from the policy, or its mode where `rng` is None.
-
-        Args:
-            observation: `[observation_dim]`.
-            rng: Of the noise.
-        """
+        """Return a sampled action `[action_dim]`, or the mode if `rng` is None."""
         hidden = np.maximum(self._w0 @ observation + self._b0, 0.0)
         hidden = np.maximum(self._w1 @ hidden + self._b1, 0.0)
         mean, log_std = np.split(self._w2 @ hidden + self._b2, 2)
@@ -292,7 +266,7 @@ class SACActor:
 
 
 def load_actor(artifact: Path) -> Actor:
-    """Return the locomotion policy that an artifact holds."""
+    """Return the locomotion policy of a file."""
     with np.load(artifact, allow_pickle=False) as arrays:
         is_linear = "weight" in arrays
     return LinearActor(artifact) if is_linear else SACActor(artifact)

@@ -1,7 +1,4 @@
-"""The datasets this package can collect: tables in which a further maze or body is one more row.
-
-Everything is plain values; importing this module costs nothing.
-"""
+"""The datasets that this package can collect: tables with one row per maze or body, in plain values."""
 
 from __future__ import annotations
 
@@ -9,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
-# Mazes, one string per row of cells: `1` wall, `0` free, `r` the start and `g` the goal of the evaluation, `p` a free
-# cell picked by hand (see `BehaviorMix.places`). Without an `r` episodes start in any free cell. The walls are those of
+# Mazes, one string per row of cells: `1` wall, `0` free, `r` start and `g` goal of the evaluation, `p` a free cell
+# picked by hand (see `BehaviorMix.places`). Without an `r`, episodes start in any free cell. Walls are those of
 # gymnasium-robotics' mazes of the same names, starts and goals those of D4RL.
 _UMAZE = ("11111", "1r001", "11101", "1g001", "11111")
 _MEDIUM = (
@@ -42,21 +39,21 @@ def _any_start(maze: tuple[str, ...]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class BehaviorMix:
-    """How the episodes of a maze dataset come about; all draws are made anew for every episode.
+    """Shares and parameters of the behaviors in a maze dataset; each episode draws them anew.
 
     Attributes:
         direct: Share of episodes that head for the goal on the shortest route.
         detour: Share of episodes that visit other cells first and turn around in the corridors on the way.
-        wander: Share of episodes that travel among cells other than the goal's and are then cut off (truncated), unless
-            the way leads through the goal.
-        random_start: Share of episodes, of every kind, that start in a random one of `places`; the others start where
-            evaluations do.
-        noise: Smallest and largest standard deviation of the Gaussian noise added to all actions of an episode. Kept
-            small where noise would make the body fall: what is suboptimal here is where the walker goes.
+        wander: Share of episodes that visit cells other than the goal's and are then truncated, unless they pass the
+            goal on the way.
+        random_start: Share of episodes, of every kind, that start in a random cell of `places`; the others start where
+            evaluations start.
+        noise: Smallest and largest standard deviation of the Gaussian noise added to all actions of an episode. It is
+            small for bodies that noise would make fall; the data are suboptimal because of where the body goes.
         detour_cells: Fewest and most cells visited by a detour.
         wander_cells: Fewest and most cells visited by a wanderer.
-        places: Where random starts, detours and wanderers' ways lie: in all `free` cells but the goal's, or in those
-            `picked` by hand, the maze's `p`.
+        places: Cells of random starts, detours and wanderers: all `free` cells except the goal's, or the cells
+            `picked` by hand, `p` in the maze.
 
     Raises:
         ValueError: The three shares do not sum to 1.
@@ -81,15 +78,15 @@ class CollectedDataset:
     """One dataset that can be collected.
 
     Attributes:
-        id: Its Minari id.
+        id: Minari id.
         description: One line for listings.
-        env_id: Gymnasium id of the environment, in which policies are evaluated, too.
+        env_id: Gymnasium id of the environment of collection and evaluation.
         max_episode_steps: Time limit of an episode in environment steps.
-        observation_keys: Parts of the dictionary observation that make up a learner's observation vector, in order;
-            None where observations are plain vectors.
-        steps: Number of transitions unless the user asks for another.
-        reference: (random, expert) return in the evaluation, the scores 0 and 100.
-        license: Of the behavior policies, and where they come from.
+        observation_keys: Keys of the dictionary observation that form the observation vector, in order; None if
+            observations are plain vectors.
+        steps: Default number of transitions.
+        reference: Returns of a random policy (score 0) and of the expert (score 100) in the evaluation.
+        license: License and origin of the behavior policies.
     """
 
     id: str
@@ -102,7 +99,7 @@ class CollectedDataset:
     license: str
 
     algorithm: ClassVar[str]
-    """What made the actions, in a few words."""
+    """The behavior policies, in a few words."""
     reference_note: ClassVar[str]
     """How the reference was measured."""
 
@@ -113,7 +110,7 @@ class CollectedDataset:
 
     @property
     def behavior(self) -> dict[str, Any]:
-        """What is known of the behavior, for the metadata."""
+        """Facts about the behavior, for the metadata."""
         raise NotImplementedError
 
 
@@ -126,15 +123,15 @@ _TOOL = "(tools/measure_references.py)"
 
 @dataclass(frozen=True)
 class MazeDataset(CollectedDataset):
-    """A dataset of a walker in a maze, with a sparse reward at the goal, where an episode ends.
+    """A dataset of a body in a maze. The goal gives the only reward and ends the episode.
 
     Attributes:
-        body: What moves through the maze; decides on the behavior policy.
+        body: The body, which determines the behavior policy.
         maze: Rows of cells, see the mazes of this module.
         cell_size: Edge length of a cell in meters.
-        observation_keys: The behavior sees no more than these, either: without `desired_goal` it heads for the center
-            of the goal's cell.
-        mix: How the episodes come about.
+        observation_keys: Also the inputs of the behavior: without `desired_goal` it goes to the center of the goal's
+            cell.
+        mix: The behaviors.
     """
 
     body: Literal["point", "ant"]
@@ -148,7 +145,7 @@ class MazeDataset(CollectedDataset):
 
     @property
     def maze_map(self) -> list[list[int | str]]:
-        """The maze as gymnasium-robotics wants it: numbers and letters, row by row."""
+        """The maze in gymnasium-robotics' form: numbers and letters, row by row."""
         return [[cell if cell in "rg" else int(cell == "1") for cell in row] for row in self.maze]
 
     @property
@@ -158,7 +155,7 @@ class MazeDataset(CollectedDataset):
 
     @property
     def behavior(self) -> dict[str, Any]:
-        """The mix, with the noise apart."""
+        """The behaviors and their noise."""
         mix = asdict(self.mix)
         return {"action_noise": mix.pop("noise"), "behavior_mix": mix}
 
@@ -169,7 +166,8 @@ def _pointmaze(name: str, env_id: str, maze: tuple[str, ...], limit: int, low: f
         description=f"a ball in {_TITLES[name]}, half of the episodes reach the goal (sparse reward)",
         env_id=env_id,
         max_episode_steps=limit,
-        # The goal moves by at most 0.35 m about its cell's center and counts as reached from 0.45 m: no need to see it.
+        # The goal moves by at most 0.35 m about its cell's center and counts as reached from 0.45 m, so policies need
+        # not observe it.
         observation_keys=("observation",),
         steps=50_000,
         reference=(low, high),
@@ -191,7 +189,8 @@ def _antmaze(
         "(sparse reward)",
         env_id=env_id,
         max_episode_steps=limit,
-        # The goal moves by up to 1.4 m about its cell's center and counts as reached from 0.45 m: it must be seen.
+        # The goal moves by up to 1.4 m about its cell's center and counts as reached from 0.45 m, so policies must
+        # observe it.
         observation_keys=("achieved_goal", "observation", "desired_goal"),
         steps=steps,
         reference=(low, high),
@@ -208,8 +207,8 @@ _VARIANTS = {"": "", "play": " from and to picked places", "diverse": " from and
 
 
 def _ant_mix(random_start: float, places: Literal["free", "picked"]) -> BehaviorMix:
-    # The walk is precise work: a clone needs few updates where the noise is small and the walker seldom turns around,
-    # so half of the episodes fail by stopping elsewhere, not by stumbling.
+    # Walking is precise: behavior cloning needs few updates if the noise is small and the ant seldom turns around. So
+    # half of the episodes fail because they stop elsewhere, not because the ant falls.
     return BehaviorMix(
         direct=0.3,
         detour=0.2,
@@ -222,10 +221,9 @@ def _ant_mix(random_start: float, places: Literal["free", "picked"]) -> Behavior
     )
 
 
-# What D4RL's names mean. `play`: starts and ways among places picked by hand. `diverse`: starts and ways anywhere. In
-# all of them the reward is that of the evaluation's goal, with which D4RL labels its files
-# (relabel_antmaze_rewards.py), and evaluations start in the one corner. An episode that was sent to another goal is a
-# wanderer's here.
+# D4RL's names. `play`: starts and waypoints in cells picked by hand. `diverse`: starts and waypoints in any cell. All
+# rewards are for the goal of the evaluation, as in D4RL's files (relabel_antmaze_rewards.py), and evaluations start in
+# one corner. An episode with another goal is a `wander` episode here.
 _NEAR_START = _ant_mix(random_start=0.25, places="free")
 _PLAY = _ant_mix(random_start=0.75, places="picked")
 _DIVERSE = _ant_mix(random_start=1.0, places="free")
@@ -236,7 +234,7 @@ _DIVERSE = _ant_mix(random_start=1.0, places="free")
 
 @dataclass(frozen=True)
 class Level:
-    """A policy from the training of a body.
+    """A snapshot of the training of a policy.
 
     Attributes:
         name: Environment steps it was trained for, e.g. `25k`, or `random` for uniformly random actions.
@@ -252,10 +250,10 @@ class Level:
 
 @dataclass(frozen=True)
 class LocomotionDataset(CollectedDataset):
-    """A dataset of a body that runs or hops, by policies of several levels with their own noise.
+    """A dataset of a running or hopping body, by snapshots of a training with their own noise.
 
     Attributes:
-        levels: Who plays. Every level plays so many of the episodes that all have the same share of the transitions.
+        levels: The policies; all have the same share of the transitions.
     """
 
     levels: tuple[Level, ...]
@@ -265,7 +263,7 @@ class LocomotionDataset(CollectedDataset):
 
     @property
     def behavior(self) -> dict[str, Any]:
-        """Who plays."""
+        """The policies."""
         return {"levels": [asdict(level) for level in self.levels]}
 
 
@@ -275,11 +273,11 @@ def _locomotion(
     """Yield the five datasets of a body.
 
     Args:
-        name: Of the body, in ids.
-        body: The same, for listings.
+        name: Name of the body in ids.
+        body: Name of the body in descriptions.
         env_id: Gymnasium id.
-        tool: What trained the policies.
-        replay: The ladder from random actions to the medium policy.
+        tool: Script that trained the policies.
+        replay: Snapshots from random actions to the medium policy.
         expert: The best policy.
     """
     medium = replay[-1]
@@ -355,4 +353,4 @@ CATALOG: dict[str, CollectedDataset] = _table(
         ),
     ]
 )
-"""Collectable datasets by id."""
+"""Datasets by id."""

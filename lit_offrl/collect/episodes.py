@@ -22,16 +22,16 @@ _PREFIX = "observations/"
 
 @dataclass(frozen=True)
 class Episode:
-    """What happened in one episode of T steps.
+    """The record of one episode of T steps.
 
     Attributes:
-        observations: Each part of the dictionary observation, `[T + 1, dim]`; a plain vector is the part `observation`.
+        observations: Parts of the dictionary observation, `[T + 1, dim]` each; a vector is the part `observation`.
         actions: `[T, action_dim]`.
         rewards: `[T]`.
-        terminations: `[T]`, true at the goal or where the body fell and the environment ends episodes at that.
+        terminations: `[T]`, true at the goal, or where the body fell and the environment ends the episode.
         truncations: `[T]`, true where the episode was cut off.
-        kind: Who played, or how: a key of the shares that the dataset's row of the catalog speaks of.
-        fell: Whether the body fell over, which ends the episode.
+        kind: Behavior or policy of the episode, as the catalog names it.
+        fell: Whether the body fell, which ends the episode.
     """
 
     observations: dict[str, NDArray[np.float64]]
@@ -54,7 +54,7 @@ class Episode:
         kind: str,
         fell: bool,
     ) -> Episode:
-        """Return the episode of what was noted step by step; it ends at the last one, a termination before a cut."""
+        """Return the episode of these steps; it ends at the last one, by a termination if it is both."""
         ends = np.zeros((2, len(rewards)), dtype=bool)
         ends[:, -1] = terminated, truncated and not terminated
         return cls(
@@ -76,7 +76,7 @@ class Episode:
         return bool(self.terminations[-1]) and not self.fell
 
     def cut(self, steps: int) -> Episode:
-        """Return the first `steps` steps, cut off there unless the episode is no longer than that."""
+        """Return the first `steps` steps, truncated at the last one; the episode itself if it is not longer."""
         if steps >= len(self):
             return self
         truncations = self.truncations[:steps].copy()
@@ -92,7 +92,7 @@ class Episode:
         )
 
     def to_bytes(self) -> bytes:
-        """Return the episode as an npz file, whose checksums tell a damaged one."""
+        """Return the episode as an npz file, whose checksums detect damage."""
         buffer = io.BytesIO()
         np.savez(
             buffer,
@@ -111,7 +111,7 @@ class Episode:
         """Return the episode that `to_bytes` wrote.
 
         Raises:
-            ValueError: It is damaged.
+            ValueError: The record is damaged.
         """
         try:
             with np.load(io.BytesIO(record), allow_pickle=False) as file:
@@ -121,27 +121,27 @@ class Episode:
             return cls(
                 {name.removeprefix(_PREFIX): part for name, part in parts.items()}, **arrays, kind=kind, fell=fell
             )
-        except Exception as error:  # zipfile and numpy have many ways to say so
+        except Exception as error:  # zipfile and numpy raise many kinds
             raise ValueError(f"no episode: {error}") from error
 
 
 class Recorder(Protocol):
-    """Plays the episodes of a dataset, in any order, one at a time."""
+    """Records the episodes of a dataset, one at a time and in any order."""
 
     def record(self, index: int) -> Episode:
-        """Return episode number `index`, from 0; what was recorded before makes no difference."""
+        """Return episode number `index`, from 0; it does not depend on the episodes recorded before."""
 
     def close(self) -> None:
         """Free the simulator."""
 
 
 def episode_entropy(dataset: CollectedDataset, seed: int) -> tuple[int, int]:
-    """Return what seeds the episodes of a dataset, together with their numbers."""
+    """Return the part of the random seed that all episodes of a dataset share."""
     return zlib.crc32(dataset.id.encode()), seed
 
 
 def make_environment(dataset: CollectedDataset) -> gymnasium.Env[Any, Any]:
-    """Return the environment that the dataset is collected and its policies are evaluated in."""
+    """Return the environment of collection and evaluation."""
     from lit_offrl.envs.make import build_env
 
     return build_env(EnvironmentInfo(dataset.env_id, dataset.env_kwargs, dataset.max_episode_steps))

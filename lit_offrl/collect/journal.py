@@ -1,4 +1,4 @@
-"""Finished episodes on disk, so that a collection that was killed goes on where it stopped."""
+"""Finished episodes on disk, so that a killed collection continues where it stopped."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _LENGTH_BYTES = 8
 
 
 def write_record(file: BinaryIO, record: bytes) -> None:
-    """Write a record with its length before it, and flush."""
+    """Write the length of a record and the record, and flush."""
     file.write(len(record).to_bytes(_LENGTH_BYTES, "little") + record)
     file.flush()
 
 
 def read_record(file: BinaryIO) -> bytes | None:
-    """Return the next record; None where the file ends before its end."""
+    """Return the next record; None at the end of the file, and for a record that is cut off."""
     header = file.read(_LENGTH_BYTES)
     record = file.read(int.from_bytes(header, "little"))
     whole = len(header) == _LENGTH_BYTES and len(record) == int.from_bytes(header, "little")
@@ -28,13 +28,13 @@ def read_record(file: BinaryIO) -> bytes | None:
 
 
 class Journal:
-    """The episodes of a collection in order, in a file that grows by one record per episode; a context manager.
+    """A file with the episodes of a collection in order, one record each; a context manager.
 
-    Opening it keeps what an earlier collection with the same title left, up to the last whole episode.
+    A journal with the same title keeps its complete episodes when it is opened again; with another title it is emptied.
 
     Args:
-        path: Of the file.
-        title: What the episodes depend on, the file's first record. A file with another title is started anew.
+        path: The file.
+        title: First record of the file: everything that the episodes depend on.
     """
 
     def __init__(self, path: Path, title: bytes) -> None:
@@ -72,7 +72,7 @@ class Journal:
         self.steps += steps
 
     def read(self, steps: int) -> Iterator[Episode]:
-        """Yield the first `steps` steps, an episode at a time, the last one cut off; append nothing meanwhile."""
+        """Yield the episodes of the first `steps` steps, the last one truncated. Do not append while reading."""
         self._file.seek(0)
         read_record(self._file)
         for episode in self._read():
@@ -86,7 +86,7 @@ class Journal:
         self.path.unlink()
 
     def _read(self) -> Iterator[Episode]:
-        # A record can be whole in length and damaged: where the machine went down before it reached the disk.
+        # A record of full length can be damaged if the machine crashed before it was on disk.
         with contextlib.suppress(ValueError):
             while record := read_record(self._file):
                 yield Episode.from_bytes(record)

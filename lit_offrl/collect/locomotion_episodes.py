@@ -1,4 +1,4 @@
-"""Episodes of bodies that run or hop, by policies from the ladder of a training."""
+"""Episodes of running and hopping bodies, by snapshots of a training."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def play(
     """Return one episode of a policy.
 
     Args:
-        env: With a plain vector for an observation; where it terminates, the body fell.
+        env: An environment with vector observations that terminates when the body falls.
         actor: The policy.
-        rng: Of the policy's noise; None for none.
+        rng: Generator of the policy's noise; None for no noise.
         reset_seed: Seed of the environment.
         kind: Name of the policy.
     """
@@ -51,10 +51,10 @@ def play(
 
 
 class LocomotionRecorder:
-    """Plays the episodes of a locomotion dataset, in any order, one at a time.
+    """Records the episodes of a locomotion dataset, one at a time and in any order.
 
     Args:
-        dataset: What to collect.
+        dataset: The dataset.
         seed: Seed of the whole dataset.
     """
 
@@ -63,27 +63,23 @@ class LocomotionRecorder:
         self._env = make_environment(dataset)
         self._levels = dataset.levels
         self._actors = [self._actor(dataset.env_id, level) for level in dataset.levels]
-        # Levels with short episodes play more of them, for equal shares of the transitions.
+        # Policies with short episodes have more of them, so that all have equal shares of the transitions.
         frequencies = [1 / level.mean_length for level in dataset.levels]
         self._bounds = [bound / sum(frequencies) for bound in accumulate(frequencies[:-1])]
 
     def record(self, index: int) -> Episode:
-        """Return episode number `index`; what was recorded before makes no difference.
-
-        Args:
-            index: From 0.
-        """
-        # Multiples of the golden ratio spread evenly: any stretch of episodes has the levels in the right proportions.
+        """Return episode number `index`, from 0; it does not depend on the episodes recorded before."""
+        # Multiples of the golden ratio modulo 1 spread evenly, so that any range of episodes has the right shares.
         level = bisect(self._bounds, index * _GOLDEN_RATIO % 1.0)
         rng = np.random.default_rng([*self._entropy, index])
         return self._play(level, rng, int(rng.integers(2**31)))
 
     def attempt(self, seed: int, level: int) -> Episode:
-        """Return an episode of one of the dataset's levels, with the policy's own noise.
+        """Return an episode of one of the policies, with its own noise.
 
         Args:
-            seed: Of the environment and of the noise.
-            level: Its place in `dataset.levels`.
+            seed: Seed of the environment and of the noise.
+            level: Index of the policy in `dataset.levels`.
         """
         return self._play(level, np.random.default_rng(seed), seed)
 

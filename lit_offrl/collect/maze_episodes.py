@@ -1,4 +1,4 @@
-"""Episodes in mazes: a planner leads the body, by detours or elsewhere, as the dataset's mix of behaviors says."""
+"""Episodes in mazes: a planner leads the body to the goal, directly or by detours, or to other cells."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from lit_offrl.collect.catalog import MazeDataset
 from lit_offrl.collect.episodes import Episode, episode_entropy, make_environment
 from lit_offrl.collect.mazes import Cell, MazeRoutes, Route
 
-_ARRIVAL = 0.25  # of a cell: an intermediate point counts as visited from here
-_JITTER = 0.25  # of a cell: how far intermediate points lie off the centers of their cells
+_ARRIVAL = 0.25  # in cells: distance at which a waypoint counts as visited
+_JITTER = 0.25  # in cells: largest distance of a waypoint from the center of its cell, per axis
 
 
 def make_behavior(dataset: MazeDataset) -> Behavior:
-    """Return the policy that drives the dataset's body."""
+    """Return the behavior policy of the dataset's body."""
     return AntWalker() if dataset.body == "ant" else PointController()
 
 
 def goal_point(dataset: MazeDataset, routes: MazeRoutes, observation: dict[str, Any]) -> tuple[float, float]:
-    """Return where the behavior takes the goal to be, in meters: no more than a learner can know."""
+    """Return the goal of the behavior in meters; if policies do not observe it, the center of its cell."""
     x, y = observation["desired_goal"].tolist()
     return (x, y) if "desired_goal" in dataset.observation_keys else routes.center(routes.cell(x, y))
 
 
 class MazeRecorder:
-    """Plays the episodes of a maze dataset, in any order, one at a time.
+    """Records the episodes of a maze dataset, one at a time and in any order.
 
     Args:
-        dataset: What to collect.
+        dataset: The dataset.
         seed: Seed of the whole dataset.
     """
 
@@ -42,11 +42,7 @@ class MazeRecorder:
         self._behavior = make_behavior(dataset)
 
     def record(self, index: int) -> Episode:
-        """Return episode number `index`; what was recorded before makes no difference.
-
-        Args:
-            index: From 0.
-        """
+        """Return episode number `index`, from 0; it does not depend on the episodes recorded before."""
         rng = np.random.default_rng([*self._entropy, index])
         mix = self._dataset.mix
         kind = str(rng.choice(["direct", "detour", "wander"], p=[mix.direct, mix.detour, mix.wander]))
@@ -68,10 +64,10 @@ class MazeRecorder:
         return self._play(rng, observation, waypoints, kind, noise)
 
     def attempt(self, seed: int, noise: float) -> Episode:
-        """Return an episode that starts as evaluations do and heads straight for the goal.
+        """Return an episode that starts like an evaluation and goes directly to the goal.
 
         Args:
-            seed: Of the environment and of the noise.
+            seed: Seed of the environment and of the noise.
             noise: Standard deviation of the noise added to the actions.
         """
         observation, _ = self._env.reset(seed=seed)
@@ -83,14 +79,14 @@ class MazeRecorder:
         self._env.close()
 
     def _cells(self) -> list[Cell]:
-        """Return the cells of `BehaviorMix.places`; the goal's is left to the episodes that mean to go there."""
+        """Return the cells of `BehaviorMix.places`, without the goal's cell."""
         marks = "p" if self._dataset.mix.places == "picked" else "0rp"
         return [(row, column) for row, column in self._routes.free if self._dataset.maze[row][column] in marks]
 
     def _waypoints(
         self, rng: np.random.Generator, cells: list[Cell], here: Cell, count: int
     ) -> list[tuple[float, float]]:
-        """Return points in `count` random cells, each another one than the cell before."""
+        """Return points in `count` random cells; consecutive cells differ."""
         points = []
         for _ in range(count):
             others = [cell for cell in cells if cell != here]
@@ -120,7 +116,7 @@ class MazeRecorder:
             observations.append(observation)
             actions.append(action)
             rewards.append(float(reward))
-            # A fallen ant never gets up, and a wanderer that has arrived has nothing left to do.
+            # A fallen ant cannot get up, and a `wander` episode ends at its last waypoint.
             fell = self._dataset.body == "ant" and ant_is_down(observation["observation"])
             truncated = truncated or fell or (kind == "wander" and route.finished)
         return Episode.of_steps(

@@ -1,4 +1,4 @@
-"""Routes through grid mazes: which way to the goal from here, for points and ants alike."""
+"""Shortest routes through grid mazes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _NEIGHBORS = ((1, 0), (-1, 0), (0, 1), (0, -1))
 
 
 class MazeRoutes:
-    """Shortest routes over the free cells of a maze, found by breadth-first search from every goal asked for.
+    """Shortest routes over the free cells of a maze, by breadth-first search from each goal.
 
     Cell (row, column) has its center at x = (column + 1/2 - columns/2) * size, y = (rows/2 - row - 1/2) * size: the
     convention of gymnasium-robotics' mazes.
 
     Args:
-        maze_map: Rows of cells; `1` is a wall, everything else can be walked on.
+        maze_map: Rows of cells; `1` is a wall, every other cell is free.
         cell_size: Edge length of a cell in meters.
 
     Raises:
@@ -45,7 +45,7 @@ class MazeRoutes:
         return (column + 0.5) * self.cell_size - self._x_offset, self._y_offset - (row + 0.5) * self.cell_size
 
     def cell(self, x: float, y: float) -> Cell:
-        """Return the free cell that holds the point, or the nearest free one where the point is in a wall."""
+        """Return the free cell of a point, or the nearest free cell if the point is in a wall."""
         cell = (math.floor((self._y_offset - y) / self.cell_size), math.floor((x + self._x_offset) / self.cell_size))
         if cell in self._free_set:
             return cell
@@ -72,10 +72,10 @@ class MazeRoutes:
         return self._distances[goal]
 
     def carrot(self, x: float, y: float, goal: tuple[float, float]) -> tuple[float, float]:
-        """Return the point to head for now on the way from (x, y) to `goal` (all in meters).
+        """Return the next target point on the way from (x, y) to `goal`, in meters (the carrot of a carrot follower).
 
-        In the cell of the goal that is the goal itself. Elsewhere it lies half a cell ahead on the line from the
-        center of this cell to the center of the next one, so that the walker returns to the middle of the corridor.
+        In the goal's cell this is the goal. In other cells it is half a cell ahead on the line from the center of the
+        cell to the center of the next cell, so that the body returns to the middle of the corridor.
 
         Raises:
             ValueError: No route leads from (x, y) to `goal`.
@@ -93,7 +93,7 @@ class MazeRoutes:
         along = (x - ax) * dx + (y - ay) * dy
         aside = abs((x - ax) * dy - (y - ay) * dx)
         if along < 0 and aside > 0.225 * self.cell_size:
-            # Far off the line and short of the center: a carrot ahead would pull the walker into the wall's corner.
+            # Far from the line and before the center: a target ahead would pull the body into the corner of the wall.
             return ax, ay
         ahead = along + 0.5 * self.cell_size
         return ax + dx * ahead, ay + dy * ahead
@@ -104,12 +104,12 @@ class MazeRoutes:
 
 
 class Route:
-    """A walk over intermediate points to a final one: `target` is asked every step and moves on at each arrival.
+    """A route over waypoints; call `target` once per step, it advances at each arrival.
 
     Args:
         routes: The maze.
-        waypoints: Points in meters, visited in order; the last one is never left.
-        arrival: Distance in meters at which an intermediate point counts as visited.
+        waypoints: Points in meters, visited in order; the last one stays the target.
+        arrival: Distance in meters at which a waypoint counts as visited.
     """
 
     def __init__(self, routes: MazeRoutes, waypoints: Sequence[tuple[float, float]], arrival: float) -> None:
@@ -120,11 +120,11 @@ class Route:
 
     @property
     def finished(self) -> bool:
-        """Whether the last point was reached by the latest call of `target`."""
+        """Whether the last waypoint has been reached."""
         return self._index >= len(self._waypoints)
 
     def target(self, x: float, y: float) -> tuple[float, float]:
-        """Return the point to head for from (x, y), in meters."""
+        """Return the next target point from (x, y), in meters."""
         while not self.finished and math.dist((x, y), self._waypoints[self._index]) < self._arrival:
             self._index += 1
         return self._routes.carrot(x, y, self._waypoints[min(self._index, len(self._waypoints) - 1)])

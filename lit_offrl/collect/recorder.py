@@ -1,12 +1,11 @@
-"""Collects a dataset of the catalog and stores it as a Minari dataset, whole or not at all.
+"""Collects a dataset of the catalog and stores it as a Minari dataset, completely or not at all.
 
-Episodes go to a journal as they come (`collect.journal`) and from there, when all are there, into the dataset. A
-collection that was stopped, however rudely, therefore goes on where it was, and no more than an episode is in memory.
+Episodes are appended to a journal (`collect.journal`); when all are there, they are written to the dataset. So a killed
+collection continues where it stopped, and memory holds one episode at a time.
 """
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -20,17 +19,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 import lit_offrl
 from lit_offrl.collect.catalog import CATALOG, CollectedDataset, MazeDataset
 from lit_offrl.collect.episodes import Episode, make_environment
 from lit_offrl.collect.journal import Journal
 from lit_offrl.collect.workers import ordered_records
-from lit_offrl.data.local import minari_root
+from lit_offrl.data.sources.minari import minari_root
 from lit_offrl.errors import RunFailure, UserError, did_you_mean, one_line
+from lit_offrl.system.cores import available_cores
 from lit_offrl.system.progress import progress_bar
 
 _HIDDEN = ".lit_offrl"  # Minari skips hidden folders when it lists datasets
-_EPISODE_BYTES = 20_000  # what HDF5 needs for an episode besides its numbers, and more
+_EPISODE_BYTES = 20_000  # upper bound of what HDF5 needs for an episode besides its numbers
 
 
 def collect_dataset(
@@ -45,22 +47,21 @@ def collect_dataset(
 ) -> Path:
     """Collect a dataset of the catalog into Minari's local root and return its folder.
 
-    The data depend on the id, `steps` and `seed` only, down to the bytes of the file (on one machine, with the same
-    versions of the simulator). Nothing is seen of the dataset before it is whole. Where an earlier call for the same id
-    and seed was stopped, this one goes on from there. Where another process is collecting the dataset already, this one
-    waits and takes what that one made.
+    The bytes of the file depend on the id, `steps` and `seed` only (on one machine, with the same versions of the
+    simulator). The dataset appears when it is complete. A call continues an earlier collection of the same id and seed
+    that was stopped. While another process collects the dataset, it waits and returns the result of that process.
 
     Args:
         dataset_id: A key of the catalog.
-        steps: Number of transitions; the last episode is cut off there. None for the catalog's number.
-        seed: Seed of the dataset; another seed gives other episodes.
+        steps: Number of transitions; the last episode is truncated there. None for the catalog's number.
+        seed: Seed of the dataset.
         processes: Number of worker processes; None for two, or one on a machine with one core.
-        root: Where datasets lie; None for Minari's local root.
-        overwrite: Replace a dataset of this id; it stays in place until the new one is whole.
+        root: Folder of the datasets; None for Minari's local root.
+        overwrite: Replace a dataset of this id, when the new one is complete.
         progress: Show a progress bar.
 
     Raises:
-        UserError: The id is unknown, the dataset exists and is not to be overwritten, or a number makes no sense.
+        UserError: The id is unknown, the dataset exists and `overwrite` is false, or a number is out of range.
         RunFailure: A worker process died, or the disk is full.
     """
     if dataset_id not in CATALOG:
@@ -73,7 +74,7 @@ def collect_dataset(
         raise UserError(f"steps: {steps} transitions are not a dataset; ask for at least 1")
     if seed < 0:
         raise UserError(f"seed: {seed} is negative; seeds start at 0")
-    processes = min(2, os.cpu_count() or 1) if processes is None else processes
+    processes = min(2, available_cores()) if processes is None else processes
     if processes < 1:
         raise UserError(f"processes: {processes} cannot collect anything; ask for at least 1")
     root = minari_root() if root is None else Path(root)
@@ -81,20 +82,20 @@ def collect_dataset(
     if folder.exists() and not overwrite:
         raise _exists(dataset_id, folder)
 
-    workshop = root / _HIDDEN / dataset_id.replace("/", "-")
-    replaced = workshop / "replaced"
+    work_folder = root / _HIDDEN / dataset_id.replace("/", "-")
+    replaced = work_folder / "replaced"
     notice = f"waiting for another process that is collecting {dataset_id}" if progress else None
-    with _locked(workshop / "lock", notice) as waited:
-        if replaced.exists() and not folder.exists():  # killed between taking the old away and putting the new there
+    with _locked(work_folder / "lock", notice) as waited:
+        if replaced.exists() and not folder.exists():  # a process was killed between two renames of `_publish`
             replaced.replace(folder)
         if folder.exists() and waited and _made_with(folder, steps, seed):
             return folder
         if folder.exists() and not overwrite:
             raise _exists(dataset_id, folder)
-        building = workshop / "building"
-        shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
+        building = work_folder / "building"
+        shutil.rmtree(building, ignore_errors=True)  # left by a process that was killed
         try:
-            with Journal(workshop / "journal", _title(dataset, seed)) as journal:
+            with Journal(work_folder / "journal", _title(dataset, seed)) as journal:
                 _fill(journal, dataset, steps, seed, processes, progress)
                 _require_space(journal)
                 _write(building, dataset, journal, steps, seed)
@@ -114,7 +115,7 @@ def _exists(dataset_id: str, folder: Path) -> UserError:
 
 
 def _title(dataset: CollectedDataset, seed: int) -> bytes:
-    """Return all that the episodes depend on: only with the same can a collection go on."""
+    """Return everything that the episodes depend on; a collection continues only if it is the same."""
     return json.dumps({"dataset": asdict(dataset), "seed": seed, "versions": _versions()}).encode()
 
 
@@ -124,7 +125,7 @@ def _versions() -> dict[str, str]:
 
 
 def _fill(journal: Journal, dataset: CollectedDataset, steps: int, seed: int, processes: int, progress: bool) -> None:
-    """Collect until the journal holds at least `steps` steps."""
+    """Collect episodes until the journal holds at least `steps` steps."""
     if journal.steps >= steps:
         return
     word = "resuming" if journal.episodes else "collecting"
@@ -139,7 +140,7 @@ def _fill(journal: Journal, dataset: CollectedDataset, steps: int, seed: int, pr
 
 
 def _require_space(journal: Journal) -> None:
-    """Raise `OSError` unless the dataset has room beside its journal: HDF5 takes the process down on a full disk."""
+    """Raise `OSError` unless the disk has room for the dataset: HDF5 ends the process on a full disk."""
     needed = 2 * journal.path.stat().st_size + _EPISODE_BYTES * journal.episodes
     free = shutil.disk_usage(journal.path.parent).free
     if free < needed:
@@ -232,7 +233,7 @@ def _metadata(dataset: CollectedDataset, tally: _Tally, steps: int, seed: int) -
 
 
 def _publish(building: Path, root: Path, dataset_id: str, replaced: Path) -> None:
-    """Move the finished dataset to its place; what lay there goes."""
+    """Move the finished dataset to its place and remove the old one."""
     folder = root / dataset_id
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Minari marks the folders above a dataset as namespaces.
@@ -255,25 +256,33 @@ def _made_with(folder: Path, steps: int, seed: int) -> bool:
 
 @contextmanager
 def _locked(path: Path, notice: str | None) -> Iterator[bool]:
-    """Hold the lock file; yield whether another process held it first, after telling the user so."""
+    """Hold an exclusive lock; yield whether another process held it first.
+
+    Args:
+        path: The lock file.
+        notice: Printed to standard error if the lock has to be waited for.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        waited = False
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waited = True
-            if notice:
-                print(notice, file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield waited  # closing the file unlocks it
+    lock = FileLock(path)
+    waited = False
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        waited = True
+        if notice:
+            print(notice, file=sys.stderr)
+        lock.acquire()
+    try:
+        yield waited
+    finally:
+        lock.release()
 
 
 @contextmanager
 def _minari_root(root: Path) -> Iterator[None]:
-    """Let Minari take `root` for its local root; it reads nothing but this variable."""
+    """Set Minari's local root, which Minari reads from this environment variable only."""
     before = os.environ.get("MINARI_DATASETS_PATH")
-    os.environ["MINARI_DATASETS_PATH"] = str(root.absolute())  # Minari writes to a relative one from another folder
+    os.environ["MINARI_DATASETS_PATH"] = str(root.absolute())  # Minari changes the working folder
     try:
         yield
     finally:

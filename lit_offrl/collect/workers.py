@@ -1,21 +1,23 @@
-"""Episodes from several processes, in order.
+"""Episodes from several worker processes, in order.
 
-The workers are fresh interpreters that run this module's `serve`, not `multiprocessing` children: those would import
-the caller's main module again, which breaks scripts without a main guard. They are single-threaded, so that an
-episode's bits do not depend on how a linear algebra library splits its work, and end by themselves when the parent
-goes away.
+Workers are fresh interpreters that run `serve`. Neither library that was looked at serves: `multiprocessing` imports
+the caller's main module again, which breaks scripts without a main guard, and joblib's workers outlive a killed parent.
+These workers end when their standard input closes. They are single-threaded, so that the bits of an episode do not
+depend on how a linear algebra library splits its work.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import selectors
+import queue
 import subprocess
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Iterator
-from itertools import count
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, islice
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -27,11 +29,14 @@ from lit_offrl.collect.maze_episodes import MazeRecorder
 from lit_offrl.errors import RunFailure
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+# Episodes per worker that may be requested before the next one in order is there. With one, workers would wait while
+# another worker records a long episode.
+_AHEAD = 4
 _COMMAND = "from lit_offrl.collect.workers import serve; serve()"
 
 
 def make_recorder(dataset: CollectedDataset, seed: int) -> Recorder:
-    """Return what plays the episodes of a dataset."""
+    """Return the recorder of a dataset."""
     if isinstance(dataset, MazeDataset):
         return MazeRecorder(dataset, seed)
     assert isinstance(dataset, LocomotionDataset)
@@ -39,9 +44,9 @@ def make_recorder(dataset: CollectedDataset, seed: int) -> Recorder:
 
 
 def ordered_records(dataset_id: str, seed: int, processes: int, first: int = 0) -> Iterator[bytes]:
-    """Yield episodes `first`, `first` + 1, ... without end, as bytes; the same for any number of processes.
+    """Yield the episodes `first`, `first` + 1, ... as bytes; they do not depend on the number of processes.
 
-    Close the iterator to stop the workers.
+    The iterator is endless; close it to stop the workers.
 
     Args:
         dataset_id: A key of the catalog.
@@ -50,84 +55,84 @@ def ordered_records(dataset_id: str, seed: int, processes: int, first: int = 0) 
         first: Number of the first episode.
 
     Raises:
-        RunFailure: A worker died; carries the last line it printed.
+        RunFailure: A worker died; the message holds the last line that it printed.
     """
-    workers: list[_Worker] = []
+    workers: queue.SimpleQueue[_Worker] = queue.SimpleQueue()  # those without work
+    started: list[_Worker] = []
+
+    def record(index: int) -> bytes:
+        worker = workers.get()
+        try:
+            return worker.record(index)
+        finally:
+            workers.put(worker)
+
+    pool = ThreadPoolExecutor(processes)
+    indices = count(first)
     try:
-        workers += (_Worker(dataset_id, seed) for _ in range(processes))
-        indices = count(first)
-        with selectors.DefaultSelector() as selector:
-            for worker in workers:
-                selector.register(worker.output, selectors.EVENT_READ, worker)
-                worker.ask(next(indices))
-            done: dict[int, bytes] = {}
-            for index in count(first):
-                while index not in done:
-                    for key, _ in selector.select():
-                        worker = key.data
-                        done[worker.asked] = worker.receive()
-                        worker.ask(next(indices))
-                yield done.pop(index)
+        for _ in range(processes):
+            started.append(_Worker(dataset_id, seed))
+            workers.put(started[-1])
+        pending = deque(pool.submit(record, index) for index in islice(indices, _AHEAD * processes))
+        while True:
+            yield pending.popleft().result()
+            pending.append(pool.submit(record, next(indices)))
     finally:
-        for worker in workers:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in started:
             worker.stop()
+        pool.shutdown()
 
 
 class _Worker:
-    """One process; at most one episode is asked for at a time."""
+    """One process, which records one episode at a time."""
 
     def __init__(self, dataset_id: str, seed: int) -> None:
-        self.asked = -1
-        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
-        home = Path(__file__).resolve().parents[2]
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
+        package_root = Path(__file__).resolve().parents[2]
         paths = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path)
         self._process = subprocess.Popen(
             [sys.executable, "-c", _COMMAND, dataset_id, str(seed)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._complaints,
+            stderr=self._errors,
             env={**os.environ, **_ONE_THREAD, "PYTHONPATH": paths},
-            cwd=home,  # first on the worker's path: this very package, not whatever lies where the user stands
+            cwd=package_root,  # first on the worker's path, so that it imports this package and no folder of its name
         )
 
-    @property
-    def output(self) -> BinaryIO:
-        return cast(BinaryIO, self._process.stdout)
+    def record(self, index: int) -> bytes:
+        """Return an episode.
 
-    def ask(self, index: int) -> None:
-        self.asked = index
+        Raises:
+            RunFailure: The process died.
+        """
         assert self._process.stdin is not None
-        try:
+        assert self._process.stdout is not None
+        record = None
+        with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(b"%d\n" % index)
             self._process.stdin.flush()
-        except BrokenPipeError:
-            raise self._death() from None
-
-    def receive(self) -> bytes:
-        record = read_record(self.output)
+            record = read_record(cast(BinaryIO, self._process.stdout))
         if record is None:
-            raise self._death()
+            self._process.wait()
+            self._errors.seek(0)
+            lines = self._errors.read().decode(errors="replace").strip().splitlines() or ["no message"]
+            raise RunFailure(f"a collecting process died at episode {index}: {lines[-1]}")
         return record
 
     def stop(self) -> None:
+        """Kill the process."""
         self._process.kill()
         self._process.wait()
-        self._complaints.close()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
+        for file in (self._process.stdin, self._process.stdout, self._errors):
+            if file is not None:
                 with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
-
-    def _death(self) -> RunFailure:
-        self._process.wait()
-        self._complaints.seek(0)
-        lines = self._complaints.read().decode(errors="replace").strip().splitlines() or ["no message"]
-        return RunFailure(f"a collecting process died at episode {self.asked}: {lines[-1]}")
+                    file.close()
 
 
 def serve() -> None:
-    """Answer each episode number on standard input with the episode on standard output (the worker's main program)."""
-    # Libraries print to standard output, too: keep it for the episodes.
+    """Main program of a worker: read episode numbers from standard input, write episodes to standard output."""
+    # Libraries may print to standard output; send that to standard error.
     with os.fdopen(os.dup(1), "wb") as output:
         os.dup2(2, 1)
         recorder = make_recorder(CATALOG[sys.argv[1]], int(sys.argv[2]))

@@ -1,4 +1,4 @@
-"""From a source file to blocks of minibatches on the training device.
+"""Datasets: from the files of a source to blocks of minibatches on the training device. See README.md beside this file.
 
-Nothing is imported here: `lit_offrl.data.info` must stay light for `data list`.
+This file imports nothing, so that `lit_offrl.data.sources` can be imported without torch.
 """

@@ -1,12 +1,12 @@
-"""2-D bandits: points as actions, a reward for each, and the distribution that a guided policy should have.
+"""2-D bandits: a point is an action, its label is the reward, and the target distribution is known.
 
 The sets of CEP, EDA and BDPO (`bandit/8gaussians`, `2spirals`, `checkerboard`, `moons`, `rings`, `swissroll`; Lu et al.
 2023, arXiv 2304.12824) and of DTQL (`bandit/25gaussians-*`, `bandit/dtql-swissroll-*`; arXiv 2405.19690, Figures 3 and
-6), by their authors' formulas, in their units. DTQL's end in the reward: `-far` (distance from the origin), `-near`
-(the opposite), `-hard` (as far, doubled in the upper left corner) or `-same` (none).
+6), by their authors' formulas, in their units. The names of DTQL's sets end in the reward: `-far` (distance from the
+origin), `-near` (the opposite), `-hard` (like far, doubled in the upper left corner) or `-same` (0).
 
-An episode is one step, and terminal: Q(s, a) is then the label of a itself. DTQL's authors bootstrap from the one
-dummy state instead, which shifts Q by a constant.
+An episode is one terminal step, so Q(s, a) is the label of a. DTQL's authors bootstrap from the one dummy state
+instead, which shifts Q by a constant.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_offrl.data.info import BANDIT_NAMESPACE, DatasetInfo
+from lit_offrl.data.sources.bandit import NAMESPACE
 from lit_offrl.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -30,13 +29,13 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 Rng = np.random.Generator
 
-# Beyond so many standard deviations a sample is off a mode; so is a share exp(-4.5) = 1.1% of the data itself.
+# A sample farther from a mode, in standard deviations, is off the mode; so is exp(-4.5) = 1.1% of the data itself.
 OFF_MODE_STDS = 3.0
 
 
 @dataclass(frozen=True)
 class BanditData:
-    """Points with what is known from their generation.
+    """Points and facts from their generation.
 
     Attributes:
         points: `[n, 2]`.
@@ -51,8 +50,8 @@ class BanditData:
     def target_weights(self, beta: float) -> Array:
         """Return the weight of each point under p*(x) ~ q(x) exp(beta label(x)), `[n]`, summing to 1.
 
-        All modes have the same mass under q. Dividing by what each was drawn instead makes the weights of modes and
-        the mean label exact wherever the label is the mode's (8gaussians, rings, checkerboard, moons).
+        All modes have the same mass under q. Dividing by the number of points of a mode makes the weights of modes and
+        the mean label exact for sets with one label per mode (8gaussians, rings, checkerboard, moons).
         """
         counts = np.bincount(self.modes)
         weights = np.exp(beta * (self.labels - self.labels.max())) / counts[self.modes]
@@ -67,12 +66,12 @@ class Bandit:
     Attributes:
         generate: Draws n points.
         size: Number of points of the dataset.
-        bound: Actions lie in [-bound, bound] in both dimensions; equal ones keep the geometry. There is room around the
-            data: a tanh policy that saturated beside a mode would never leave.
-        off_mode_distance: A sample farther than this from every center, or, where there are none, from every data
-            point, is off-mode.
-        mode_labels: Label of each mode, at its center where labels vary within it, `[modes]`; None without modes.
-        centers: Mean of each mode where modes are round, `[modes, 2]`.
+        bound: Actions lie in [-bound, bound] in both dimensions, with room around the data: a tanh policy that
+            saturates beside a mode would not learn to leave it.
+        off_mode_distance: A sample is off-mode if it is farther than this from every center (or, in sets without
+            centers, from every data point).
+        mode_labels: Label of each mode, at its center if labels vary within it, `[modes]`; None in sets without modes.
+        centers: Mean of each mode in sets with round modes, `[modes, 2]`.
     """
 
     generate: Callable[[int, Rng], BanditData]
@@ -83,7 +82,7 @@ class Bandit:
     centers: Array | None = None
 
     def draw(self, n: int | None = None, seed: int = 0) -> BanditData:
-        """Return `n` points, or the whole dataset, a function of the seed alone."""
+        """Return `n` points, or the whole dataset, for a seed."""
         return self.generate(self.size if n is None else n, np.random.default_rng(seed))
 
 
@@ -242,45 +241,31 @@ BANDITS: dict[str, Bandit] = {
 
 
 def find_bandit(dataset: str) -> Bandit:
-    """Return the set of the id, e.g. `bandit/8gaussians`.
+    """Return the set of an id, e.g. `bandit/8gaussians`.
 
     Raises:
         UserError: There is no such set.
     """
-    name = dataset.removeprefix(BANDIT_NAMESPACE)
+    name = dataset.removeprefix(NAMESPACE)
     if name not in BANDITS:
-        completions = [each for each in BANDITS if each.startswith(name)]  # who leaves out the reward
+        completions = [each for each in BANDITS if each.startswith(name)]  # where only the reward is missing
         suggestion = did_you_mean(name, completions or BANDITS)
         raise UserError(f"data.dataset: no bandit '{name}'{suggestion}; there are {', '.join(BANDITS)}")
     return BANDITS[name]
 
 
-def load_bandit(dataset: str) -> tuple[Transitions, DatasetInfo]:
-    """Return a set as one-step terminal episodes in a dummy state 0: actions are its points, rewards its labels.
+def bandit_transitions(bandit: Bandit) -> Transitions:
+    """Return a set as terminal episodes of one step from a dummy state 0: actions are points, rewards are labels."""
+    from lit_offrl.data.transitions import Transitions  # needs torch, which `data list` must not import
 
-    Raises:
-        UserError: There is no such set.
-    """
-    from lit_offrl.data.transitions import Transitions  # torch, which `data list` can do without
-
-    bandit = find_bandit(dataset)
     data = bandit.draw()
     n = len(data.points)
     states = np.zeros((n, 1), np.float32)
-    transitions = Transitions(
+    return Transitions(
         observations=states,
         actions=data.points.astype(np.float32),
         rewards=data.labels.astype(np.float32),
         next_observations=states,
         terminals=np.ones(n, np.bool_),
         timeouts=np.zeros(n, np.bool_),
-    )
-    low, high = (-bandit.bound,) * 2, (bandit.bound,) * 2
-    return transitions, DatasetInfo(
-        dataset,
-        source="bandit",
-        path=Path(dataset),
-        sha256=None,
-        action_bounds=(low, high),
-        environment_note="none: samples of the policy are compared with the target distribution",
     )

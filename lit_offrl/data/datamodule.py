@@ -1,10 +1,7 @@
-"""The data module that all algorithms share."""
+"""The data module of all algorithms."""
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,36 +19,36 @@ from torch.utils.data import DataLoader
 from lit_offrl.batch import Batch
 from lit_offrl.data import sources
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo
-from lit_offrl.data.local import COLLECTED_NAMESPACE, SHARED_TABLES, is_present
 from lit_offrl.data.rewards import reward_rule
+from lit_offrl.data.shared_tables import share_table
 from lit_offrl.data.transitions import BlockSampler, Transitions
 from lit_offrl.errors import UserError, require
+from lit_offrl.ranges import Count, Positive, ProperFraction, Seed, checked
 from lit_offrl.system.ranks import launched_rank
 
 
 class D4RLDataModule(lightning.LightningDataModule):
-    """Offline transitions as blocks of minibatches, sampled from a table on the training device.
+    """Offline transitions as blocks of minibatches from a table on the training device.
 
     Args:
-        dataset: Dataset id, e.g. `offrl/antmaze/umaze-v0` (collected here if it is not there yet), `D4RL/pen/human-v2`
+        dataset: Dataset id, e.g. `offrl/antmaze/umaze-v0` (collected with this package), `D4RL/pen/human-v2`
             (Minari), `hopper-medium-v2` (original D4RL file), or the path of a file or folder of one's own.
-        batch_size: Transitions per gradient step, of all devices together.
+        batch_size: Transitions per gradient step, over all devices.
         block_size: Gradient steps per training block; affects speed only.
         steps_per_epoch: Gradient steps per epoch.
         reward: Reward rule: `raw`, `minus_one` (sparse mazes), `cql_antmaze` (4 (r - 0.5)), `times_100`, `return_range`
             (r * 1000 / range of returns: locomotion), `standardize`, or `affine:SCALE:BIAS`.
-        normalize_observations: Shift and scale each observation dimension to mean 0 and deviation 1; the figures
-            travel with the checkpoint.
-        action_bounds: Lowest and highest action of every dimension, e.g. `[-2, 2]`: networks see actions scaled to
-            [-1, 1]. Where it is not given, that of the dataset's action space (Minari), or -1 and 1.
-        action_limit: Networks see actions scaled to [-limit, limit] instead; for 2-D sets half the width of their
-            bounds, 6 or 16, keeps them in their own units, which the noise schedules of the papers were made for.
+        normalize_observations: Shift and scale each observation dimension to mean 0 and standard deviation 1; the
+            checkpoint holds the statistics.
+        action_bounds: Lowest and highest action of every dimension, e.g. `[-2, 2]`; networks see actions scaled to
+            [-1, 1]. Default: the bounds of the dataset's action space (Minari), or -1 and 1.
+        action_limit: Networks see actions scaled to [-limit, limit] instead. For 2-D sets the bound of their points, 6
+            or 16, keeps the units that the noise schedules of the papers were made for.
         d4rl_compat: Read original D4RL files as D4RL's `qlearning_dataset` does, which drops the last transition of
-            episodes that ran into the time limit; false keeps what the file knows of the true episode ends.
-        environment: Gymnasium id of the environment of evaluation, for datasets that name none, e.g. `Hopper-v5` for a
-            file of one's own.
-        validation_fraction: Share of the episodes, whole ones, that training does not see; algorithms log their losses
-            on them as `val/...` whenever Lightning validates. The same ones whatever the seed, so that runs compare.
+            episodes that ran into the time limit; false keeps the true episode ends.
+        environment: Gymnasium id of the environment of evaluation, e.g. `Hopper-v5`, for datasets that name none.
+        validation_fraction: Share of the episodes that training does not see; algorithms log their losses on them as
+            `val/...` whenever Lightning validates. All seeds hold out the same episodes.
         seed: Seed of the minibatches (set from `seed_everything`).
     """
 
@@ -59,38 +56,34 @@ class D4RLDataModule(lightning.LightningDataModule):
     PREDICTION_BATCH = 64
     HELD_OUT_BATCH = 4096
     SECONDS_BETWEEN_LOOKS = 1.0
-    # Dimensions that hardly vary (constant ones among them) are not blown up by the normalisation.
+    # Smallest divisor of the normalization, so that (almost) constant dimensions stay small.
     SMALLEST_STD = 1e-3
-    # What the table is a function of.
+    # Options that the table depends on.
     TABLE_OPTIONS = (
         *("dataset", "d4rl_compat", "validation_fraction", "reward"),
         *("normalize_observations", "action_bounds", "action_limit"),
     )
 
+    @checked("data")
     def __init__(
         self,
         dataset: str,
-        batch_size: int = 256,
-        block_size: int = 50,
-        steps_per_epoch: int = 1000,
+        batch_size: Count = 256,
+        block_size: Count = 50,
+        steps_per_epoch: Count = 1000,
         reward: str = "raw",
         normalize_observations: bool = False,
         action_bounds: tuple[float, float] | None = None,
-        action_limit: float = 1.0,
+        action_limit: Positive = 1.0,
         d4rl_compat: bool = True,
         environment: str | None = None,
-        validation_fraction: float = 0.0,
-        seed: int = 0,
+        validation_fraction: ProperFraction = 0.0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
-        sizes = {"batch_size": batch_size, "block_size": block_size, "steps_per_epoch": steps_per_epoch}
-        for name, value in sizes.items():
-            require(value >= 1, f"data.{name}", "at least 1", value)
-        reward_rule(reward)  # raises where there is none
+        reward_rule(reward)  # raises for an unknown rule
         if action_bounds is not None:
             require(action_bounds[0] < action_bounds[1], "data.action_bounds", "[low, high]", list(action_bounds))
-        require(action_limit > 0, "data.action_limit", "positive", action_limit)
-        require(0 <= validation_fraction < 1, "data.validation_fraction", "from 0 to below 1", validation_fraction)
         self.dataset = dataset
         self.batch_size = batch_size
         self.block_size = block_size
@@ -123,9 +116,13 @@ class D4RLDataModule(lightning.LightningDataModule):
         return module
 
     def load(self) -> tuple[Transitions, DatasetInfo]:
-        """Return the dataset, read (and collected, where it is ours and missing) on the first call."""
+        """Return the dataset, which is read on the first call.
+
+        Raises:
+            UserError: The dataset is of this package and has not been collected (`prepare_data` or `data collect ID`
+                does so), or it cannot be read.
+        """
         if self._loaded is None:
-            self.prepare_data()
             transitions, info = sources.load(self.dataset, self.d4rl_compat)
             self._loaded = transitions, self._with_environment(info)
         return self._loaded
@@ -142,12 +139,12 @@ class D4RLDataModule(lightning.LightningDataModule):
 
     @property
     def transitions(self) -> Transitions:
-        """The table as recorded."""
+        """The recorded transitions."""
         return self.load()[0]
 
     @property
     def info(self) -> DatasetInfo:
-        """What is known of the dataset besides its transitions."""
+        """Facts about the dataset besides its transitions."""
         return self.load()[1]
 
     @property
@@ -161,14 +158,20 @@ class D4RLDataModule(lightning.LightningDataModule):
         return self.transitions.action_dim
 
     def prepare_data(self) -> None:
-        """Collect a dataset of this package that is not there yet; ranks other than the first wait until it is."""
-        while launched_rank() > 0 and not sources.is_here(self.dataset):
-            time.sleep(self.SECONDS_BETWEEN_LOOKS)
-        if self.dataset.startswith(COLLECTED_NAMESPACE) and not is_present(self.dataset):
-            # The one step upwards in the import order: a dataset that makes itself on first use must call its maker.
-            from lit_offrl.collect.recorder import collect_dataset
+        """Collect or download the dataset if it is not here; ranks other than the first wait for it.
 
-            collect_dataset(self.dataset)
+        Lightning calls this hook before `setup`. A script that reads the dataset before `Trainer.fit`, e.g. its
+        dimensions, calls it first.
+
+        Raises:
+            UserError: The id is unknown, or the dataset can neither be collected nor downloaded.
+        """
+        if self._loaded is not None:  # e.g. arrays in memory
+            return
+        source = sources.find_source(self.dataset)
+        while launched_rank() > 0 and not source.is_here(self.dataset):
+            time.sleep(self.SECONDS_BETWEEN_LOOKS)
+        source.prepare(self.dataset)
 
     def setup(self, stage: str) -> None:
         """Read the data. The algorithm takes `action_units` and `observation_statistics` from here."""
@@ -176,19 +179,19 @@ class D4RLDataModule(lightning.LightningDataModule):
 
     @property
     def action_units(self) -> tuple[Tensor, Tensor]:
-        """Zero and unit of the actions that networks see, in the dataset's units, each `[action_dim]`."""
+        """Zero and unit of the actions that networks see, in units of the dataset, each `[action_dim]`."""
         bounds = self.action_bounds or self.info.action_bounds or (-1.0, 1.0)
         low, high = torch.tensor(bounds).reshape(2, -1).expand(2, self.action_dim)
         return (low + high) / 2, (high - low) / (2 * self.action_limit)
 
     @cached_property
     def observation_statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the observations that are trained on, each `[observation_dim]`."""
+        """Mean and standard deviation of the observations of training, each `[observation_dim]`."""
         observations = self.transitions.observations
         if self.held_out is not None:
             observations = observations[~self.held_out]
         mean = observations.mean(axis=0, dtype=np.float64)
-        # In pieces: the table in double precision would be the largest thing in memory.
+        # In pieces, because the whole table in double precision would take twice the memory of the table.
         pieces = np.array_split(observations, -(-len(observations) // 65_536))
         variance = sum(((piece - mean) ** 2).sum(axis=0) for piece in pieces) / len(observations)
         std = np.maximum(np.sqrt(variance), self.SMALLEST_STD)
@@ -201,10 +204,10 @@ class D4RLDataModule(lightning.LightningDataModule):
 
     @cached_property
     def held_out(self) -> NDArray[np.bool_] | None:
-        """Which transitions training does not see, bool `[n]`; None where it sees all.
+        """Mask of the held-out transitions, bool `[n]`; None where none are held out.
 
         Raises:
-            UserError: Nothing would be left to train on.
+            UserError: No episode is left for training.
         """
         if not self.validation_fraction:
             return None
@@ -222,11 +225,11 @@ class D4RLDataModule(lightning.LightningDataModule):
         """Return the fields of `Batch` side by side, `[n, width]`, and the width of each.
 
         Args:
-            held_out: The transitions that training does not see, instead of those that it does.
+            held_out: Return the held-out transitions instead of those of training.
         """
         transitions, widths = self.transitions, self.widths
         table = torch.empty(len(transitions), sum(widths))
-        # Filled and changed in place: besides the recorded data there is one more copy of it in memory, not three.
+        # Filled and normalized in place, so that memory holds one copy besides the recorded data.
         observations, actions, rewards, next_observations, terminals = torch.split(table, list(widths), dim=1)
         observations.copy_(torch.from_numpy(transitions.observations))
         next_observations.copy_(torch.from_numpy(transitions.next_observations))
@@ -244,26 +247,10 @@ class D4RLDataModule(lightning.LightningDataModule):
         return table, widths
 
     def shared_table(self) -> tuple[Tensor, tuple[int, ...]]:
-        """Return what `table` does, in memory that all processes share to which the same folder of tables is named.
-
-        The first of them writes the table into a file there, which the others wait for; all map it. Where no folder is
-        named, in the environment variable that `lit_offrl.jobs.local` sets, the table is this process's own.
-        """
-        folder = os.environ.get(SHARED_TABLES)
-        if folder is None:
-            return self.table()
-        options = repr([getattr(self, name) for name in self.TABLE_OPTIONS])
-        path = Path(folder) / hashlib.sha256(options.encode()).hexdigest()
-        part = path.with_suffix(".part")
-        with part.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if not path.is_file():  # else another process was faster
-                file.truncate(0)
-                self.table()[0].numpy().tofile(file)
-                part.replace(path)
-        widths, size = self.widths, path.stat().st_size // 4
-        table = torch.from_file(str(path), shared=True, size=size, dtype=torch.float32)
-        return table.view(-1, sum(widths)), widths
+        """Return the table of training, in memory shared with other processes where `SHARED_TABLES` names a folder."""
+        widths = self.widths
+        options = [getattr(self, name) for name in self.TABLE_OPTIONS]
+        return share_table(lambda: self.table()[0], sum(widths), options), widths
 
     def train_dataloader(self) -> BlockSampler:
         """Return the block sampler over the table, on the training device."""
@@ -282,10 +269,7 @@ class D4RLDataModule(lightning.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Return the held-out transitions as batches; where there are none, one empty batch.
-
-        Rollouts need an occasion, not data.
-        """
+        """Return the held-out transitions in batches; without any, one empty batch, so that rollouts take place."""
         if self.held_out is None:
             return self.test_dataloader()
         table, widths = self.table(held_out=True)
@@ -296,7 +280,7 @@ class D4RLDataModule(lightning.LightningDataModule):
         return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Return one empty batch."""
+        """Return one empty batch: a test consists of rollouts."""
         return DataLoader(range(1), batch_size=None)  # type: ignore[arg-type]
 
     def predict_dataloader(self) -> DataLoader[Tensor]:

@@ -1,4 +1,4 @@
-"""Transitions as a file that any tool can read: what `data convert` writes."""
+"""Write transitions into a file that any tool can read (`data convert`)."""
 
 from __future__ import annotations
 
@@ -10,35 +10,34 @@ import numpy as np
 
 from lit_offrl.data.transitions import Transitions
 from lit_offrl.errors import UserError, one_line
+from lit_offrl.system.files import write_atomically
 
 
 def write_transitions(transitions: Transitions, path: Path) -> None:
-    """Write flat arrays under the names of `Transitions`' fields: a file that `load` reads back unchanged.
+    """Write the fields of `Transitions` as flat arrays; `sources.load` reads the file back unchanged.
 
     Args:
-        transitions: What to write.
+        transitions: The table.
         path: `.npz` (uncompressed) or `.hdf5` (gzip, the layout of D4RL's files); must not exist.
 
     Raises:
-        UserError: The suffix is another, the file exists, or it cannot be written; nothing is left behind then.
+        UserError: The suffix is unknown, the file exists, or it cannot be written; no partial file remains.
     """
     writers: dict[str, Callable[[Transitions, Path], None]] = {".npz": _write_npz, ".hdf5": _write_hdf5}
     if path.suffix not in writers:
         raise UserError(f"{path}: cannot write '{path.suffix}' files; name a file that ends in {' or '.join(writers)}")
     if path.exists():
         raise UserError(f"{path} exists: remove it or choose another name")
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    if not path.parent.is_dir():
+        raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
     try:
-        writers[path.suffix](transitions, unfinished)
-        unfinished.replace(path)
+        write_atomically(path, lambda file: writers[path.suffix](transitions, file))
     except OSError as error:
         raise UserError(f"{path} cannot be written ({one_line(error)[:200]})") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _write_npz(transitions: Transitions, path: Path) -> None:
-    with path.open("wb") as file:  # given a name, numpy would append its suffix to it
+    with path.open("wb") as file:  # np.savez would append a suffix to a path
         np.savez(file, **{field.name: getattr(transitions, field.name) for field in fields(transitions)})
 
 

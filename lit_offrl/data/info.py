@@ -1,4 +1,4 @@
-"""What is known of a dataset besides its transitions."""
+"""Facts about a dataset besides its transitions. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-BANDIT_NAMESPACE = "bandit/"
-
 
 @dataclass(frozen=True)
 class EnvironmentInfo:
-    """The environment that a dataset is evaluated in, in plain values.
+    """The environment of evaluation, in plain values.
 
     Attributes:
         env_id: Gymnasium id, e.g. `AntMaze_UMaze-v4`.
@@ -30,20 +28,20 @@ class EnvironmentInfo:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """Identity and meaning of a dataset; what run folders, environments and score tables look up.
+    """Identity of a dataset, and how policies that were trained on it are evaluated.
 
     Attributes:
-        id: The name the user typed, e.g. `offrl/antmaze/umaze-v0`.
-        source: `offrl` (collected by this package), `minari`, `d4rl`, `file`, `arrays` or `bandit`.
-        path: Where the data lies.
-        sha256: Digest of the data file's bytes; None for arrays in memory and for bandits, which are generated.
+        id: Id or path as the user gave it, e.g. `offrl/antmaze/umaze-v0`.
+        source: One of the `names` of its source, see `lit_offrl.data.sources`.
+        path: File or folder of the data.
+        sha256: Digest of the data files; None for arrays in memory and for 2-D sets, which are generated.
         observation_keys: Keys of a dictionary observation whose values are concatenated, in this order, into the
             observation vector; None where observations are plain vectors.
         action_bounds: Lowest and highest action, each `[action_dim]`; None for -1 and 1.
-        environment: Where policies trained on it are evaluated; None where that is unknown.
-        environment_note: Why there is no environment, or how it differs from the one that made the data.
-        reference: (min, max) return of a score of 0 and of 100, measured for this very dataset; None where unknown.
-        metadata: Further facts of the source, e.g. the behavior mix.
+        environment: The environment that the dataset names; None where it names none.
+        environment_note: Why there is no environment, or how it differs from the environment of the data.
+        reference: Returns that score 0 and 100, from the metadata of the dataset; None where unknown.
+        metadata: Other facts of the source, e.g. the behavior of a collected dataset.
     """
 
     id: str

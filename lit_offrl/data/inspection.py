@@ -1,4 +1,4 @@
-"""What `data info` and `data check` say about a table of transitions."""
+"""Facts about a table of transitions for `data info` and `data check`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _USUAL_RULES = (  # dataset ids of a family, the reward rule that the papers tra
 
 
 def usual_reward_rule(dataset: str) -> str:
-    """Return the reward rule that IQL and its successors train with on datasets of this family."""
+    """Return the reward rule of IQL and later papers for datasets of this family."""
     return next((rule for pattern, rule in _USUAL_RULES if pattern.search(dataset)), "raw")
 
 
 def findings(transitions: Transitions, action_bounds: tuple[ArrayLike, ArrayLike] | None = None) -> Iterator[str]:
-    """Yield a line for everything that looks wrong, and what training does about it.
+    """Yield a line for everything that looks wrong, with the consequence for training.
 
-    Broken tables (NaN, shapes) do not get this far: `Transitions` refuses them.
+    `Transitions` has already refused broken tables (NaN, wrong shapes).
 
     Args:
         transitions: The table.
@@ -38,7 +38,7 @@ def findings(transitions: Transitions, action_bounds: tuple[ArrayLike, ArrayLike
             f"actions outside [{low.min():g}, {high.max():g}] in {_count(outside)}, from {actions.min():.3g} to "
             f"{actions.max():.3g}: they are clipped; give the environment's own bounds with --data.action_bounds"
         )
-    # One state that every step ends in: what is odd elsewhere makes a bandit.
+    # In a bandit every step is terminal and there is one state; constant observations are expected there.
     bandit = transitions.terminals.all() and not np.ptp(transitions.observations, axis=0).any()
     for name, table in (("observation", transitions.observations), ("action", actions)):
         constant = np.flatnonzero(np.ptp(table, axis=0) == 0)

@@ -1,4 +1,4 @@
-"""Reward rules by name: what the learner sees of the recorded rewards. Evaluation always reports raw returns."""
+"""Reward rules: how training transforms the recorded rewards. Evaluation always reports recorded returns."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def reward_rule(name: str) -> RewardRule:
     """Return the rule of this name, or `r * SCALE + BIAS` for `affine:SCALE:BIAS`.
 
     Raises:
-        UserError: There is no such rule, or scale and bias are no numbers.
+        UserError: There is no rule of this name, or scale or bias is not a number.
     """
     kind, *numbers = name.split(":")
     if kind == AFFINE:

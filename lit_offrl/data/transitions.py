@@ -1,4 +1,4 @@
-"""The table of transitions, and the sampler that turns it into blocks of minibatches on the training device."""
+"""The table of transitions, and the sampler that draws blocks of minibatches from it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from lit_offrl.errors import UserError
 
 @dataclass(frozen=True)
 class Transitions:
-    """All transitions of a dataset in the order they were recorded, episode after episode.
+    """All transitions of a dataset in the order of recording, one episode after another.
 
     Attributes:
         observations: float32 `[n, observation_dim]`.
         actions: float32 `[n, action_dim]`.
         rewards: float32 `[n]`, as recorded.
         next_observations: float32 `[n, observation_dim]`; the true successor also at the end of an episode.
-        terminals: bool `[n]`, the episode ended in a terminal state: no bootstrapping beyond it.
-        timeouts: bool `[n]`, the episode was cut here without a terminal state: bootstrapping goes on.
+        terminals: bool `[n]`, the step led to a terminal state: values do not bootstrap beyond it.
+        timeouts: bool `[n]`, the episode was cut after this step: values bootstrap beyond it.
 
     Raises:
         UserError: Shapes disagree, the table is empty, or it holds values that are not finite.
@@ -75,7 +75,7 @@ class Transitions:
 
     @property
     def episode_ends(self) -> NDArray[np.bool_]:
-        """Whether each transition is its episode's last one, bool `[n]`; the table's last one always is."""
+        """Whether each transition is the last one of its episode, bool `[n]`; always true for the last of the table."""
         ends = self.terminals | self.timeouts
         ends[-1] = True
         return ends
@@ -87,25 +87,12 @@ class Transitions:
         return np.concatenate([[0], ends[:-1] + 1])
 
     def episode_returns(self) -> NDArray[np.float64]:
-        """Undiscounted sum of recorded rewards of each episode, `[episodes]`."""
+        """Return the undiscounted sum of recorded rewards of each episode, `[episodes]`."""
         return np.add.reduceat(self.rewards.astype(np.float64), self.episode_starts)
-
-    def monte_carlo_returns(self, discount: float) -> NDArray[np.float32]:
-        """Discounted sum of rewards from each transition to the end of its episode, `[n]`.
-
-        Where an episode was cut (`timeouts`) the sum lacks what would have followed.
-        """
-        ends = self.episode_ends
-        returns = np.empty(len(self), np.float64)
-        following = 0.0
-        for i in range(len(self) - 1, -1, -1):
-            following = float(self.rewards[i]) + discount * (0.0 if ends[i] else following)
-            returns[i] = following
-        return returns.astype(np.float32)
 
 
 def first_row_not_finite(array: NDArray[Any], rows_at_a_time: int = 65_536) -> int | None:
-    """Return the first row that holds NaN or infinity, if any; looks at pieces, so that no mask of the table arises."""
+    """Return the first row that holds NaN or infinity, if any; checks pieces of the table to save memory."""
     if array.dtype.kind != "f":
         return None
     for start in range(0, len(array), rows_at_a_time):
@@ -116,23 +103,22 @@ def first_row_not_finite(array: NDArray[Any], rows_at_a_time: int = 65_536) -> i
 
 
 class BlockSampler:
-    """Endless minibatches from a table that lives on the training device, in blocks of several updates.
+    """Blocks of minibatches from a table on the training device, one minibatch per gradient step.
 
-    One pass over the sampler is one epoch of exactly `steps_per_epoch` gradient steps; where `max_steps` falls into
-    it, the pass ends there. A minibatch is drawn uniformly with replacement. The stream of indices is the sampler's
-    own and does not depend on how updates are grouped into blocks, so that a run that was stopped and resumed sees
-    the minibatches of one that was not.
+    One pass over the sampler is one epoch of `steps_per_epoch` gradient steps, and ends earlier at `max_steps`.
+    Minibatches are drawn uniformly with replacement, by a generator of the sampler's own. The indices do not depend on
+    the grouping into blocks, so that a resumed run sees the same minibatches as an uninterrupted run.
 
     Args:
         table: `[n, width]`, the fields of `Batch` side by side, on the device that samples.
         widths: Width of each field of `Batch` in the table.
-        batch_size: Transitions per update, of all ranks together.
-        block_size: Largest number of updates per block.
-        steps_per_epoch: Updates per epoch.
-        max_steps: Updates in all, or -1 for no limit.
-        seed: Seed of the index stream.
-        rank: Which of the processes that share each minibatch this is.
-        ranks: Their number. Each draws the whole minibatch and keeps its rows `rank`, `rank + ranks`, ...
+        batch_size: Transitions per gradient step, over all ranks.
+        block_size: Largest number of gradient steps per block.
+        steps_per_epoch: Gradient steps per epoch.
+        max_steps: Gradient steps of the run, or -1 for no limit.
+        seed: Seed of the indices.
+        rank: Number of this process among those that share each minibatch.
+        ranks: Number of processes. Each draws the whole minibatch and keeps the rows `rank`, `rank + ranks`, ...
     """
 
     def __init__(
@@ -156,7 +142,7 @@ class BlockSampler:
         self.rank = rank
         self.ranks = ranks
         self.generator = torch.Generator(device=table.device).manual_seed(seed)
-        self.step = 0  # updates handed out, over all epochs
+        self.step = 0  # gradient steps drawn, over all epochs
         self.blocks_in_epoch = 0
 
     @property
@@ -172,17 +158,17 @@ class BlockSampler:
 
     @property
     def _steps_left(self) -> int:
-        """Updates that are still to be handed out in the present epoch."""
+        """Gradient steps left in the current epoch."""
         end = (self.step // self.steps_per_epoch + 1) * self.steps_per_epoch
         return (end if self.max_steps < 0 else min(end, self.max_steps)) - self.step
 
     def __len__(self) -> int:
-        """Blocks of the present epoch, those already handed out included."""
+        """Return the number of blocks of the current epoch, including those that were drawn."""
         return self.blocks_in_epoch + -(-self._steps_left // self.block_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        # Lightning stops at the last block of a sized loader without asking for more, so nothing may be left to do
-        # after the last `yield`: all state is advanced before it.
+        # Lightning does not advance the iterator after the last block of an epoch: code after the last `yield` would
+        # not run, so all state is updated before it.
         last = self._steps_left <= 0
         while not last:
             steps = min(self.block_size, self._steps_left)
@@ -194,7 +180,7 @@ class BlockSampler:
             yield self._block(rows[:, self.rank :: self.ranks])
 
     def _draw_rows(self) -> Tensor:
-        # One draw per update, never one per block: see the class docstring.
+        # One draw per gradient step: a draw per block would make the indices depend on the grouping into blocks.
         return torch.randint(len(self.table), (self.batch_size,), generator=self.generator, device=self.table.device)
 
     def _block(self, rows: Tensor) -> Batch:
@@ -204,11 +190,11 @@ class BlockSampler:
         return Batch(observations, actions, rewards.squeeze(-1), next_observations, terminals.squeeze(-1), rows)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position and the index stream; Lightning stores it with the checkpoint."""
+        """Return position and generator; Lightning stores them in the checkpoint."""
         return {"step": self.step, "blocks_in_epoch": self.blocks_in_epoch, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
+        """Restore position and generator."""
         self.step = state["step"]
         self.blocks_in_epoch = state["blocks_in_epoch"]
         self.generator.set_state(state["generator"].cpu())

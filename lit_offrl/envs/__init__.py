@@ -1,1 +1,1 @@
-"""Environments: which one belongs to a dataset, vectorised episodes in it, and reference scores."""
+"""The environment of a dataset, episodes in several copies of it, films of them, and reference scores."""

@@ -1,7 +1,7 @@
 """Films of episodes, as animated GIFs.
 
-Episodes are played again and rendered in a process of their own: a broken graphics driver may end that one, but not a
-training, and the rendering backend has to be chosen before MuJoCo is imported.
+Episodes are replayed and rendered in another process: a broken graphics driver can end a process, and MuJoCo chooses
+its rendering backend when it is imported.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from lit_offrl.data.info import EnvironmentInfo
 from lit_offrl.envs.make import build_env
 from lit_offrl.system.files import write_atomically
 
-BACKENDS = ("egl", "osmesa")  # of MuJoCo without a display: on the graphics card, in software
-SECONDS = 300  # that rendering may take
-HEIGHT = 240
+BACKENDS = ("egl", "osmesa")  # MuJoCo's backends without a display: on the graphics card, in software
+SECONDS = 300  # time limit of rendering
+HEIGHT = 240  # pixels
 GAP = 4  # pixels between episodes
 MOST_FRAMES = 200
-FRAMES_PER_S = 25  # at most; browsers slow down GIFs that are much faster
+FRAMES_PER_S = 25  # at most; browsers slow faster GIFs down
 LAST_FRAME_MS = 1000
 
 Frame = NDArray[np.uint8]
@@ -40,18 +40,18 @@ class NoVideo(Exception):  # noqa: N818 (nothing is wrong with the run)
 def film(
     environment: EnvironmentInfo, seeds: Sequence[int], actions: Sequence[NDArray[np.float32]], path: Path
 ) -> None:
-    """Play episodes again and write them side by side as a GIF; those that end first stand still.
+    """Replay episodes and write them side by side as a GIF; a finished episode shows its last frame.
 
     Args:
         environment: The environment.
-        seeds: Of the episodes' resets.
-        actions: Of each episode, `[steps, action_dim]`.
+        seeds: Seeds of the resets.
+        actions: Actions of each episode, `[steps, action_dim]`.
         path: The file.
 
     Raises:
-        NoVideo: Nothing on this machine renders.
+        NoVideo: No backend works on this machine.
     """
-    order = {
+    request = {
         "environment": asdict(environment),
         "seeds": list(seeds),
         "actions": [each.tolist() for each in actions],
@@ -63,7 +63,7 @@ def film(
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "lit_offrl.envs.film"],
-                input=json.dumps(order), env=variables, capture_output=True, text=True, timeout=SECONDS,
+                input=json.dumps(request), env=variables, capture_output=True, text=True, timeout=SECONDS,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             problem = f"not ready after {SECONDS} seconds"
@@ -78,27 +78,27 @@ def film(
 def _backends() -> tuple[str, ...]:
     if os.environ.get("MUJOCO_GL"):
         return (os.environ["MUJOCO_GL"],)
-    return BACKENDS if sys.platform == "linux" else ("",)  # elsewhere MuJoCo's own choice works
+    return BACKENDS if sys.platform == "linux" else ("",)  # on other systems MuJoCo's default works
 
 
 # ---------------------------------------------------------------- in the process that renders
 
 
 def main() -> None:
-    """Carry out the order on standard input."""
-    order = json.load(sys.stdin)
-    information: Mapping[str, Any] = order["environment"]
+    """Render the episodes that standard input describes."""
+    request = json.load(sys.stdin)
+    information: Mapping[str, Any] = request["environment"]
     environment = EnvironmentInfo(**{**information, "observation_offset": tuple(information["observation_offset"])})
-    longest = max(len(actions) for actions in order["actions"])
+    longest = max(len(actions) for actions in request["actions"])
     films, every, frame_ms = [], 1, 0.0
-    for seed, actions in zip(order["seeds"], order["actions"], strict=True):
+    for seed, actions in zip(request["seeds"], request["actions"], strict=True):
         env = build_env(replace(environment, kwargs={**environment.kwargs, "render_mode": "rgb_array"}))
         per_s = float(env.metadata.get("render_fps") or FRAMES_PER_S)
         every = max(round(per_s / FRAMES_PER_S), -(-longest // MOST_FRAMES), 1)
-        frame_ms = min(1000 * every / per_s, 1000 / FRAMES_PER_S)  # a long episode is shown faster than it was
+        frame_ms = min(1000 * every / per_s, 1000 / FRAMES_PER_S)  # long episodes are shown faster
         films.append(_render(env, seed, np.array(actions, np.float32), every))
         env.close()
-    write_atomically(Path(order["path"]), lambda path: _write_gif(path, _side_by_side(films), frame_ms))
+    write_atomically(Path(request["path"]), lambda path: _write_gif(path, _side_by_side(films), frame_ms))
 
 
 def _render(env: Any, seed: int, actions: NDArray[np.float32], every: int) -> list[Frame]:
@@ -114,7 +114,7 @@ def _render(env: Any, seed: int, actions: NDArray[np.float32], every: int) -> li
 
 
 def _look_down_at_mazes(env: Any) -> None:
-    """Show a maze of Gymnasium-Robotics as a map: its own cameras look into walls."""
+    """Show a maze of gymnasium-robotics from above: its own cameras look into walls."""
     maze = getattr(env, "maze", None)
     body = getattr(env, "ant_env", None) or getattr(env, "point_env", None)
     if maze is not None and body is not None:

@@ -1,14 +1,12 @@
-"""From what is known of a dataset to the environment in which policies trained on it are evaluated."""
+"""The environment in which policies trained on a dataset are evaluated."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import re
 import tempfile
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -18,56 +16,29 @@ from gymnasium.wrappers import TransformObservation
 from numpy.typing import NDArray
 
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo
-from lit_offrl.errors import UserError, did_you_mean
+from lit_offrl.data.sources import source_of
+from lit_offrl.errors import UserError, did_you_mean, one_line
 
 FlatEnv = gym.Env[NDArray[np.float32], NDArray[np.float32]]
 """An environment whose observations and actions are flat float32 vectors."""
-
-_FIXED_GOAL = {"continuing_task": True, "reset_target": False}
-_EPISODIC = {"continuing_task": False, "reset_target": False}
-_D4RL_RULES: tuple[tuple[str, dict[str, Any], int | None], ...] = (
-    # dataset, keyword arguments of the environment, time limit (None: as the dataset says). The environments stored
-    # with Minari's D4RL datasets are those that recorded the data: goals move, episodes go on at the goal, and
-    # PointMaze's last a million steps. The limits are those that D4RL registers its own environments with.
-    # A dense reward is positive everywhere, so that ending at the goal would punish reaching it: D4RL does not.
-    (r"pointmaze-(open|umaze)-dense", _FIXED_GOAL, 300),
-    (r"pointmaze-medium-dense", _FIXED_GOAL, 600),
-    (r"pointmaze-large-dense", _FIXED_GOAL, 800),
-    (r"pointmaze-(open|umaze)", _EPISODIC, 300),
-    (r"pointmaze-medium", _EPISODIC, 600),
-    (r"pointmaze-large", _EPISODIC, 800),
-    (r"antmaze-umaze", _EPISODIC, 700),
-    (r"antmaze-(medium|large)", _EPISODIC, 1000),
-    (r"pen-", {}, 100),  # D4RL's reference returns are of 100 steps; AdroitHandPen-v1 allows 200
-    (r"kitchen-", {"remove_task_when_completed": True}, None),  # else a task pays in every step after its completion
-)
 
 
 def environment_for(info: DatasetInfo) -> EnvironmentInfo:
     """Return the environment for evaluating policies trained on a dataset.
 
-    That is `info.environment`, except for D4RL datasets (original or from Minari), whose time limits and goals are made
-    those of D4RL's evaluation, see `_D4RL_RULES`.
+    The dataset names the environment. For D4RL datasets, original files or from Minari, goals and time limits are those
+    of D4RL's evaluation.
 
     Raises:
         UserError: The dataset names no environment.
     """
-    environment = info.environment
+    environment = source_of(info).environment(info)
     if environment is None:
         note = f" ({info.environment_note})" if info.environment_note else ""
         raise UserError(
             f"{info.id}: no environment is known for this dataset{note}, so policies cannot be evaluated on it: "
             "name one with --data.environment, e.g. Hopper-v5, or train with --evaluation.enabled false"
         )
-    if info.source == "d4rl" or (info.source == "minari" and info.id.startswith("D4RL/")):
-        name = info.id.removeprefix("D4RL/").replace("/", "-")
-        for pattern, kwargs, limit in _D4RL_RULES:
-            if re.match(pattern, name):
-                return replace(
-                    environment,
-                    kwargs={**environment.kwargs, **kwargs},
-                    max_episode_steps=limit or environment.max_episode_steps,
-                )
     return environment
 
 
@@ -76,11 +47,11 @@ def make_env(environment: EnvironmentInfo, observation_keys: tuple[str, ...] | N
 
     Args:
         environment: Id, keyword arguments, time limit and offset of the observations.
-        observation_keys: Keys of a dictionary observation whose values are concatenated, in this order; None where
+        observation_keys: Keys of a dictionary observation whose values are concatenated in this order; None if
             observations are plain vectors. `a/b` is the key `b` of the dictionary at key `a`.
 
     Raises:
-        UserError: See `build_env`; or its observations do not have these keys.
+        UserError: See `build_env`; or the observations do not have these keys.
     """
     env = build_env(environment)
     try:
@@ -91,7 +62,7 @@ def make_env(environment: EnvironmentInfo, observation_keys: tuple[str, ...] | N
 
 
 def build_env(environment: EnvironmentInfo) -> gym.Env[Any, Any]:
-    """Build an environment as it is, without what simulators print and warn of.
+    """Build an environment without the messages and warnings of simulators.
 
     Raises:
         UserError: The environment is unknown, its package is missing, or it cannot be built.
@@ -113,15 +84,15 @@ def build_env(environment: EnvironmentInfo) -> gym.Env[Any, Any]:
             raise UserError(
                 f"environment '{environment.env_id}' is not known"
                 f"{did_you_mean(environment.env_id, gym.registry) or ': is its package installed?'}"
-                f" ({_one_line(error)})"
+                f" ({one_line(error)[:200]})"
             ) from error
         except Exception as error:  # whatever a simulator raises
-            raise UserError(f"environment '{environment.env_id}' cannot be built: {_one_line(error)}") from error
+            raise UserError(f"environment '{environment.env_id}' cannot be built: {one_line(error)[:200]}") from error
     return env
 
 
 def _flatten(env: gym.Env[Any, Any], keys: tuple[str, ...] | None, offset: tuple[float, ...]) -> FlatEnv:
-    # gymnasium's FlattenObservation would concatenate in the alphabetical order of the keys.
+    # gymnasium's FlattenObservation concatenates in alphabetical order only.
     space = env.observation_space
     parts: list[gym.Space[Any]]
     if isinstance(space, Dict):
@@ -164,8 +135,8 @@ def _at(observation: Any, key: str) -> NDArray[np.floating]:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    # gymnasium warns that v3 and v4 environments are old, but data were recorded in them; gymnasium-robotics
-    # announces an unrelated change on standard error when it is imported.
+    # gymnasium warns that v3 and v4 environments are old, but data were recorded in them; gymnasium-robotics prints an
+    # unrelated notice to standard error when it is imported.
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
@@ -173,15 +144,11 @@ def _silence() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_files_left() -> Iterator[None]:
-    # gymnasium-robotics writes the model of every maze into the temporary folder, reads it once, and leaves it there.
-    # Its name is the time: processes that build at the same moment would share a file, were the folder not their own.
+    # gymnasium-robotics writes the model of each maze into the temporary folder and leaves it there. The file is named
+    # by the time, so that processes that build at the same moment would share it: each gets a folder of its own.
     with tempfile.TemporaryDirectory() as folder:
         usual, tempfile.tempdir = tempfile.tempdir, folder
         try:
             yield
         finally:
             tempfile.tempdir = usual
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -1,4 +1,4 @@
-"""Episodes of a policy in several copies of an environment, one policy call for all of them."""
+"""Episodes of a policy in several copies of an environment, with one policy call per step for all copies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lit_offrl.system.cores import available_cores
 
 Array = NDArray[np.float32]
 Policy = Callable[[Array, Sequence[int]], Array]
-"""Observations `[batch, observation_dim]`, and which episode each is of -> actions `[batch, action_dim]`."""
+"""Observations `[batch, observation_dim]` and the index of each one's episode -> actions `[batch, action_dim]`."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Episode:
     """One finished episode.
 
     Attributes:
-        seed: What the environment was reset with.
+        seed: Seed of the reset.
         episode_return: Undiscounted sum of the environment's own rewards.
         length: Number of environment steps.
-        success: Whether the environment reported success at any step; None where it reports none.
+        success: Whether the environment reported success at any step; None if it never reports success.
     """
 
     seed: int
@@ -44,11 +44,11 @@ class Episode:
 
 
 class StoppedEarly(Exception):  # noqa: N818 (it is not an error)
-    """`should_stop` said so before all episodes were finished."""
+    """`should_stop` returned True before all episodes were finished."""
 
 
 @dataclass
-class _UnderWay:
+class _Running:
     index: int  # in the order of seeds
     seed: int
     observation: Array
@@ -58,21 +58,21 @@ class _UnderWay:
 
 
 class Rollouts:
-    """Plays episodes in copies of an environment that live until `close`; a context manager.
+    """Runs episodes in copies of an environment, which exist until `close`; a context manager.
 
-    Every episode starts with a reset by its own seed and a copy whose episode ends starts the next one at once, so the
-    episodes do not depend on `num_envs` (given that an action does not depend on the rest of the policy's batch).
-    `gymnasium.vector` would have to step the idle copies too.
+    Each episode begins with a reset by its own seed, and a copy whose episode ends starts the next episode at once. So
+    episodes do not depend on `num_envs`, if an action does not depend on the other rows of the policy's batch.
+    `gymnasium.vector` does not serve: it steps idle copies, too.
 
     Args:
         make: Builds one copy; its observations are float32 vectors and its actions a bounded or unbounded box.
         num_envs: Number of copies.
-        processes: Spread the copies over worker processes, at most one per CPU core. That pays for heavy simulators
-            (ant mazes, hands) where several cores are idle, and costs time elsewhere: one exchange takes as long as a
-            step of a light simulator. A script that uses it needs the usual `if __name__ == "__main__":`.
+        processes: Distribute the copies over worker processes, at most one per CPU core. This saves time for slow
+            simulators (ant mazes, hands) if several cores are idle, and costs time for fast ones: one exchange takes as
+            long as a step of a fast simulator. A script that uses it needs `if __name__ == "__main__":`.
 
     Raises:
-        UserError: `num_envs` is not positive, or the actions are no vectors of a box; and what `make` raises.
+        UserError: `num_envs` is not positive, actions are not vectors of real numbers, or `make` fails.
     """
 
     def __init__(self, make: Callable[[], gym.Env[Any, Any]], num_envs: int, processes: bool = False) -> None:
@@ -87,7 +87,7 @@ class Rollouts:
         self._low, self._high = action_space.low, action_space.high
         self._pool: _Pool = copies
         if processes:
-            copies.close()  # it served to learn the action space, and to fail here rather than in a worker
+            copies.close()  # this copy gave the action space, and shows errors here instead of in a worker
             self._pool = _Workers(make, num_envs)
 
     def run(
@@ -97,49 +97,49 @@ class Rollouts:
         should_stop: Callable[[], bool] | None = None,
         on_episode: Callable[[Episode], None] | None = None,
     ) -> list[Episode]:
-        """Play one episode per seed.
+        """Run one episode per seed.
 
         Args:
-            policy: Called once per environment step with the observations of the episodes under way (as many rows as
-                there are such episodes) and the episodes' places in `seeds`, so that several policies can share the
-                call. Its actions are clipped to the action space.
-            seeds: Of the episodes' resets.
-            should_stop: Asked before every environment step.
-            on_episode: Called with every episode as it ends.
+            policy: Called once per step with the observations of all running episodes, one row each, and the indices of
+                these episodes in `seeds`, so that several policies can share the call. Actions are clipped to the
+                action space.
+            seeds: Seeds of the resets.
+            should_stop: Called before each step.
+            on_episode: Called with each finished episode.
 
         Returns:
             The episodes in the order of `seeds`.
 
         Raises:
-            StoppedEarly: `should_stop` returned True. The environments remain usable.
-            RunFailure: The policy returned actions that are not finite.
-            ValueError: The policy returned actions of a wrong shape.
+            StoppedEarly: `should_stop` returned True; the environments can be used again.
+            RunFailure: Actions are not finite, or a worker process failed.
+            ValueError: Actions have a wrong shape.
         """
         finished: dict[int, Episode] = {}
-        under_way: dict[int, _UnderWay] = {}
+        running: dict[int, _Running] = {}
         free = list(range(self.num_envs))
         queue = iter(enumerate(seeds))
         while len(finished) < len(seeds):
             starting = {env: (index, int(seed)) for env, (index, seed) in zip(free, queue, strict=False)}
             resets = self._pool.advance({env: seed for env, (_, seed) in starting.items()})
             for env, (index, seed) in starting.items():
-                under_way[env] = _UnderWay(index, seed, resets[env].observation)
+                running[env] = _Running(index, seed, resets[env].observation)
             free = []
 
             if should_stop is not None and should_stop():
                 raise StoppedEarly
-            envs = list(under_way)
-            observations = np.stack([under_way[env].observation for env in envs])
-            actions = self._checked(policy(observations, [under_way[env].index for env in envs]), len(envs))
+            envs = list(running)
+            observations = np.stack([running[env].observation for env in envs])
+            actions = self._checked(policy(observations, [running[env].index for env in envs]), len(envs))
             for env, step in self._pool.advance(dict(zip(envs, actions, strict=True))).items():
-                episode = under_way[env]
+                episode = running[env]
                 episode.observation = step.observation
                 episode.episode_return += step.reward
                 episode.length += 1
                 if step.success is not None:
                     episode.success = step.success or bool(episode.success)
                 if step.done:
-                    del under_way[env]
+                    del running[env]
                     free.append(env)
                     done = Episode(episode.seed, episode.episode_return, episode.length, episode.success)
                     finished[episode.index] = done
@@ -148,7 +148,7 @@ class Rollouts:
         return [finished[index] for index in range(len(seeds))]
 
     def close(self) -> None:
-        """Close the environments and end the worker processes; calling it again does nothing."""
+        """Close the environments and end the worker processes; a second call does nothing."""
         self._pool.close()
 
     def __enter__(self) -> Rollouts:
@@ -169,7 +169,7 @@ class Rollouts:
         return clipped
 
 
-# ------------------------------------------------------------------------------- where the copies live
+# ------------------------------------------------------------------------------- the copies
 
 _Command = int | Array  # the seed of a reset, or the action of a step
 
@@ -195,7 +195,7 @@ class _Copies:
         self.envs = [make() for _ in range(number)]
 
     def advance(self, commands: Mapping[int, _Command]) -> dict[int, _Outcome]:
-        """Reset or step the copies that are named, and no other."""
+        """Reset or step the named copies."""
         return {index: self._advance(self.envs[index], command) for index, command in commands.items()}
 
     def close(self) -> None:
@@ -212,11 +212,11 @@ class _Copies:
 
 
 class _Workers:
-    """Copies of an environment in worker processes: copy i lives in worker i modulo their number."""
+    """Copies of an environment in worker processes: copy i is in worker i modulo the number of workers."""
 
     def __init__(self, make: Callable[[], gym.Env[Any, Any]], number: int) -> None:
         workers = min(number, available_cores())
-        # Not fork: this process has threads (torch), which a fork would leave in an undefined state.
+        # Not fork, because this process has threads of torch, and a fork leaves their locks in an undefined state.
         methods = multiprocessing.get_all_start_methods()
         context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         self._pipes: list[Connection] = []
@@ -229,7 +229,7 @@ class _Workers:
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
-        self._exchange({worker: {} for worker in range(workers)})  # all are built
+        self._exchange({worker: {} for worker in range(workers)})  # wait until all are built
 
     def advance(self, commands: Mapping[int, _Command]) -> dict[int, _Outcome]:
         workers = len(self._pipes)
@@ -243,7 +243,7 @@ class _Workers:
 
     def close(self) -> None:
         for pipe in self._pipes:
-            pipe.close()  # the worker reads the end of its pipe, and returns
+            pipe.close()  # the worker's `recv` raises EOFError, and it returns
         for process in self._processes:
             process.join(timeout=5)
             if process.is_alive():
@@ -262,7 +262,7 @@ class _Workers:
                     raise RunFailure(f"an environment failed in its worker process:\n{answer}")
                 answers[worker] = answer
         except BaseException as error:
-            self.close()  # answers that are still in the pipes would be taken for those of the next step
+            self.close()  # the next step would read answers that are still in the pipes
             if isinstance(error, (EOFError, OSError)):
                 raise RunFailure("a worker process with environments died") from error
             raise
@@ -270,8 +270,8 @@ class _Workers:
 
 
 def _work(pipe: Connection, make: Callable[[], gym.Env[Any, Any]], copy_count: int) -> None:
-    """Build `copy_count` environments and carry out commands until the other end of the pipe is closed."""
-    for stop_signal in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the main process handles them
+    """Build `copy_count` environments and execute commands until the other end of the pipe is closed."""
+    for stop_signal in (signal.SIGINT, signal.SIGTERM):  # a terminal sends them to all; the main process handles them
         signal.signal(stop_signal, signal.SIG_IGN)
     copies = None
     with contextlib.suppress(EOFError, ConnectionError):

@@ -1,4 +1,4 @@
-"""A report as Markdown, HTML, LaTeX and CSV."""
+"""Writes a report as Markdown, HTML, LaTeX and CSV."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import csv
 import html
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lit_offrl.report import tables
@@ -16,26 +16,26 @@ from lit_offrl.report.statistics import RESAMPLES
 from lit_offrl.report.tables import Table
 
 METHOD = (
-    "The score of a run is the policy's final one, after the last gradient step unless a note says otherwise. "
+    "The score of a run is the policy's final score, after the last gradient step unless a note says otherwise. "
     "SD: sample standard deviation over seeds (divisor n - 1). SE: SD / sqrt(n).",
-    "IQM: interquartile mean, what is left when floor(n/4) of n runs are cut off at either end. "
+    "IQM: interquartile mean, the mean without the floor(n/4) lowest and the floor(n/4) highest of n runs. "
     f"[95%]: percentile interval of a stratified bootstrap ({RESAMPLES:,} resamples, fixed random seed) that draws "
     "seeds with replacement within each dataset. With fewer than about 5 seeds such intervals are too narrow; with a "
     "single seed there is none.",
     "last k: mean over seeds and over the last k evaluations during training. best (optimistic): each run's best "
-    "evaluation, chosen with knowledge of the environment; no result to publish. episodes: of each run's final "
-    "evaluation. steps: gradient steps when scored.",
+    "evaluation, chosen with knowledge of the environment; do not publish it as a result. episodes: of each run's "
+    "final evaluation. steps: gradient steps of the checkpoint that was scored.",
     "Over datasets: IQM of all runs together; mean of the datasets' means; performance profile, the share of runs "
     "above a score, averaged over datasets; probability of improvement, the share of pairs of runs on the same dataset "
-    "that the first algorithm wins, ties counting half, averaged over datasets (Agarwal et al. 2021, "
+    "in which the first algorithm scores higher (ties count half), averaged over datasets (Agarwal et al. 2021, "
     "arXiv 2108.13264).",
-    "Scores of different references are neither compared nor put together. Published figures are shown only beside "
-    "D4RL's own file of the same id and version, as printed; environments and protocols of the papers may differ. "
+    "Scores of different references are neither compared nor combined. Published figures are shown, as printed, only "
+    "beside D4RL's own file of the same id and version; environments and protocols of the papers may differ. "
     "The papers of EDA and AEPO do not print the versions of their datasets, so their figures are not shown.",
 )
 CURVES = (
-    "Evaluations during training: mean over seeds and 95% interval. Dashed: the dataset's own mean. Dotted: final "
-    "scores of the behavior policies."
+    "Evaluations during training: mean over seeds and 95% interval. Dashed: the dataset's mean. Dotted: final scores "
+    "of the behavior models."
 )
 
 
@@ -49,24 +49,17 @@ class Heading:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture: name of its PNG file, and what it shows."""
+    """A picture: the name of its PNG file and a caption."""
 
     name: str
-    text: str
+    caption: str
 
 
-@dataclass(frozen=True)
-class Remarks:
-    """A list of lines."""
-
-    lines: Sequence[str]
-
-
-Block = Heading | Picture | Table | Remarks | str
+Block = Heading | Picture | Table | list[str] | str  # a list is printed with bullets, a string is a paragraph
 
 
 def curve_name(task: Task) -> str:
-    """Return the file name of a dataset's learning curves."""
+    """Return the file name of the learning curves of a task."""
     return f"curve_{_anchor(f'{task.dataset} {task.scale}')}.png"
 
 
@@ -74,81 +67,70 @@ def _anchor(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")
 
 
-def document(report: Report, pictures: Sequence[str]) -> Iterator[Block]:
-    """Yield the parts of a report in order; of the pictures only those that are among `pictures`."""
-    yield Heading("Report of runs", 1)
+def document(report: Report, pictures: Sequence[str]) -> list[Block]:
+    """Return the parts of a report in order; its pictures are those of `pictures`."""
+    blocks: list[Block] = [Heading("Report of runs", 1)]
     if len(report.tasks) > 1:
-        yield tables.overview(report)
+        blocks.append(tables.overview(report))
     for comparison in report.comparisons:
-        yield from _comparison(comparison, pictures)
+        blocks += _comparison(comparison)
     for task in report.tasks:
-        yield Heading(f"{task.dataset} ({task.scale})")
-        yield tables.details(report, task)
-        yield from tables.published_lines(report.published[task])
-        yield from _picture(curve_name(task), CURVES, pictures)
+        blocks += [Heading(f"{task.dataset} ({task.scale})"), tables.details(report, task)]
+        blocks += [*tables.published_lines(report.published[task]), Picture(curve_name(task), CURVES)]
     if report.bandits:
-        yield Heading("2-D bandits")
-        yield tables.bandits(report.bandits)
+        blocks += [Heading("2-D bandits"), tables.bandits(report.bandits)]
     if report.notes:
-        yield Heading("Notes")
-        yield Remarks(report.notes)
+        blocks += [Heading("Notes"), report.notes]
+    return [block for block in blocks if not isinstance(block, Picture) or block.name in pictures]
 
 
-def _comparison(comparison: Comparison, pictures: Sequence[str]) -> Iterator[Block]:
-    yield Heading(f"Over datasets ({comparison.scale})")
+def _comparison(comparison: Comparison) -> list[Block]:
+    blocks: list[Block] = [Heading(f"Over datasets ({comparison.scale})")]
     names = ", ".join(comparison.scores)
     if not comparison.tasks:
-        yield f"No dataset has runs of all {len(comparison.scores)} algorithms; report folders of some that share one."
-        return
-    yield tables.aggregates(comparison)
+        count = len(comparison.scores)
+        return [*blocks, f"No dataset has runs of all {count} algorithms; report folders of algorithms that share one."]
+    blocks.append(tables.aggregates(comparison))
     if comparison.left_out:
         left_out = ", ".join(task.dataset for task in comparison.left_out)
-        yield f"Left out, because not all of {names} have runs there: {left_out}."
+        blocks.append(f"Left out, because not all of {names} have runs there: {left_out}.")
     if len(comparison.scores) > 1:
-        yield tables.improvement_table(comparison)
-    yield from _picture(f"profiles_{comparison.scale}.png", "Performance profiles, with 95% intervals.", pictures)
-    yield from _picture(
-        f"improvement_{comparison.scale}.png", "Probability of improvement, with 95% intervals.", pictures
-    )
-
-
-def _picture(name: str, text: str, pictures: Sequence[str]) -> Iterator[Picture]:
-    if name in pictures:
-        yield Picture(name, text)
+        blocks.append(tables.improvement_table(comparison))
+    blocks.append(Picture(f"profiles_{comparison.scale}.png", "Performance profiles, with 95% intervals."))
+    blocks.append(Picture(f"improvement_{comparison.scale}.png", "Probability of improvement, with 95% intervals."))
+    return blocks
 
 
 def to_markdown(blocks: Iterable[Block]) -> str:
-    """Return Markdown that is readable as plain text, too."""
-    parts: list[str] = []
+    """Return the blocks as Markdown with aligned tables, which is readable as plain text."""
+    parts = []
     for block in blocks:
         if isinstance(block, Heading):
-            parts += [f"{'#' * block.level} {block.text}", ""]
+            parts.append(f"{'#' * block.level} {block.text}\n")
         elif isinstance(block, Picture):
-            parts += [f"![{block.text}]({block.name})", ""]
+            parts.append(f"![{block.caption}]({block.name})\n")
         elif isinstance(block, Table):
-            parts += [_markdown_table(block), "", block.caption, ""]
-        elif isinstance(block, Remarks):
-            parts += [*(f"- {line}" for line in block.lines), ""]
+            parts.append(f"{_markdown_table(block)}\n\n{block.caption}\n")
+        elif isinstance(block, list):
+            parts.append("".join(f"- {line}\n" for line in block))
         else:
-            parts += [block, ""]
+            parts.append(f"{block}\n")
     return "\n".join(parts)
 
 
 def _markdown_table(table: Table) -> str:
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in (table.columns, *table.rows)]
-    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(table.columns))]
-    words = [i < table.text_columns for i in range(len(widths))]
-    rule = [
-        f":{'-' * (width - 1)}" if left else f"{'-' * (width - 1)}:" for width, left in zip(widths, words, strict=True)
-    ]
-    lines = [
-        [cell.ljust(width) if left else cell.rjust(width) for cell, width, left in zip(row, widths, words, strict=True)]
-        for row in cells
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
+    columns = list(zip(table.columns, *table.rows, strict=True))
+    for i, column in enumerate(columns):
+        is_text = i < table.text_columns
+        cells = [cell.replace("|", "\\|") for cell in column]
+        width = max(3, *map(len, cells))
+        rule = f":{'-' * (width - 1)}" if is_text else f"{'-' * (width - 1)}:"
+        header, *rest = [cell.ljust(width) if is_text else cell.rjust(width) for cell in cells]
+        columns[i] = (header, rule, *rest)
+    return "\n".join(f"| {' | '.join(line)} |" for line in zip(*columns, strict=True))
 
 
-MOST_WITHOUT_CONTENTS = 3  # headings
+MOST_HEADINGS_WITHOUT_CONTENTS = 3
 STYLE = """
 :root { color-scheme: light dark; --ink: #222; --paper: #fff; --quiet: #666; --line: #ddd; --faint: #eee; --link: #05c }
 @media (prefers-color-scheme: dark) {
@@ -175,7 +157,7 @@ footer { color: var(--quiet); font-size: 90%; margin-top: 3em; border-top: 1px s
 
 
 def to_html(blocks: Iterable[Block], pictures: Mapping[str, bytes]) -> str:
-    """Return one page that needs nothing else: style inside, pictures as data."""
+    """Return the blocks as one HTML page without other files: style and pictures are inside."""
     parts, contents = [], []
     for block in blocks:
         if isinstance(block, Heading):
@@ -185,17 +167,17 @@ def to_html(blocks: Iterable[Block], pictures: Mapping[str, bytes]) -> str:
                 contents.append(f'<li><a href="#{name}">{text}</a></li>')
         elif isinstance(block, Picture):
             data = base64.b64encode(pictures[block.name]).decode()
-            text = html.escape(block.text)
+            text = html.escape(block.caption)
             image = f'<img alt="{text}" src="data:image/png;base64,{data}">'
             parts.append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
         elif isinstance(block, Table):
             parts.append(_html_table(block))
-        elif isinstance(block, Remarks):
-            parts.append("<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in block.lines) + "</ul>")
+        elif isinstance(block, list):
+            parts.append("<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in block) + "</ul>")
         else:
             parts.append(f"<p>{html.escape(block)}</p>")
     method = "\n".join(f"<p>{html.escape(text)}</p>" for text in METHOD)
-    if len(contents) > MOST_WITHOUT_CONTENTS:
+    if len(contents) > MOST_HEADINGS_WITHOUT_CONTENTS:
         parts.insert(1, f"<nav><ul>{''.join(contents)}</ul></nav>")  # after the title
     body = "\n".join(parts)
     return (
@@ -220,7 +202,7 @@ def _html_table(table: Table) -> str:
 
 
 def to_latex(report: Report) -> str:
-    r"""Return the overview, the aggregates and the bandits as tables for `\usepackage{booktabs}`."""
+    r"""Return the overview, the comparisons and the bandits as LaTeX tables, which need `\usepackage{booktabs}`."""
     shown = [tables.overview(report)] if report.tasks else []
     for comparison in report.comparisons:
         if comparison.tasks:
@@ -234,41 +216,33 @@ def to_latex(report: Report) -> str:
 
 def _latex_table(table: Table) -> str:
     columns = "l" * table.text_columns + "r" * (len(table.columns) - table.text_columns)
-    lines = [" & ".join(map(_latex, row)) + r" \\" for row in (table.columns, *table.rows)]
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"  \centering",
-            rf"  \caption{{{_latex(table.caption)}}}",
-            rf"  \begin{{tabular}}{{{columns}}}",
-            r"    \toprule",
-            f"    {lines[0]}",
-            r"    \midrule",
-            *(f"    {line}" for line in lines[1:]),
-            r"    \bottomrule",
-            r"  \end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    )
+    header, *rows = [" & ".join(map(_latex, row)) + r" \\" for row in (table.columns, *table.rows)]
+    lines = "\n    ".join([r"\toprule", header, r"\midrule", *rows, r"\bottomrule"])
+    return rf"""\begin{{table}}
+  \centering
+  \caption{{{_latex(table.caption)}}}
+  \begin{{tabular}}{{{columns}}}
+    {lines}
+  \end{{tabular}}
+\end{{table}}
+"""
+
+
+MINUS = "\N{MINUS SIGN}"
+LATEX = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+        **{"\\": r"\textbackslash ", "~": r"\textasciitilde ", MINUS: "$-$", "±": r"$\pm$", ">": "$>$", "<": "$<$"},
+    }
+)
 
 
 def _latex(text: str) -> str:
-    text = re.sub(r"(?<![\w$])-(?=\d)", "MINUS", text.replace("\\", r"\textbackslash "))
-    text = re.sub(r"([&%$#_{}])", r"\\\1", text)
-    for plain, latex in (
-        ("MINUS", "$-$"),
-        ("±", r"$\pm$"),
-        (">", "$>$"),
-        ("<", "$<$"),
-        ("~", r"\textasciitilde "),
-    ):
-        text = text.replace(plain, latex)
-    return text
+    return re.sub(r"(?<![\w$])-(?=\d)", MINUS, text).translate(LATEX)
 
 
 def to_csv(report: Report) -> str:
-    """Return one row per dataset, algorithm and actor, with all digits; unknown values are empty."""
+    """Return the rows of `tables.flat_rows` as CSV; unknown values are empty."""
     rows = tables.flat_rows(report)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()

@@ -1,4 +1,4 @@
-"""The pictures of a report, with matplotlib's objects and the Agg canvas: no display, no state of pyplot."""
+"""The pictures of a report, without pyplot: they need no display and change no global state."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from lit_offrl.report.rows import Comparison, Report, Row, Task
 from lit_offrl.report.statistics import bootstrap_interval, mean, performance_profile
 
-# Okabe and Ito (2008): told apart by color-blind readers, too.
+# Okabe and Ito (2008): a palette that color-blind readers can distinguish.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 DATA_COLOR = "0.45"
 BAND_ALPHA = 0.18
 DPI = 130
 THRESHOLDS = 301
-MOST_MARKERS = 20  # on one line
-MOST_NAMED = 4  # algorithms whose behavior policies have a legend entry each
+MOST_MARKERS = 20  # on one curve
+MOST_LEGEND_ENTRIES = 4  # for the other actors, e.g. behavior models; above it they share one entry
 LEGEND_ROW_INCHES = 0.19
 
 
 def colors_of(algorithms: Sequence[str]) -> dict[str, str]:
-    """Return one color per algorithm, the same in every picture of a report."""
+    """Return one color per algorithm, which all pictures of a report share."""
     colors = COLORS if len(algorithms) <= len(COLORS) else [to_hex(colormaps["tab20"](i)) for i in range(20)]
     return {name: colors[i % len(colors)] for i, name in enumerate(algorithms)}
 
 
 def learning_curves(report: Report, task: Task, colors: Mapping[str, str]) -> Figure | None:
-    """Return scores over gradient steps, means and 95% intervals over seeds; None where no run was evaluated.
+    """Return the scores during training, with means and 95% intervals over seeds; None where no run was evaluated.
 
-    A line passes the steps at which all seeds were evaluated. Dashed: the dataset's own mean. Dotted: the final score
-    of the first actor that was evaluated beside an algorithm, its behavior policy; the tables have the others.
+    A curve has the gradient steps at which all seeds were evaluated. Dashed: the dataset's mean. Dotted: the final
+    score of the first other actor of an algorithm, e.g. its behavior model.
     """
     figure, axis = titled_figure(task.dataset)
-    drawn = False
-    rows = report.of(task)
-    compared: dict[str, Row] = {}
+    has_curves = False
+    rows = report.rows_of(task)
+    others: dict[str, Row] = {}
     for row in rows:
         if row.actor != "policy":
-            compared.setdefault(row.algorithm, row)
-    for place, (algorithm, row) in enumerate(compared.items()):
+            others.setdefault(row.algorithm, row)
+    for i, (algorithm, row) in enumerate(others.items()):
         label: str | None = row.name
-        if len(compared) > MOST_NAMED:  # one entry for all: the color tells of which algorithm
-            label = f"dotted: {row.actor}" if place == 0 else None
+        if len(others) > MOST_LEGEND_ENTRIES:  # one entry for all; the color is the algorithm's
+            label = f"dotted: {row.actor}" if i == 0 else None
         axis.axhline(row.summary.mean, color=colors[algorithm], linestyle=":", linewidth=1.4, label=label)
     for row in (each for each in rows if each.actor == "policy"):
         color = colors[row.algorithm]
@@ -57,7 +57,7 @@ def learning_curves(report: Report, task: Task, colors: Mapping[str, str]) -> Fi
         steps = sorted(set.intersection(*(set(curve) for curve in curves)))
         if not steps:
             continue
-        drawn = True
+        has_curves = True
         scores = [np.array([curve[step] for curve in curves]) for step in steps]
         label = f"{row.name} ({len(curves)} seed{'s' * (len(curves) > 1)})"
         marker = "o" if len(steps) <= MOST_MARKERS else None
@@ -66,7 +66,7 @@ def learning_curves(report: Report, task: Task, colors: Mapping[str, str]) -> Fi
         if bands:
             low, high = zip(*bands, strict=True)
             axis.fill_between(steps, low, high, color=color, alpha=BAND_ALPHA, linewidth=0)
-    if not drawn:
+    if not has_curves:
         return None
     if (data := report.data_score(task)) is not None:
         axis.axhline(data, color=DATA_COLOR, linestyle="--", linewidth=1.2, label="dataset")
@@ -79,11 +79,11 @@ def learning_curves(report: Report, task: Task, colors: Mapping[str, str]) -> Fi
 
 
 def profiles(comparison: Comparison, colors: Mapping[str, str]) -> Figure:
-    """Return the share of runs above each score, with 95% intervals."""
+    """Return the performance profiles: the share of runs above each score, with 95% intervals."""
     figure, axis = titled_figure("Performance profiles")
-    everything = np.concatenate([task for tasks in comparison.scores.values() for task in tasks])
-    margin = 0.03 * max(np.ptp(everything), 1.0)
-    thresholds = np.linspace(everything.min() - margin, everything.max() + margin, THRESHOLDS)
+    scores = np.concatenate([task for tasks in comparison.scores.values() for task in tasks])
+    margin = 0.03 * max(np.ptp(scores), 1.0)
+    thresholds = np.linspace(scores.min() - margin, scores.max() + margin, THRESHOLDS)
     for name, tasks in comparison.scores.items():
         share, band = performance_profile(tasks, thresholds)
         axis.plot(thresholds, share, color=colors[name], drawstyle="steps-post", label=name)
@@ -97,13 +97,13 @@ def profiles(comparison: Comparison, colors: Mapping[str, str]) -> Figure:
 
 
 def improvement(comparison: Comparison) -> Figure:
-    """Return P(x > y) for each pair of algorithms, with 95% intervals."""
+    """Return the probability of improvement for each pair of algorithms, with 95% intervals."""
     pairs = comparison.improvements
     figure, axis = titled_figure("Probability of improvement", height=1.3 + 0.42 * len(pairs))
-    for place, (_, _, probability, interval) in enumerate(pairs):
-        axis.plot(probability, place, "o", color=COLORS[0], markersize=6)
+    for i, (_, _, probability, interval) in enumerate(pairs):
+        axis.plot(probability, i, "o", color=COLORS[0], markersize=6)
         if interval is not None:
-            axis.plot(interval, (place, place), color=COLORS[0], linewidth=2.5, alpha=0.5, solid_capstyle="butt")
+            axis.plot(interval, (i, i), color=COLORS[0], linewidth=2.5, alpha=0.5, solid_capstyle="butt")
     axis.axvline(0.5, color=DATA_COLOR, linestyle="--", linewidth=1.2)
     axis.set_yticks(range(len(pairs)), [f"{x} > {y}" for x, y, _, _ in pairs])
     axis.set(xlim=(-0.02, 1.02), ylim=(len(pairs) - 0.5, -0.5), xlabel="P(a run of the first scores higher)")
@@ -111,7 +111,7 @@ def improvement(comparison: Comparison) -> Figure:
 
 
 def png(figure: Figure) -> bytes:
-    """Return the picture's file."""
+    """Return the figure as the content of a PNG file."""
     file = BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
@@ -130,6 +130,7 @@ def titled_figure(title: str, height: float = 3.7) -> tuple[Figure, Axes]:
 
 
 def _legend(figure: Figure) -> None:
+    """Add a legend below the axes, and make the figure higher by its rows."""
     labels = figure.axes[0].get_legend_handles_labels()[1]
     longest = max(map(len, labels))
     columns = max(1, min(len(labels), 80 // (longest + 8)))

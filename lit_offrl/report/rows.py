@@ -1,4 +1,4 @@
-"""Which runs belong together: rows of one actor on one dataset, and comparisons over datasets."""
+"""Groups runs: rows of one actor on one dataset, and comparisons of algorithms over datasets."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from lit_offrl.envs.scores import ScoreReference
-from lit_offrl.report.runs import Run, differing_settings, told_apart
-from lit_offrl.report.statistics import Array, Interval, Summary, probability_of_improvement, wins_mostly
+from lit_offrl.report.runs import Run, differing_settings, distinguish_runs
+from lit_offrl.report.statistics import Array, Interval, Summary, probability_of_improvement
 
 
 @dataclass(frozen=True)
 class Task:
-    """A dataset on one scale: scores of one task may be compared with each other, and with nothing else.
+    """A dataset with one scale. Only scores of the same task are comparable.
 
     Attributes:
         dataset: Name of the dataset.
@@ -37,7 +37,7 @@ class Task:
 
     @property
     def unit(self) -> str:
-        """What the numbers are."""
+        """Label of an axis of scores."""
         return "mean return" if self.reference is None else f"normalized score ({self.reference.name})"
 
 
@@ -48,8 +48,8 @@ class Row:
     Attributes:
         task: Dataset and scale.
         algorithm: Name of the algorithm.
-        actor: `policy`, or another actor that was evaluated beside it.
-        runs: Runs that have a score of the actor, one per seed.
+        actor: `policy`, or another actor that was evaluated, e.g. `behavior`.
+        runs: Runs with a score of the actor, one per seed.
     """
 
     task: Task
@@ -74,28 +74,28 @@ class Row:
 
     @property
     def unfinished(self) -> int:
-        """Number of runs that did not finish."""
+        """Number of unfinished runs."""
         return sum(not run.finished for run in self.runs)
 
     @property
     def steps(self) -> list[int | None]:
-        """Gradient steps after which each run was scored."""
+        """Gradient steps of the checkpoint that was scored, per run."""
         return [run.step for run in self.runs]
 
     @property
     def episodes(self) -> list[int | None]:
-        """Number of episodes of each run's final score."""
+        """Number of episodes of the final score, per run."""
         return [run.scores[self.actor].episodes for run in self.runs]
 
-    def last(self, k: int) -> float | None:
-        """Return the mean over seeds of the mean of the last k evaluations; None where a run has fewer."""
+    def mean_of_last(self, k: int) -> float | None:
+        """Return the mean over seeds and over the last k evaluations; None where a run has fewer."""
         if self.actor != "policy" or any(len(run.evaluations) < k for run in self.runs):
             return None
         return float(np.mean([[score for _, score in run.evaluations[-k:]] for run in self.runs]))
 
     @property
     def best(self) -> float | None:
-        """Mean over seeds of each run's best evaluation: chosen by looking at the environment, so too high."""
+        """Mean over seeds of each run's best evaluation. It is too high: the maximum selects lucky evaluations."""
         if self.actor != "policy" or not all(run.evaluations for run in self.runs):
             return None
         return float(np.mean([max(score for _, score in run.evaluations) for run in self.runs]))
@@ -103,13 +103,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Algorithms on the tasks of one scale that all of them share.
+    """Scores of several algorithms on the tasks of one scale that all of them share.
 
     Attributes:
         scale: Name of the scale.
-        scores: By algorithm, one array of scores per shared task.
+        scores: One array of scores per shared task, by algorithm.
         tasks: The shared tasks.
-        left_out: Tasks that some algorithm lacks.
+        left_out: Tasks without runs of some algorithm.
     """
 
     scale: str
@@ -119,26 +119,28 @@ class Comparison:
 
     @cached_property
     def improvements(self) -> list[tuple[str, str, float, Interval | None]]:
-        """(x, y, P(x > y), its interval) for each pair of algorithms, x the better one."""
-        found = []
+        """(x, y, P(x > y), its interval) for each pair of algorithms, where P(x > y) is at least 1/2."""
+        pairs = []
         for x, y in combinations(self.scores, 2):
-            if not wins_mostly(self.scores[x], self.scores[y]):
+            probability, interval = probability_of_improvement(self.scores[x], self.scores[y])
+            if probability < 0.5:
                 x, y = y, x
-            found.append((x, y, *probability_of_improvement(self.scores[x], self.scores[y])))
-        return found
+                probability, interval = probability_of_improvement(self.scores[x], self.scores[y])
+            pairs.append((x, y, probability, interval))
+        return pairs
 
 
 @dataclass(frozen=True)
 class PublishedFigure:
-    """A score as a paper prints it, on D4RL's scale; published.json says which are there and which are not.
+    """A score that a paper prints, on D4RL's scale. The notes of published.json list those that are left out.
 
     Attributes:
-        paper: The paper, by the name of its algorithm.
-        table: Where in the paper.
+        paper: Name of the paper's own algorithm.
+        table: Name of the paper's table.
         algorithm: Name of the algorithm, as printed.
         dataset: D4RL's id of the dataset.
         mean: The score.
-        spread: What follows the ±; None where nothing is printed.
+        spread: The number after the ±; None where none is printed.
         spread_kind: `standard error` or `standard deviation`.
         arxiv: The paper's arXiv id.
     """
@@ -154,23 +156,23 @@ class PublishedFigure:
 
 
 class Report:
-    """Everything that a report shows.
+    """The content of a report.
 
     Args:
         runs: Runs to report.
-        last: Number of evaluations in the mean over the last ones.
-        best: Whether to show the best evaluation, too.
-        notes: Remarks for the reader, to which those on the rows are added.
+        last: Number of evaluations in the mean over the last evaluations.
+        best: Whether to show the best evaluation.
+        notes: Notes for the reader; notes on the rows are added.
 
     Attributes:
-        rows: All rows, by scale and dataset, then algorithm, the policy before other actors.
-        tasks: Their tasks, in this order.
-        bandits: Runs on 2-D bandits, which have no scores.
+        rows: All rows, sorted by scale, dataset and algorithm, the policy before other actors.
+        tasks: The tasks of the rows, in the same order.
+        bandits: Runs on 2-D bandits, which have measures instead of scores.
     """
 
     def __init__(self, runs: Sequence[Run], last: int = 5, best: bool = False, notes: Sequence[str] = ()) -> None:
         self.last, self.best = last, best
-        runs = told_apart(runs)
+        runs = distinguish_runs(runs)
         self.bandits = [run for run in runs if run.bandit]
         grouped: dict[tuple[Task, str, str], list[Run]] = defaultdict(list)
         for run in runs:
@@ -181,15 +183,15 @@ class Report:
             key=lambda row: (row.task.scale, row.task.dataset, row.algorithm, row.actor != "policy", row.actor),
         )
         self.tasks = list(dict.fromkeys(row.task for row in self.rows))
-        self.notes = [*notes, *self._remarks([run for run in runs if not run.bandit and "policy" not in run.scores])]
+        self.notes = [*notes, *self._notes([run for run in runs if not run.bandit and "policy" not in run.scores])]
 
-    def of(self, task: Task) -> list[Row]:
+    def rows_of(self, task: Task) -> list[Row]:
         """Return the rows of a task."""
         return [row for row in self.rows if row.task == task]
 
     @property
     def policies(self) -> list[Row]:
-        """The rows of the algorithms' own policies."""
+        """Rows of the algorithms' own policies."""
         return [row for row in self.rows if row.actor == "policy"]
 
     @property
@@ -198,13 +200,13 @@ class Report:
         return sorted({row.algorithm for row in self.rows})
 
     def data_score(self, task: Task) -> float | None:
-        """Return the dataset's own mean, on the task's scale; None where no run knows it."""
-        return next((r.data_score for row in self.of(task) for r in row.runs if r.data_score is not None), None)
+        """Return the dataset's mean on the task's scale; None where no run gives it."""
+        return next((r.data_score for row in self.rows_of(task) for r in row.runs if r.data_score is not None), None)
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
-        """One for each scale of normalized scores on which there is something to put together."""
-        found = []
+        """One comparison for each scale of normalized scores with several rows."""
+        comparisons = []
         for scale in dict.fromkeys(task.scale for task in self.tasks if task.reference is not None):
             scores = {(row.task, row.algorithm): row.scores for row in self.policies if row.task.scale == scale}
             tasks = list(dict.fromkeys(task for task, _ in scores))
@@ -213,12 +215,12 @@ class Report:
             if len(scores) > 1:
                 by_algorithm = {name: [scores[task, name] for task in shared] for name in algorithms}
                 left_out = [task for task in tasks if task not in shared]
-                found.append(Comparison(scale, by_algorithm, shared, left_out))
-        return found
+                comparisons.append(Comparison(scale, by_algorithm, shared, left_out))
+        return comparisons
 
     @cached_property
     def published(self) -> dict[Task, list[PublishedFigure]]:
-        """Published figures by task: only of D4RL's own file of the same id, on D4RL's scale."""
+        """Published figures by task: only for D4RL's own file of the same id, on D4RL's scale."""
         content: dict[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text())
         figures = [
             PublishedFigure(**each, arxiv=content["papers"][each["paper"]]["arxiv"]) for each in content["figures"]
@@ -229,7 +231,7 @@ class Report:
             for task in self.tasks
         }
 
-    def _remarks(self, scoreless: Sequence[Run]) -> list[str]:
+    def _notes(self, scoreless: Sequence[Run]) -> list[str]:
         notes = []
         if scoreless:
             paths = [str(run.path) for run in scoreless]
@@ -240,12 +242,12 @@ class Report:
             early = [run for run in row.runs if run.step is not None and run.step < run.trained_until]
             if early:
                 where = ", ".join(f"seed {run.seed} at {run.step:,} of {run.trained_until:,}" for run in early)
-                notes.append(f"{name}: not the last checkpoint was scored ({where} gradient steps).")
+                notes.append(f"{name}: the scored checkpoint is not the last one ({where} gradient steps).")
             elif len(set(row.steps)) > 1:
                 notes.append(f"{name}: the seeds were scored after different numbers of gradient steps.")
             elif settings := differing_settings(row.runs):
                 notes.append(f"{name}: the seeds differ in their config.yaml: {', '.join(settings)}.")
-        short = [row for row in self.policies if row.last(self.last) is None]
+        short = [row for row in self.policies if row.mean_of_last(self.last) is None]
         if short:
             fewest = min(len(run.evaluations) for row in short for run in row.runs)
             hint = f"; --last {fewest} averages what all have" if fewest > 1 else ""

@@ -1,4 +1,4 @@
-"""What run folders hold: results.json, eval.csv and config.yaml, and which runs belong together."""
+"""Reads run folders: results.json, eval.csv and config.yaml."""
 
 from __future__ import annotations
 
@@ -14,17 +14,25 @@ from typing import Any
 from lit_offrl.envs.scores import ScoreReference
 from lit_offrl.errors import UserError
 
-# Entries of config.yaml that may differ between the runs of one row.
-OWN_SETTINGS = ("seed_everything", "default_root_dir", "ckpt_path", "overwrite", "pretrained", "devices", "accelerator")
+# Settings that may differ between the seeds of one row without a note.
+IGNORED_SETTINGS = (
+    "seed_everything",
+    "default_root_dir",
+    "ckpt_path",
+    "overwrite",
+    "pretrained",
+    "devices",
+    "accelerator",
+)
 
 
 @dataclass(frozen=True)
 class Score:
-    """Mean score of one actor of one run: normalized where the run has a reference, else its mean return.
+    """Mean score of one actor of one run.
 
     Attributes:
-        value: The score.
-        episodes: Number of episodes that it is the mean of; None where unknown.
+        value: The normalized score; the mean return where the run has no reference.
+        episodes: Number of episodes; None where unknown.
     """
 
     value: float
@@ -37,19 +45,19 @@ class Run:
 
     Attributes:
         path: The folder.
-        algorithm: Name of the algorithm; with the folder that the run lies in where that tells runs apart.
-        dataset: Id of the dataset; with its digest or scale where one id stands for several.
-        dataset_id: The plain id.
-        source: Where the dataset comes from, e.g. `d4rl`.
+        algorithm: Name of the algorithm; `distinguish_runs` adds a folder where several runs have the same name.
+        dataset: Id of the dataset; `distinguish_runs` adds a digest or a scale where one id has several.
+        dataset_id: The id as results.json gives it.
+        source: Source of the dataset, e.g. `d4rl`.
         sha256: Digest of the dataset.
-        seed: Seed of training.
-        finished: Whether the run ended by itself.
-        step: Gradient steps after which it was scored.
+        seed: Seed of the training.
+        finished: Whether the training is complete.
+        step: Gradient steps of the checkpoint that was scored.
         reference: Scale of the scores; None for returns.
-        scores: Final scores by actor; `policy` is the algorithm's own.
-        data_score: The dataset's own mean return, on the same scale.
+        scores: Final scores by actor; `policy` is the algorithm's own policy.
+        data_score: The dataset's mean return on the same scale.
         evaluations: (gradient step, mean score) of the policy during training, in order.
-        bandit: Measures by actor, of a run on a 2-D bandit.
+        bandit: Measures by actor of a run on a 2-D bandit, else empty.
         beta: Inverse temperature of the bandit's target.
     """
 
@@ -71,28 +79,27 @@ class Run:
 
     @property
     def trained_until(self) -> int:
-        """Gradient steps at the last evaluation during training; 0 without one."""
+        """Gradient step of the last evaluation during training; 0 without evaluations."""
         return self.evaluations[-1][0] if self.evaluations else 0
 
     @property
     def root(self) -> str:
-        """The folder above `<algorithm>/<dataset>/seed_<k>`, or the run folder itself where it has another name."""
-        name = Path(self.dataset_id)
+        """The folder above `<algorithm>/<dataset>/seed_<k>`; the run folder itself where its name is different."""
         path = self.path.as_posix()
-        for dataset in (name.as_posix(), name.stem):
+        for dataset in (self.dataset_id, Path(self.dataset_id).stem):
             path = path.removesuffix(f"/{self.algorithm}/{dataset}/seed_{self.seed}")
         return path
 
 
 def find_runs(folders: Sequence[Path], warn: Callable[[str], object]) -> list[Run]:
-    """Read every results.json below the folders, in the order of their paths.
+    """Read every results.json below the folders, sorted by path within each folder.
 
     Args:
-        folders: Where to look.
-        warn: Called with one line for each file that cannot be read.
+        folders: Folders to search.
+        warn: Called with one line for each results.json that cannot be read.
 
     Raises:
-        UserError: A folder is missing, or there is nothing to read in any.
+        UserError: A folder is missing, or no folder holds a readable results.json.
     """
     for folder in folders:
         if not folder.is_dir():
@@ -103,8 +110,8 @@ def find_runs(folders: Sequence[Path], warn: Callable[[str], object]) -> list[Ru
         try:
             runs.append(_read_run(file))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # noqa: PERF203
-            what = f"no entry {error}" if isinstance(error, KeyError) else str(error)
-            warn(f"{file} cannot be read and is skipped: {what}")
+            reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+            warn(f"{file} cannot be read and is skipped: {reason}")
     if not runs:
         where = " ".join(map(str, folders))
         raise UserError(f"no results.json below {where}" if not files else f"no readable results.json below {where}")
@@ -171,62 +178,55 @@ def _evaluations(file: Path, reference: ScoreReference | None) -> list[tuple[int
             try:
                 episodes[int(row["step"])].append(float(row[column]))
             except (KeyError, TypeError, ValueError):
-                continue  # a killed process may have left a partial last row
+                continue  # a killed process can leave an incomplete last row
     return sorted((step, sum(each) / len(each)) for step, each in episodes.items())
 
 
-# ---------------------------------------------------------------- which runs belong together
+def distinguish_runs(runs: Sequence[Run]) -> list[Run]:
+    """Rename runs so that those of one algorithm, dataset, scale and seed have different names.
 
-
-def told_apart(runs: Sequence[Run]) -> list[Run]:
-    """Name the runs so that no two of one algorithm, dataset, scale and seed have the same name.
-
-    Where an id stands for several data files or scales, the dataset's name tells which. Where the same seed lies in
-    several folders, the algorithm's name tells which folder.
+    If a dataset id has several files or scales, the digest or the scale is added to the dataset. If the same seed lies
+    in several folders, the folder is added to the algorithm.
     """
-    files, scales, places = defaultdict(set), defaultdict(set), defaultdict(list)
+    digests, scales, keys = defaultdict(set), defaultdict(set), defaultdict(list)
     for run in runs:
-        files[run.dataset_id].add(run.sha256)
+        digests[run.dataset_id].add(run.sha256)
         scales[run.dataset_id].add(run.reference)
-    named = []
+    renamed = []
     for run in runs:
         dataset = run.dataset_id
-        if len(files[run.dataset_id]) > 1:
+        if len(digests[run.dataset_id]) > 1:
             dataset += f" [sha256 {(run.sha256 or 'unknown')[:8]}]"
         if len(scales[run.dataset_id]) > 1 and run.reference is not None:
             dataset += f" [{run.reference.minimum:g} to {run.reference.maximum:g}]"
-        named.append(replace(run, dataset=dataset))
-        places[run.algorithm, bool(run.bandit)].append((dataset, run.reference, run.seed, run.beta))
-    roots = _short({run.root for run in runs})
-    ambiguous = {kind for kind, each in places.items() if len(set(each)) < len(each)}
+        renamed.append(replace(run, dataset=dataset))
+        keys[run.algorithm, bool(run.bandit)].append((dataset, run.reference, run.seed, run.beta))
+    folders = _without_common_parents({run.root for run in runs})
+    ambiguous = {name for name, each in keys.items() if len(set(each)) < len(each)}
     return [
-        replace(run, algorithm=f"{run.algorithm} ({roots[run.root]})")
+        replace(run, algorithm=f"{run.algorithm} ({folders[run.root]})")
         if (run.algorithm, bool(run.bandit)) in ambiguous
         else run
-        for run in named
+        for run in renamed
     ]
 
 
-def _short(roots: Iterable[str]) -> dict[str, str]:
-    """Return the part of each path that comes after what all have in common."""
-    parts = {root: Path(root).parts for root in roots}
+def _without_common_parents(paths: Iterable[str]) -> dict[str, str]:
+    """Return each path without the leading parts that all paths share; at least its last part remains."""
+    parts = {path: Path(path).parts for path in paths}
+    shortest = min(map(len, parts.values()), default=1)
     common = 0
-    while len({each[: common + 1] for each in parts.values()}) == 1 and all(
-        len(p) > common + 1 for p in parts.values()
-    ):
+    while common < shortest - 1 and len({each[common] for each in parts.values()}) == 1:
         common += 1
-    return {root: "/".join(each[common:]) for root, each in parts.items()}
+    return {path: "/".join(each[common:]) for path, each in parts.items()}
 
 
 def differing_settings(runs: Sequence[Run]) -> list[str]:
-    """Return the names of settings in which the runs' config.yaml differ, besides seeds and places; sorted."""
-    settings: list[set[str]] = []
-    for run in runs:
-        file = run.path / "config.yaml"
-        if file.is_file():
-            settings.append({line.strip() for line in file.read_text(errors="replace").splitlines()})
+    """Return the sorted names of settings in which the runs' config.yaml differ, without `IGNORED_SETTINGS`."""
+    files = [file for run in runs if (file := run.path / "config.yaml").is_file()]
+    settings = [{line.strip() for line in file.read_text(errors="replace").splitlines()} for file in files]
     if len(settings) < 2:
         return []
     differing = settings[0].union(*settings) - settings[0].intersection(*settings)
     names = {line.partition(":")[0].lstrip("- ") for line in differing if ":" in line and not line.startswith("#")}
-    return sorted(names - set(OWN_SETTINGS))
+    return sorted(names - set(IGNORED_SETTINGS))

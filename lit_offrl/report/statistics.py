@@ -1,9 +1,11 @@
 """Statistics over seeds and datasets, after Agarwal et al. (2021), "Deep RL at the Edge of the Statistical Precipice".
 
-Scores of one algorithm are a sequence of arrays, one per dataset ("task"), of one score per seed. Intervals are
-percentile intervals of a stratified bootstrap: seeds are drawn anew with replacement within each task, never across
-tasks. They need at least 2 seeds in every task and are None otherwise. The random stream is fixed: the same scores
-give the same interval.
+The scores of one algorithm are a sequence of arrays, one array per dataset ("task") and one score per seed. Intervals
+are percentile intervals of a stratified bootstrap, which draws seeds with replacement within each task. An interval
+needs at least 2 seeds in every task and is None otherwise. The random seed is fixed: the same scores give the same
+interval.
+
+The authors' package rliable is not used: it needs the same number of seeds in every task.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ SEED = 0
 
 
 def interquartile_mean(scores: Array) -> Array:
-    """Return the mean of the middle half along the last axis: floor(n/4) of n scores are cut off at either end."""
+    """Return the mean along the last axis without the floor(n/4) lowest and the floor(n/4) highest of n scores."""
     n = scores.shape[-1]
     cut = n // 4
     return np.asarray(np.sort(scores, axis=-1)[..., cut : n - cut].mean(axis=-1))
@@ -35,8 +37,13 @@ def mean(scores: Array) -> Array:
 
 
 def bootstrap_interval(tasks: Sequence[Array], statistic: Callable[[Array], Array]) -> Interval | None:
-    """Return the interval of a statistic of all scores together, `[..., n] -> [...]`."""
-    if not _repeated(tasks):
+    """Return the interval of a statistic of the scores of all tasks together.
+
+    Args:
+        tasks: Scores by task.
+        statistic: Reduces the last axis, `[..., n] -> [...]`.
+    """
+    if not _have_several_seeds(tasks):
         return None
     rng = np.random.default_rng(SEED)
     drawn = [task[rng.integers(len(task), size=(RESAMPLES, len(task)))] for task in tasks]
@@ -46,7 +53,7 @@ def bootstrap_interval(tasks: Sequence[Array], statistic: Callable[[Array], Arra
 
 @dataclass(frozen=True)
 class Summary:
-    """What the scores of the seeds of one cell amount to; None where one seed says nothing.
+    """Statistics of the scores of one algorithm on one task; None where they need more than one seed.
 
     Attributes:
         mean: Mean over seeds.
@@ -66,7 +73,7 @@ class Summary:
 
     @classmethod
     def of(cls, scores: Sequence[float]) -> Summary:
-        """Summarize one score per seed; at least one."""
+        """Summarize scores, one per seed."""
         values = np.asarray(scores, dtype=np.float64)
         n = len(values)
         std = float(values.std(ddof=1)) if n > 1 else None
@@ -81,13 +88,13 @@ class Summary:
 
 
 def performance_profile(tasks: Sequence[Array], thresholds: Array) -> tuple[Array, Array | None]:
-    """Return the share of runs that score above each threshold, and its interval, `[2, thresholds]`.
+    """Return the share of runs that score above each threshold, `[thresholds]`, and its interval, `[2, thresholds]`.
 
-    The share is that of a task's seeds, averaged over tasks: every task counts the same.
+    The share is computed per task and averaged over tasks, so that every task counts the same.
     """
     above = [(task[:, None] > thresholds).astype(np.float64) for task in tasks]
     share = np.mean([each.mean(axis=0) for each in above], axis=0)
-    if not _repeated(tasks):
+    if not _have_several_seeds(tasks):
         return share, None
     rng = np.random.default_rng(SEED)
     drawn = sum(_resampling_weights(rng, len(each)) @ each for each in above) / len(tasks)
@@ -95,17 +102,18 @@ def performance_profile(tasks: Sequence[Array], thresholds: Array) -> tuple[Arra
 
 
 def probability_of_improvement(x: Sequence[Array], y: Sequence[Array]) -> tuple[float, Interval | None]:
-    """Return P(X > Y), a run of x against a run of y on the same task, and its interval.
+    """Return the probability P(X > Y) that a run of x scores higher than a run of y on the same task, and its interval.
 
-    The Mann-Whitney form: the share of pairs of seeds that x wins, a tie counting half, averaged over tasks.
+    It is the share of pairs of seeds in which x scores higher (a tie counts half), averaged over tasks (Mann-Whitney).
 
     Args:
         x: Scores of one algorithm, by task.
-        y: Scores of the other, on the same tasks in the same order; the numbers of seeds may differ.
+        y: Scores of the other algorithm on the same tasks in the same order; the numbers of seeds may differ.
     """
-    wins = _wins(x, y)
+    # [seeds of x, seeds of y] per task: 1 where x scores higher, 1/2 for a tie
+    wins = [(a[:, None] > b) + 0.5 * (a[:, None] == b) for a, b in zip(x, y, strict=True)]
     probability = float(np.mean([each.mean() for each in wins]))
-    if not (_repeated(x) and _repeated(y)):
+    if not (_have_several_seeds(x) and _have_several_seeds(y)):
         return probability, None
     rng = np.random.default_rng(SEED)
     drawn = np.mean(
@@ -119,25 +127,12 @@ def probability_of_improvement(x: Sequence[Array], y: Sequence[Array]) -> tuple[
     return probability, (float(low), float(high))
 
 
-def wins_mostly(x: Sequence[Array], y: Sequence[Array]) -> bool:
-    """Return whether P(X > Y) is at least 1/2; arguments as in `probability_of_improvement`."""
-    return bool(np.mean([each.mean() for each in _wins(x, y)]) >= 0.5)
-
-
-def _wins(x: Sequence[Array], y: Sequence[Array]) -> list[Array]:
-    """Return for each task which seeds of x beat which of y, `[seeds of x, seeds of y]`, 1/2 for a tie."""
-    return [
-        (a[:, None] > b).astype(np.float64) + 0.5 * (a[:, None] == b).astype(np.float64)
-        for a, b in zip(x, y, strict=True)
-    ]
-
-
-def _repeated(tasks: Sequence[Array]) -> bool:
+def _have_several_seeds(tasks: Sequence[Array]) -> bool:
     return bool(tasks) and all(len(task) > 1 for task in tasks)
 
 
 def _resampling_weights(rng: np.random.Generator, n: int) -> Array:
-    """Return how often each of n seeds is drawn, as a share, `[RESAMPLES, n]`: a resampled mean is one product."""
+    """Return the share of draws of each of n seeds, `[RESAMPLES, n]`; times the scores this is the resampled mean."""
     return np.asarray(rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) / n)
 
 

@@ -1,4 +1,4 @@
-"""The tables of a report, as text."""
+"""The tables of a report; cells are text."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from lit_offrl.report.rows import Comparison, PublishedFigure, Report, Row, Task
 from lit_offrl.report.runs import Run
 from lit_offrl.report.statistics import Interval, bootstrap_interval, interquartile_mean
 
+UNFINISHED = " *: with unfinished runs."
 BANDIT_MEASURES = ("mean_label", "target_mean_label", "energy_distance", "off_mode_fraction")
-MOST_ALGORITHMS = 6  # as columns; more of them make rows
+MOST_COLUMNS = 6  # of algorithms; with more of them than of datasets, algorithms are rows
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text.
+    """A table.
 
     Attributes:
-        columns: Heads of the columns.
+        columns: Headers of the columns.
         rows: Cells.
-        caption: What it shows.
-        text_columns: Number of leading columns of words; the others hold numbers.
+        caption: Description below the table.
+        text_columns: Number of leading columns that hold words; the others hold numbers.
     """
 
     columns: Sequence[str]
@@ -35,8 +36,8 @@ class Table:
 
 
 def overview(report: Report) -> Table:
-    """Final scores of every algorithm on every dataset, as papers print it, with their own figures beside."""
-    cells = {(row.task, row.algorithm): row for row in report.policies}
+    """Return the final scores of every algorithm on every dataset, and the published ones of the same algorithms."""
+    rows = {(row.task, row.algorithm): row for row in report.policies}
     published = {
         (task, figure.algorithm.lower()): figure
         for task, figures in report.published.items()
@@ -44,24 +45,26 @@ def overview(report: Report) -> Table:
         if figure.algorithm == figure.paper
     }
     caption = "Final scores, mean ± standard deviation over seeds."
-    columns = [["dataset", *(task.dataset for task in report.tasks)], ["score", *(t.scale for t in report.tasks)]]
+    tasks = report.tasks
+    columns = [["dataset", *(task.dataset for task in tasks)], ["score", *(task.scale for task in tasks)]]
     for name in report.algorithms:
-        ours = [cells.get((task, name)) for task in report.tasks]
+        ours = [rows.get((task, name)) for task in tasks]
         columns.append([name, *("" if row is None else _mean(row) + "*" * bool(row.unfinished) for row in ours)])
-        theirs = [published.get((task, name)) for task in report.tasks]
-        if first := next(filter(None, theirs), None):
-            columns.append([f"{name}, published", *("" if each is None else _published(each) for each in theirs)])
+        figures = [published.get((task, name)) for task in tasks]
+        if first := next(filter(None, figures), None):
+            columns.append([f"{name}, published", *("" if each is None else _published(each) for each in figures)])
             caption += f" {name}, published: as printed in arXiv {first.arxiv}, ± {first.spread_kind}."
-    columns.append(["dataset's mean", *(_number(report.data_score(t), _digits(report.of(t))) for t in report.tasks)])
-    across = len(columns) - 3 <= max(MOST_ALGORITHMS, len(report.tasks))
-    grid = list(zip(*columns, strict=True)) if across else columns
-    caption += " *: with unfinished runs." if any(row.unfinished for row in report.rows) else ""
-    return Table(grid[0], grid[1:], caption, text_columns=2 if across else 1)
+    columns.append(["dataset's mean", *(_number(report.data_score(t), _digits(report.rows_of(t))) for t in tasks)])
+    caption += UNFINISHED if any(row.unfinished for row in report.rows) else ""
+    if len(columns) - 3 <= max(MOST_COLUMNS, len(tasks)):
+        header, *lines = zip(*columns, strict=True)
+        return Table(header, lines, caption, text_columns=2)
+    return Table(columns[0], columns[1:], caption)
 
 
 def details(report: Report, task: Task) -> Table:
-    """All statistics of one dataset: each algorithm, actors evaluated beside it, and the dataset itself."""
-    rows = report.of(task)
+    """Return all statistics on one task, of every actor of every algorithm and of the dataset."""
+    rows = report.rows_of(task)
     digits = _digits(rows)
     columns = ["", "mean ± SD", "SE", "IQM [95%]", f"last {report.last}", *["best (optimistic)"] * report.best]
     lines = [
@@ -70,7 +73,7 @@ def details(report: Report, task: Task) -> Table:
             _mean(row),
             _number(row.summary.standard_error, digits),
             _number(row.summary.iqm, digits) + _bounds(row.summary.interval, digits) if row.summary.seeds > 1 else "",
-            _number(row.last(report.last), digits),
+            _number(row.mean_of_last(report.last), digits),
             *[_number(row.best, digits)] * report.best,
             f"{row.summary.seeds}" + (f" ({row.unfinished} unfinished)" if row.unfinished else ""),
             _range(row.episodes),
@@ -102,7 +105,7 @@ def published_lines(figures: Sequence[PublishedFigure]) -> list[str]:
 
 
 def aggregates(comparison: Comparison) -> Table:
-    """Each algorithm over all shared datasets."""
+    """Return the statistics of each algorithm over all shared datasets."""
     lines = []
     for name, tasks in comparison.scores.items():
         iqm = float(interquartile_mean(np.concatenate(tasks)))
@@ -114,72 +117,60 @@ def aggregates(comparison: Comparison) -> Table:
 
 
 def improvement_table(comparison: Comparison) -> Table:
-    """P(x > y) for each pair of algorithms."""
+    """Return P(x > y) for each pair of algorithms."""
     lines = [[f"{x} > {y}", f"{p:.2f}{_bounds(interval, 2)}"] for x, y, p, interval in comparison.improvements]
     return Table(["", "P [95%]"], lines, "Probability that a run of the first scores higher than one of the second.")
 
 
 def bandits(runs: Sequence[Run]) -> Table:
-    """The measures of runs on 2-D bandits, with the actors evaluated beside the policy."""
+    """Return the measures of runs on 2-D bandits, of every actor of every algorithm."""
     grouped: dict[tuple[str, float, str, bool, str], list[Run]] = defaultdict(list)
     for run in runs:
         for actor in run.bandit:
             grouped[run.dataset, run.beta or 0.0, run.algorithm, actor != "policy", actor].append(run)
     lines = []
-    for (dataset, beta, algorithm, beside, actor), each in sorted(grouped.items(), key=lambda item: item[0]):
+    for (dataset, beta, algorithm, is_other, actor), each in sorted(grouped.items(), key=lambda item: item[0]):
         label, exact, distance, off_mode = ([run.bandit[actor].get(m) for run in each] for m in BANDIT_MEASURES)
-        name = f"{actor} of {algorithm}" if beside else algorithm
-        measures = [
-            _measure(label, ".3f"),
-            _measure(exact[:1], ".3f"),
-            _measure(distance, ".3f"),
-            _measure(off_mode, ".1%"),
-        ]
+        name = f"{actor} of {algorithm}" if is_other else algorithm
+        measures = [_measure(values, ".3f") for values in (label, exact[:1], distance)] + [_measure(off_mode, ".1%")]
         seeds = f"{len(each)}" + "*" * any(not run.finished for run in each)
         lines.append([dataset, name, f"{beta:.4g}", *measures, seeds, _range([run.step for run in each])])
-    heads = ["dataset", "", "beta", "mean label", "exact", "energy distance", "off-mode", "seeds", "steps"]
+    header = ["dataset", "", "beta", "mean label", "exact", "energy distance", "off-mode", "seeds", "steps"]
     caption = "Means ± standard deviations over seeds. exact: mean label of the target q(x) exp(beta label(x))."
-    caption += " *: with unfinished runs." if any(not run.finished for run in runs) else ""
-    return Table(heads, lines, caption, text_columns=2)
+    caption += UNFINISHED if any(not run.finished for run in runs) else ""
+    return Table(header, lines, caption, text_columns=2)
 
 
 def flat_rows(report: Report) -> list[dict[str, Any]]:
-    """Return what CSV holds, with all digits: one row per actor on a dataset, published figure, and bandit run."""
+    """Return the rows of the CSV file, with all digits: actors on datasets, published figures, and bandit runs."""
     flat: list[dict[str, Any]] = []
+    values: dict[str, Any]
     for row in report.rows:
         summary = row.summary
-        low, high = summary.interval or (None, None)
-        flat.append(
-            {
-                **{
-                    "dataset": row.task.dataset,
-                    "score": row.task.scale,
-                    "algorithm": row.algorithm,
-                    "actor": row.actor,
-                },
-                **{"mean": summary.mean, "std": summary.std, "standard_error": summary.standard_error},
-                **{"iqm": summary.iqm if summary.seeds > 1 else None, "iqm_low": low, "iqm_high": high},
-                f"last_{report.last}": row.last(report.last),
-                **({"best_optimistic": row.best} if report.best else {}),
-                **{"seeds": summary.seeds, "unfinished": row.unfinished},
-                "episodes_total": sum(filter(None, row.episodes)) if all(row.episodes) else None,
-                **dict(zip(("steps_min", "steps_max"), _span(row.steps) or (None, None), strict=True)),
-                "dataset_mean": report.data_score(row.task),
-            }
-        )
+        values = {"dataset": row.task.dataset, "score": row.task.scale, "algorithm": row.algorithm, "actor": row.actor}
+        values |= {"mean": summary.mean, "std": summary.std, "standard_error": summary.standard_error}
+        values["iqm"] = summary.iqm if summary.seeds > 1 else None
+        values["iqm_low"], values["iqm_high"] = summary.interval or (None, None)
+        values[f"last_{report.last}"] = row.mean_of_last(report.last)
+        if report.best:
+            values["best_optimistic"] = row.best
+        values |= {"seeds": summary.seeds, "unfinished": row.unfinished}
+        values["episodes_total"] = sum(filter(None, row.episodes)) if all(row.episodes) else None
+        values["steps_min"], values["steps_max"] = _span(row.steps) or (None, None)
+        values["dataset_mean"] = report.data_score(row.task)
+        flat.append(values)
     for task, figures in report.published.items():
         for figure in figures:
-            source = f"arXiv {figure.arxiv}, {figure.table}"
-            flat.append({"dataset": task.dataset, "score": task.scale, "algorithm": figure.algorithm, "source": source})
-            flat[-1] |= {"mean": figure.mean}
+            values = {"dataset": task.dataset, "score": task.scale, "algorithm": figure.algorithm}
+            values |= {"source": f"arXiv {figure.arxiv}, {figure.table}", "mean": figure.mean}
             if figure.spread_kind is not None:
-                flat[-1][{"standard deviation": "std"}.get(figure.spread_kind, "standard_error")] = figure.spread
+                values["std" if figure.spread_kind == "standard deviation" else "standard_error"] = figure.spread
+            flat.append(values)
     for run in report.bandits:
         for actor, measures in run.bandit.items():
-            named = {"dataset": run.dataset, "algorithm": run.algorithm, "actor": actor, "seed": run.seed}
-            flat.append(
-                named | {"beta": run.beta, "steps_max": run.step} | {m: measures.get(m) for m in BANDIT_MEASURES}
-            )
+            values = {"dataset": run.dataset, "algorithm": run.algorithm, "actor": actor, "seed": run.seed}
+            values |= {"beta": run.beta, "steps_max": run.step}
+            flat.append(values | {name: measures.get(name) for name in BANDIT_MEASURES})
     return flat
 
 
@@ -187,7 +178,7 @@ def flat_rows(report: Report) -> list[dict[str, Any]]:
 
 
 def _digits(rows: Sequence[Row]) -> int:
-    """Return the decimals: 1 of normalized scores, and of returns as many as leave about four digits."""
+    """Return the number of decimals: 1 for normalized scores; for returns about four digits in all."""
     largest = max(abs(row.summary.mean) for row in rows)
     return 1 if rows[0].task.reference is not None else 3 if largest < 10 else 1 if largest < 1000 else 0
 
@@ -209,11 +200,11 @@ def _published(figure: PublishedFigure) -> str:
     return f"{figure.mean:.1f}" + ("" if figure.spread is None else f" ± {figure.spread:.1f}")
 
 
-def _measure(values: Sequence[float | None], form: str) -> str:
+def _measure(values: Sequence[float | None], format_spec: str) -> str:
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
         return ""
-    return f"{np.mean(known):{form}}" + (f" ± {np.std(known, ddof=1):{form}}" if len(known) > 1 else "")
+    return f"{np.mean(known):{format_spec}}" + (f" ± {np.std(known, ddof=1):{format_spec}}" if len(known) > 1 else "")
 
 
 def _span(values: Sequence[int | None]) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""What is searched: a YAML file of dotted config keys and their ranges, checked before any work starts."""
+"""The description of a search: a YAML file with an objective and ranges of dotted config keys, checked when read."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from lit_offrl.errors import UserError, did_you_mean, require
 
 RANGE_KEYS = ("low", "high", "log", "step", "choices")
 OBJECTIVE_KEYS = ("metric", "direction", "last")
-DIRECTIONS = ("maximize", "minimize")
-# What one logged block of updates says of a loss is noise: a score of such a metric is a mean over some.
+# The loss of one block of updates is noisy, so the score of a training loss is a mean over several blocks.
 BLOCKS_PER_SCORE = 20
-LARGEST_GRID = 10_000
+LARGEST_GRID = 10_000  # points
+STEP_TOLERANCE = 1e-8  # of a step: 0.3 is not exactly 3 steps of 0.1 in binary
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a trial is worth.
+    """How a trial is scored.
 
     Attributes:
         metric: A column of metrics.csv, e.g. `eval/normalized_score` or `train/behavior_loss`.
         direction: `maximize` or `minimize`.
-        last: The score of a run is the mean of so many of its last values.
+        last: The score of a run is the mean of this many last values of the metric.
     """
 
     metric: str
@@ -44,7 +44,7 @@ class Objective:
 
     @property
     def evaluates(self) -> bool:
-        """Whether it comes from the evaluation of the policy, rather than from losses."""
+        """Whether the metric comes from an evaluation of the policy and not from a loss."""
         return self.metric.startswith("eval")
 
     @classmethod
@@ -52,34 +52,30 @@ class Objective:
         """Read the `objective` entry.
 
         Raises:
-            UserError: A key is unknown or missing, or a value makes no sense.
+            UserError: A key is unknown or missing, or a value is out of range.
         """
         entries = _mapping(content, "objective", OBJECTIVE_KEYS)
         for name in ("metric", "direction"):
             if name not in entries:
                 raise UserError(f"objective.{name} is missing, e.g. {{metric: eval/return_mean, direction: maximize}}")
         metric, direction = str(entries["metric"]), entries["direction"]
-        if direction not in DIRECTIONS:
-            raise UserError(
-                f"objective.direction: no '{direction}'{did_you_mean(str(direction), DIRECTIONS)}; "
-                f"there are {' and '.join(DIRECTIONS)}"
-            )
+        if direction not in ("maximize", "minimize"):
+            raise UserError(f"objective.direction: no '{direction}'; there are maximize and minimize")
         last = entries.get("last", 1 if metric.startswith(("eval", "val/")) else BLOCKS_PER_SCORE)
-        require(_is_int(last) and last >= 1, "objective.last", "a whole number from 1", last)
-        return cls(metric, direction, last)
+        return cls(metric, direction, _whole_number(last, "objective.last", minimum=1))
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One dotted key of the config and what it may be: one of `choices`, or a number from `low` to `high`.
+    """A dotted config key and its possible values: one of `choices`, or a number from `low` to `high`.
 
     Attributes:
-        key: E.g. `model.init_args.alpha`.
-        choices: The values to choose from; None for a range.
+        key: The key, e.g. `model.init_args.alpha`.
+        choices: The possible values; None for a range.
         low: Smallest value of a range.
         high: Largest value of a range.
-        log: Whether a range is searched by its logarithm.
-        step: Distance of the values of a range, counted from `low`; None for all of them.
+        log: Whether a range is searched on a logarithmic scale.
+        step: Distance between the values of a range, starting at `low`; None for a continuous range.
     """
 
     key: str
@@ -94,12 +90,12 @@ class Parameter:
         """Read an entry of `space`: a list of choices, or `{low, high}` with `log: true` or `step`.
 
         Raises:
-            UserError: The entry makes no sense.
+            UserError: A key is unknown or missing, or a value is out of range.
         """
         name = f"space.{key}"
         if isinstance(content, Sequence) and not isinstance(content, str):
             content = {"choices": content}
-        entries = _mapping(content, name, RANGE_KEYS, wanted="a list of choices or {low, high}")
+        entries = _mapping(content, name, RANGE_KEYS, expected="a list of choices or {low, high}")
         if "choices" in entries:
             if len(entries) > 1 or not isinstance(entries["choices"], list) or not entries["choices"]:
                 raise UserError(f"{name}: give a list of choices, or low and high")
@@ -116,10 +112,14 @@ class Parameter:
         return cls(key, None, low, high, log, step)
 
     def distribution(self, default: object) -> BaseDistribution:
-        """Return Optuna's distribution; the config's own value, `default`, tells the type.
+        """Return Optuna's distribution for this parameter.
+
+        Args:
+            default: The value in the config, which determines the type.
 
         Raises:
-            UserError: A range of something that is no number, or of whole numbers with a fraction in it.
+            UserError: The parameter is a range, but `default` is no number; or `default` is a whole number, but the
+                range is not of whole numbers.
         """
         if self.choices is not None:
             return CategoricalDistribution([self._typed(choice, default) for choice in self.choices])
@@ -132,28 +132,28 @@ class Parameter:
         return IntDistribution(int(self.low), int(self.high), log=self.log, step=int(self.step or 1))
 
     def points(self, distribution: BaseDistribution) -> list[Any]:
-        """Return the values that a grid has of it.
+        """Return all values of the parameter, for a grid.
 
         Raises:
-            UserError: There is no end of them.
+            UserError: The range is continuous.
         """
         if isinstance(distribution, CategoricalDistribution):
             return list(distribution.choices)
         assert isinstance(distribution, (IntDistribution, FloatDistribution))
         if distribution.step is None or distribution.log:
             raise UserError(f"space.{self.key}: a grid needs a list of choices or a step")
-        count = math.floor((distribution.high - distribution.low) / distribution.step + 1e-8) + 1
+        count = math.floor((distribution.high - distribution.low) / distribution.step + STEP_TOLERANCE) + 1
         return [distribution.low + i * distribution.step for i in range(count)]
 
     def extremes(self, distribution: BaseDistribution) -> list[Any]:
-        """Return values that show whether the config takes them all."""
+        """Return the values to check against the config: all choices, or both ends of a range."""
         if isinstance(distribution, CategoricalDistribution):
             return list(distribution.choices)
         assert isinstance(distribution, (IntDistribution, FloatDistribution))
         return [distribution.low, distribution.high]
 
     def value(self, default: object, distribution: BaseDistribution) -> Any:
-        """Return the config's own value as the distribution knows it, or None where that lies outside of the space."""
+        """Return the value in the config in the form of the distribution, or None if it lies outside of the space."""
         value = self._typed(default, default)
         if isinstance(distribution, CategoricalDistribution):
             return next((choice for choice in distribution.choices if choice == value), None)
@@ -161,17 +161,17 @@ class Parameter:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return None
         steps = 0.0 if distribution.step is None else (value - distribution.low) / distribution.step
-        inside = distribution.low <= value <= distribution.high and abs(steps - round(steps)) < 1e-8
+        inside = distribution.low <= value <= distribution.high and abs(steps - round(steps)) < STEP_TOLERANCE
         return value if inside else None
 
     @staticmethod
     def _typed(value: Any, default: object) -> Any:
-        """Return a choice in the type of the config's value; lists and the like as the text that is passed on."""
+        """Return a choice as the type of the value in the config; lists and mappings as JSON."""
         if isinstance(value, (list, dict)):
             return json.dumps(value)
         if isinstance(default, float) and not isinstance(value, bool):
             try:
-                return float(value)  # YAML takes 1e-4, without a point, for a word
+                return float(value)  # YAML reads 1e-4, which has no point, as a string
             except (TypeError, ValueError):
                 return value
         return value
@@ -179,20 +179,20 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Search:
-    """A search as its YAML file and the flags describe it.
+    """A search, as described by its YAML file and the flags of the command.
 
     Attributes:
-        configs: Config files of `fit`, later ones on top.
-        overrides: Dotted keys and their values for all trials, on top of the files.
-        space: What is searched.
-        objective: What a trial is worth.
-        trials: End with so many finished trials; None for no such limit.
-        hours: Begin no trial once trials have been running for so long, over all restarts; None for no such limit.
-        seeds: Every trial trains once with each and scores the mean.
+        configs: Config files of `fit`; later files override earlier ones.
+        space: The searched parameters by their keys.
+        objective: How a trial is scored.
+        overrides: Dotted keys and their values for all trials; they override the config files.
+        trials: Number of finished trials at which the search ends; None for no limit.
+        hours: Time in hours, over all restarts, after which no trial starts; None for no limit.
+        seeds: Seeds of the runs of each trial; the trial's score is the mean over them.
         sampler: `name` of the sampler, and options of Optuna's class.
         pruner: `name` of the pruner, and options of Optuna's class.
-        storage: Where the study is kept; None for a SQLite file in the folder.
-        folder: Where everything lies; its last part names the study.
+        storage: Storage of the study; None for a SQLite file in the folder.
+        folder: Folder of all files; its last part is the name of the study.
         seed: Seed of the sampler.
     """
 
@@ -215,11 +215,11 @@ class Search:
         return self.folder.name
 
     def flags(self, *changes: Mapping[str, Any]) -> list[str]:
-        """Return the words of `fit` for the configs, the overrides and further `changes`, later ones on top."""
+        """Return the arguments of `fit` for the configs and the overrides; `changes` override both, in order."""
         values = dict(self.overrides)
         for change in changes:
             values |= change
-        # A class comes before its arguments.
+        # A class must come before its arguments.
         keys = sorted(values, key=lambda key: key.count("."))
         return [*(f"--config={path}" for path in self.configs), *(f"--{key}={as_text(values[key])}" for key in keys)]
 
@@ -227,7 +227,7 @@ class Search:
         """Yield all points of the grid.
 
         Raises:
-            UserError: A parameter has no end of values, or the grid is enormous.
+            UserError: A range is continuous, or the grid has more than `LARGEST_GRID` points.
         """
         points = [self.space[key].points(distribution) for key, distribution in distributions.items()]
         size = math.prod(map(len, points))
@@ -240,19 +240,18 @@ def read_search(path: str | Path, changes: Mapping[str, Any]) -> Search:
 
     Args:
         path: The file.
-        changes: Entries that take the place of the file's; `overrides` are added to its own.
+        changes: Entries that replace those of the file; `overrides` are merged with the file's.
 
     Raises:
-        UserError: There is no such file, a key is unknown or missing, or a value makes no sense.
+        UserError: The file does not exist, a key is unknown or missing, or a value is out of range.
     """
     try:
         content = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise UserError(f"config: no file {path}" if not Path(path).exists() else f"config: {path}: {error}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"config: {path} is not YAML: {error}") from error
-    names = [field.name for field in fields(Search)]
-    entries = _mapping(content, "", names)
+    except FileNotFoundError as error:
+        raise UserError(f"config: no file {path}") from error
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"config: {path} cannot be read: {error}") from error
+    entries = _mapping(content, "", [field.name for field in fields(Search)])
     overrides = _mapping(entries.get("overrides") or {}, "overrides") | dict(changes.get("overrides", {}))
     entries = {**entries, **changes}
     for name in ("configs", "space", "objective"):
@@ -262,21 +261,18 @@ def read_search(path: str | Path, changes: Mapping[str, Any]) -> Search:
     space = {key: Parameter.of(key, value) for key, value in _mapping(entries["space"], "space").items()}
     if both := sorted(set(space) & set(overrides)):
         raise UserError(f"{both[0]} is both searched and set: leave it out of one of space and overrides")
-    fixed = [key for key in (*space, *overrides) if key in ("seed_everything", "trainer.default_root_dir", "ckpt_path")]
-    if fixed:
-        raise UserError(f"{fixed[0]} is the search's own: use seeds and folder")
+    if own := sorted({"seed_everything", "trainer.default_root_dir", "ckpt_path"} & {*space, *overrides}):
+        raise UserError(f"{own[0]} is set by the search: use seeds and folder")
     seeds = entries.get("seeds", [0])
     valid = isinstance(seeds, list) and bool(seeds) and all(map(_is_int, seeds)) and len({*seeds}) == len(seeds)
     require(valid, "seeds", "a list of different whole numbers", seeds)
     trials, hours = entries.get("trials"), entries.get("hours")
-    require(trials is None or (_is_int(trials) and trials >= 1), "trials", "a whole number from 1", trials)
+    trials = None if trials is None else _whole_number(trials, "trials", minimum=1)
     hours = None if hours is None else _number(hours, "hours")
     require(hours is None or hours > 0, "hours", "positive", hours)
     sampler, pruner = _named(entries.get("sampler", "tpe"), "sampler"), _named(entries.get("pruner", "none"), "pruner")
     if trials is None and hours is None and sampler["name"] != "grid":
-        raise UserError("trials or hours is missing: how long is the search to be?")
-    seed = entries.get("seed", 0)
-    require(_is_int(seed), "seed", "a whole number", seed)
+        raise UserError(f"trials or hours is missing in {path}: give at least one, e.g. trials: 30")
     storage = entries.get("storage")
     return Search(
         configs=tuple(map(str, configs)),
@@ -290,17 +286,17 @@ def read_search(path: str | Path, changes: Mapping[str, Any]) -> Search:
         pruner=pruner,
         storage=None if storage is None else str(storage),
         folder=Path(entries.get("folder") or Path("runs") / "search" / Path(path).stem),
-        seed=seed,
+        seed=_whole_number(entries.get("seed", 0), "seed", minimum=0),
     )
 
 
 def as_text(value: Any) -> str:
-    """Return a value as a flag of the command line has it."""
+    """Return a value as text for the command line."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def look_up(config: Mapping[str, Any], key: str) -> Any:
-    """Return what a nested config has at a dotted key; None where it has nothing."""
+    """Return the value of a dotted key in a nested config; None if there is no such key."""
     value: Any = config
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -308,13 +304,13 @@ def look_up(config: Mapping[str, Any], key: str) -> Any:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Return the last part of each dotted key, or all of it where two have the same."""
+    """Return the last part of each dotted key, or the whole key if two keys have the same last part."""
     last = {key: key.rpartition(".")[2] for key in keys}
     return {key: name if list(last.values()).count(name) == 1 else key for key, name in last.items()}
 
 
 def _named(content: object, option: str) -> dict[str, Any]:
-    """Return `name` or `{name: ..., option: ...}` as the latter."""
+    """Return an entry `name` or `{name: ..., option: ...}` as a mapping."""
     if isinstance(content, str):
         return {"name": content}
     if content is None or content is False:
@@ -326,11 +322,12 @@ def _named(content: object, option: str) -> dict[str, Any]:
 
 
 def _mapping(
-    content: object, option: str, allowed: Sequence[str] | None = None, wanted: str = "keys and values"
+    content: object, option: str, allowed: Sequence[str] | None = None, expected: str = "keys and values"
 ) -> dict[str, Any]:
+    """Return `content` after a check that it is a mapping from strings and has only `allowed` keys."""
     where = f"{option}: " if option else ""
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UserError(f"{where or 'a search: '}must be {wanted}, not {content!r}")
+        raise UserError(f"{where or 'a search: '}must be {expected}, not {content!r}")
     for key in content:
         if allowed is not None and key not in allowed:
             raise UserError(f"{where}no key '{key}'{did_you_mean(key, allowed)}; there are {', '.join(allowed)}")
@@ -346,6 +343,11 @@ def _number(value: object, option: str) -> float:
         raise UserError(f"{option}: must be a number, not {value!r}") from None
     require(math.isfinite(number), option, "finite", value)
     return number
+
+
+def _whole_number(value: Any, option: str, minimum: int) -> int:
+    require(_is_int(value) and value >= minimum, option, f"a whole number from {minimum}", value)
+    return int(value)
 
 
 def _is_int(value: object) -> bool:

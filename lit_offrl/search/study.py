@@ -1,20 +1,19 @@
-"""The study: where it is kept, who takes which trial, when it ends, and what becomes of the trials of the dead.
+"""The study of a search: its storage, and the workers that run its trials until there are enough.
 
-Any number of workers, on one machine or many, share a study through its storage and nothing else. Two rules make them
-end with exactly as many finished trials as were asked for, whoever is killed and whenever:
+Any number of workers, on one or several machines, share a study through its storage only. Two rules give exactly the
+requested number of finished trials, also if workers are killed:
 
-* A trial counts from the moment that a worker has taken it until it fails. A worker that finds as many others with
-  smaller numbers as there are to be trials has come too late, and withdraws: numbers are given once and never change,
-  so that all workers agree, without a lock that a dead one might hold.
-* A trial whose worker is dead is recorded as failed and queued again with the same parameters. It goes on from its last
-  checkpoint. A worker on this machine is dead when the operating system has dropped the lock on its file; one elsewhere
-  when its heartbeat has not changed for `GRACE_S` on the clock of who looks. Optuna's own heartbeat knows databases
-  only, runs only inside `optimize`, and takes minutes to notice even on the same machine; this one is for all storages.
+* A trial counts from its claim by a worker until it fails. A worker withdraws its trial if enough trials with smaller
+  numbers count. Numbers are given once and never change, so that all workers agree without a lock that a dead worker
+  could hold.
+* A trial of a dead worker is recorded as failed and queued again with the same parameters; it continues from its last
+  checkpoint. A worker on this machine is dead if the operating system has released the lock on its file, a worker on
+  another machine if its heartbeat has not changed for `GRACE_S` by the clock of the observer. Optuna's own heartbeat
+  does not serve: it needs a database, runs only inside `optimize`, and takes minutes also on the same machine.
 """
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import inspect
 import json
@@ -22,14 +21,15 @@ import socket
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import optuna
+from filelock import FileLock, lock_descriptor
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, UpdateFinishedTrialError
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, PercentilePruner
@@ -49,19 +49,19 @@ HEARTBEAT_S = 20.0
 GRACE_S = 180.0
 WAIT_S = 1.0
 DATABASE_TIMEOUT_S = 60.0
-# A trial that took so many workers with it is not tried again.
+# A trial is not tried again after the deaths of so many workers.
 MOST_RETRIES = 3
-# So many failures one after another are no accident of the parameters.
+# The search stops after so many failures in a row: the parameters are not their cause.
 FAILURES_IN_A_ROW = 5
-# Not CMA-ES: Optuna keeps its state in the study as a pickle, and loads that.
+# Without CMA-ES: Optuna stores its state in the study as a pickle, and loads it.
 SAMPLERS: dict[str, type[BaseSampler]] = {
     "tpe": TPESampler,
     "random": RandomSampler,
     "qmc": QMCSampler,
-    "grid": RandomSampler,  # it has nothing to say: all points are queued when the study is made
+    "grid": RandomSampler,  # unused: all points are queued when the study is made
 }
 SAMPLER_DEFAULTS: dict[str, dict[str, Any]] = {
-    # Parameters of one algorithm go together; and running trials of other workers are kept away from.
+    # Parameters of an algorithm depend on each other; the liar avoids points that other workers are trying.
     "tpe": {"multivariate": True, "constant_liar": True},
     "qmc": {"scramble": True},
 }
@@ -81,7 +81,7 @@ WORKER, HEARTBEAT, FAILURE, WITHDRAWN, ORIGIN, RETRIES = (
 
 
 class LostTrialError(Exception):
-    """Others have taken this worker for dead, e.g. because its machine was suspended, and its trial from it."""
+    """Another worker took over the trial, because this one seemed dead, e.g. while its machine was suspended."""
 
 
 # ---------------------------------------------------------------------------------------------------------- the storage
@@ -93,20 +93,20 @@ def open_study(
     own_values: Mapping[str, Any] | None,
     fingerprint: Mapping[str, Any],
 ) -> optuna.Study:
-    """Return the study, made where there is none yet.
+    """Return the study; make it if it does not exist.
 
     Args:
-        search: What is searched.
+        search: The search.
         distributions: The space.
-        own_values: The config's own values, for the first trial; None where they lie outside of the space.
-        fingerprint: What trials have to have in common to be compared; values are plain.
+        own_values: The values of the config, for the first trial; None if they lie outside the space.
+        fingerprint: Everything that comparable trials have in common, in plain values.
 
     Raises:
-        UserError: The storage cannot be opened, or holds a study of this name that differs in this.
+        UserError: The storage cannot be opened, or holds a study of this name with another fingerprint.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=ExperimentalWarning)
-    common = json.loads(json.dumps(fingerprint))  # as it will be read again
+    common = json.loads(json.dumps(fingerprint))  # as it is read from the storage
     with folder_lock(search.folder):
         try:
             storage = _storage(search)
@@ -124,12 +124,12 @@ def open_study(
             raise
         except ImportError as error:
             drivers = "its driver for Python is not installed (postgresql: psycopg2-binary; mysql+pymysql: pymysql)"
-            raise UserError(f"storage: {_shown(search)} cannot be opened: {drivers}") from error
+            raise UserError(f"storage: {_storage_name(search)} cannot be opened: {drivers}") from error
         except Exception as error:  # of a database driver
-            raise UserError(f"storage: {_shown(search)} cannot be opened ({one_line(error)[:200]})") from error
+            raise UserError(f"storage: {_storage_name(search)} cannot be opened ({one_line(error)[:200]})") from error
         _check_same(study, common, search)
         if not study.get_trials(deepcopy=False):
-            # The sampler knows nothing yet; and so the best trial is never worse than the config.
+            # The sampler knows nothing yet, and the best trial cannot be worse than the config.
             if own_values is not None:
                 study.enqueue_trial(dict(own_values))
             if search.sampler["name"] == "grid":
@@ -149,19 +149,19 @@ def _storage(search: Search) -> BaseStorage:
             raise UserError(f"storage: {name} is neither a .db file (SQLite), a .log file (journal) nor a database URL")
         path.parent.mkdir(parents=True, exist_ok=True)
         name = f"sqlite:///{path}"
-    # A short timeout would let a worker fail that only has to wait for the others.
+    # Workers wait for each other; a short timeout would make them fail.
     arguments = {"timeout": DATABASE_TIMEOUT_S} if name.startswith("sqlite") else {}
     return RDBStorage(name, engine_kwargs={"connect_args": arguments})
 
 
 def _is_void(study: optuna.Study) -> bool:
-    """Whether no trial has come or will come to anything, as after a config that was refused: then it may change."""
-    trials = study.get_trials(deepcopy=False)  # none at all: another worker is making the study just now
+    """Return whether all trials failed, e.g. because the config was refused: then the search may change."""
+    trials = study.get_trials(deepcopy=False)  # without trials, another worker is making the study
     return bool(trials) and all(trial.state == TrialState.FAIL for trial in trials)
 
 
-def _shown(search: Search) -> str:
-    """Return the storage without its password."""
+def _storage_name(search: Search) -> str:
+    """Return the name of the storage without the password."""
     name = search.storage or str(search.folder / "study.db")
     scheme, separator, rest = name.partition("://")
     return f"{scheme}://{rest.rpartition('@')[2]}" if separator else name
@@ -169,26 +169,23 @@ def _shown(search: Search) -> str:
 
 def _check_same(study: optuna.Study, common: Mapping[str, Any], search: Search) -> None:
     known = study.user_attrs.get("search")
-    if known is None:  # whoever made it has died just then
+    if known is None:  # the worker that made the study died before it set this
         study.set_user_attr("search", common)
         return
     for key in sorted({*known, *common}):
-        # An option that one side does not know came with another version of the package, and has its default here.
+        # An option that only one side has is new in one version of the package, and has its default value.
         comparable = key in known and key in common
         if known.get(key) != common.get(key) and (comparable or key.startswith("space.")):
             raise UserError(
-                f"study '{search.name}' in {_shown(search)} was begun with {key} {known.get(key)}, not "
+                f"study '{search.name}' in {_storage_name(search)} was begun with {key} {known.get(key)}, not "
                 f"{common.get(key)}: trials could not be compared; choose another folder"
             )
 
 
-@contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold the search folder's lock; the operating system drops it with the process."""
+def folder_lock(folder: Path) -> FileLock:
+    """Return the lock of a search folder; the operating system releases it when its process dies."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return FileLock(folder / ".lock")
 
 
 # ------------------------------------------------------------------------------------------------- sampler and pruner
@@ -197,11 +194,11 @@ def folder_lock(folder: Path) -> Iterator[None]:
 def make_sampler(search: Search, trial: int) -> BaseSampler:
     """Return the sampler for a trial.
 
-    It has a seed of the trial's own, so that several workers do not all draw the same; but for `qmc`, whose trials are
-    points of one sequence.
+    Its seed depends on the trial, so that workers draw different points; except for `qmc`, whose trials are points of
+    one sequence.
 
     Raises:
-        UserError: There is none of this name, an option is wrong, or it needs a package that is not there.
+        UserError: The name or an option is unknown, or a package is missing.
     """
     name = search.sampler["name"]
     package = SAMPLER_NEEDS.get(name)
@@ -215,16 +212,16 @@ def make_pruner(search: Search, max_steps: int) -> BasePruner:
     """Return the pruner.
 
     Args:
-        search: What is searched.
+        search: The search.
         max_steps: Gradient steps of a trial, over all seeds.
 
     Raises:
-        UserError: There is none of this name, or an option is wrong.
+        UserError: The name or an option is unknown.
     """
     name = search.pruner["name"]
     defaults = dict(PRUNER_DEFAULTS.get(name, {}))
     if name == "hyperband":
-        # Resources are gradient steps; with the usual reduction by 3 the shortest trials have a 27th of them.
+        # Resources are gradient steps; with the default reduction factor of 3 the shortest trials have 1/27 of them.
         defaults |= {"min_resource": max(max_steps // 27, 1), "max_resource": max_steps}
     return _build("pruner", PRUNERS, search.pruner, defaults)
 
@@ -249,16 +246,16 @@ def _build(option: str, classes: Mapping[str, type[T]], given: Mapping[str, Any]
 
 
 class Worker:
-    """Takes trials of a study and runs them until the study is complete.
+    """Runs trials of a study until the study is complete.
 
     Args:
-        search: What is searched.
+        search: The search.
         study: The study.
         distributions: The space.
-        train: Trains one trial; called with it, its first number over all retries, a function to call all the time,
-            and the file descriptors that its processes are to keep open.
-        say: Told about every trial that ends: the trial as recorded.
-        tell: Told everything else worth a line.
+        train: Trains one trial. Arguments: the trial, the number of its first attempt, a function to call several times
+            per second, and file descriptors that its processes keep open.
+        report_trial: Called with each trial that ends.
+        report: Called with every other message.
     """
 
     def __init__(
@@ -267,15 +264,15 @@ class Worker:
         study: optuna.Study,
         distributions: Mapping[str, BaseDistribution],
         train: Callable[[Trial, int, Callable[[], None], Sequence[int]], Outcome],
-        say: Callable[[FrozenTrial], None],
-        tell: Callable[[str], None],
+        report_trial: Callable[[FrozenTrial], None],
+        report: Callable[[str], None],
     ) -> None:
         self.search = search
         self.study = study
         self.distributions = dict(distributions)
         self.train = train
-        self.say = say
-        self.tell = tell
+        self.report_trial = report_trial
+        self.report = report
         self.limit = search.trials if search.trials is not None else float("inf")
         self.failures = 0
         self.name = f"{socket.gethostname()}-{uuid.uuid4().hex[:12]}"
@@ -283,21 +280,21 @@ class Worker:
 
     @property
     def locks(self) -> Path:
-        """Folder of a file per worker, locked as long as it or a run of its lives."""
+        """Folder with a file per worker, which is locked while the worker or one of its runs lives."""
         return self.search.folder / "workers"
 
     def work(self) -> None:
         """Run trials until there are enough.
 
         Raises:
-            RunFailure: One after another fails.
-            UserError: The config's own values are refused.
+            RunFailure: `FAILURES_IN_A_ROW` trials failed in a row.
+            UserError: The first trial, with the config's own values, was refused.
         """
         self.locks.mkdir(parents=True, exist_ok=True)
         path = self.locks / self.name
         waiting = False
         with path.open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock_descriptor(lock.fileno())  # a descriptor, unlike a FileLock, can be handed to the runs
             try:
                 while True:
                     self.revive()
@@ -310,13 +307,13 @@ class Worker:
                     if self.finished >= self.limit or (not others and self.nothing_to_begin):
                         return
                     if others and not waiting:
-                        self.tell(f"no more trials to begin; waiting for {others} of other workers (Ctrl-C leaves)")
+                        self.report(f"no more trials to begin; waiting for {others} of other workers (Ctrl-C leaves)")
                         waiting = True
                     time.sleep(WAIT_S)
             finally:
                 path.unlink(missing_ok=True)
 
-    # ---------------------------------------------------------------- who takes which
+    # ---------------------------------------------------------------- claiming trials
 
     @property
     def finished(self) -> int:
@@ -325,12 +322,12 @@ class Worker:
 
     @property
     def time_is_up(self) -> bool:
-        """Whether trials have been running for as long as they may."""
+        """Whether trials have been running for `hours`."""
         return self.search.hours is not None and busy_hours(self._trials()) >= self.search.hours
 
     @property
     def nothing_to_begin(self) -> bool:
-        """Whether no trial will be begun again, unless one that is running fails."""
+        """Whether no further trial will start, unless a running one fails."""
         whole_grid = self.search.sampler["name"] == "grid" and not self._trials(TrialState.WAITING)
         return self.time_is_up or whole_grid
 
@@ -338,7 +335,7 @@ class Worker:
         return self.study.get_trials(deepcopy=False, states=states or None)
 
     def claim(self) -> Trial | None:
-        """Return a trial to run, with parameters; None where there are enough, or time is up."""
+        """Return a trial to run, with parameters; None if there are enough, or time is up."""
         with folder_lock(self.search.folder):
             trials = self._trials()
             if self.time_is_up:
@@ -348,7 +345,7 @@ class Worker:
             full = len(counted) >= self.limit or self.search.sampler["name"] == "grid"
             if (full and not queued) or self.finished >= self.limit:
                 return None
-            # Made anew: a search goes on after a restart as it would have without.
+            # A new sampler for each trial, so that a restarted search continues like an uninterrupted one.
             self.study.sampler = make_sampler(self.search, trial=len(trials))
             trial = self.study.ask(self.distributions)
             trial.set_user_attr(WORKER, self.name)
@@ -382,14 +379,14 @@ class Worker:
             else:
                 self.study.tell(trial, outcome.score)
         except (LostTrialError, UpdateFinishedTrialError):
-            self.tell(f"trial {trial.number}: taken over by another worker, which thought this one dead")
+            self.report(f"trial {trial.number}: taken over by another worker, which thought this one dead")
             return
-        except BaseException:  # stopped: others, or a restart, go on with it
+        except BaseException:  # stopped: another worker, or a restart, continues the trial
             with suppress(UpdateFinishedTrialError):
                 trial.set_user_attr(HEARTBEAT, time.time())
             self._give_back(self.study.trials[trial.number], deaths=0)
             raise
-        self.say(self.study.trials[trial.number])
+        self.report_trial(self.study.trials[trial.number])
         self.failures = self.failures + 1 if outcome.failure is not None else 0
         if outcome.bad_input and origin == 0:
             raise UserError(str(outcome.failure))
@@ -400,29 +397,28 @@ class Worker:
         trial.set_user_attr(attribute, value)
         self.study.tell(trial, state=TrialState.FAIL)
 
-    # ---------------------------------------------------------------- the dead
+    # ---------------------------------------------------------------- trials of dead workers
 
     def revive(self) -> None:
-        """Record the trials of dead workers as failed, and queue them again."""
+        """Record trials of dead workers as failed, and queue them again."""
         for trial in self._trials(TrialState.RUNNING):
             if trial.user_attrs.get(WORKER) != self.name and self._is_dead(trial):
                 again = self._give_back(trial, deaths=1)
                 if again is not None:
                     then = "it is tried again" if again else "not again: it has taken too many with it"
-                    self.tell(f"trial {trial.number}: its worker is dead; {then}")
+                    self.report(f"trial {trial.number}: its worker is dead; {then}")
 
     def _is_dead(self, trial: FrozenTrial) -> bool:
         worker = str(trial.user_attrs.get(WORKER, ""))
         if worker.rpartition("-")[0] == socket.gethostname():
             path = self.locks / worker
             try:
-                with path.open() as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with path.open("r+") as file:
+                    dead = lock_descriptor(file.fileno(), blocking=False)
+                if dead:  # else the worker lives, or one of its runs, which is about to stop
                     path.unlink(missing_ok=True)
-                    return True
-            except BlockingIOError:
-                return False  # it lives, or a run that it has left behind does, which is about to stop
-            except OSError:  # no such file: e.g. the other worker has another folder
+                return dead
+            except OSError:  # no such file, e.g. because the other worker has another folder
                 pass
         beat, now = trial.user_attrs.get(HEARTBEAT), time.monotonic()
         known, since = self._seen.setdefault(trial.number, (beat, now))
@@ -435,7 +431,7 @@ class Worker:
         """Record a trial as failed and queue it again.
 
         Returns:
-            Whether it is queued, or None where another worker has been faster.
+            Whether it is queued; None if another worker was faster.
         """
         try:
             self.study.tell(trial.number, state=TrialState.FAIL)
@@ -450,12 +446,12 @@ class Worker:
 
 
 def busy_hours(trials: Sequence[FrozenTrial]) -> float:
-    """Return for how long at least one trial has been running, in hours: a study's age without its pauses."""
+    """Return the hours in which at least one trial was running: the age of a study without its pauses."""
     spans = []
     for trial in trials:
         if trial.datetime_start is not None:
             until = trial.datetime_complete or datetime.now()
-            if trial.state == TrialState.FAIL and FAILURE not in trial.user_attrs:  # recorded when it was noticed
+            if trial.state == TrialState.FAIL and FAILURE not in trial.user_attrs:
                 until = datetime.fromtimestamp(trial.user_attrs.get(HEARTBEAT, 0))
             spans.append((trial.datetime_start, max(until, trial.datetime_start)))
     seconds, covered = 0.0, datetime.min
@@ -466,7 +462,7 @@ def busy_hours(trials: Sequence[FrozenTrial]) -> float:
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial | None:
-    """Return the best complete trial, the earliest of equals; None where there is none."""
+    """Return the best complete trial, the earliest of equal ones; None if there is none."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     sign = 1 if study.direction == StudyDirection.MAXIMIZE else -1
     return max(complete, key=lambda trial: (sign * (trial.value or 0.0), -trial.number), default=None)

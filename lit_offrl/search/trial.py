@@ -1,32 +1,26 @@
-"""One trial: a real `fit` per seed, each in a process of its own, watched through the metrics.csv that it writes.
+"""One trial of a search: a `fit` per seed, each in a process of its own, observed through its metrics.csv.
 
-Processes, because a trial may take down the one that it runs in (out of memory, a crash of the driver), because they
-give back all memory, and because under DDP every rank starts from the same command line: whatever asks the study is
-not among the ranks, which receive the parameters as flags.
+The reasons: a trial can crash its process (out of memory, a driver), its memory is freed at the end, and all ranks of a
+DDP run need the same command line, which holds the parameters as flags.
 """
 
 from __future__ import annotations
 
 import csv
-import ctypes
 import json
 import math
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lit_offrl.search.space import Objective
+from lit_offrl.system.processes import start_detached, stop
 
 POLL_S = 0.2
-# Reading the growing metrics.csv may take this share of the time.
+# Largest share of the time for reading metrics.csv.
 READING_SHARE = 0.05
-# A run that is asked to stop does so after the present block of updates, or between two environment steps.
-PATIENCE_S = 120.0
-PR_SET_PDEATHSIG = 1  # prctl(2)
 
 Watch = Callable[[int, float], bool]
 
@@ -37,9 +31,9 @@ class SeedRun:
 
     Attributes:
         seed: The seed.
-        words: Command line of `fit`, without what says how to begin.
-        root: Below it lies the run folder.
-        log: File for all that the run prints.
+        words: Options of `fit`, without `--ckpt_path`.
+        root: Folder that contains the run folder.
+        log: File for everything that the run prints.
     """
 
     seed: int
@@ -49,12 +43,12 @@ class SeedRun:
 
     @property
     def folder(self) -> Path:
-        """The run folder; before there is one, a folder that has none of its files."""
+        """The run folder; `root` before the run folder exists."""
         return next((path for path in sorted(self.root.rglob(f"seed_{self.seed}")) if path.is_dir()), self.root)
 
     @property
     def finished(self) -> bool:
-        """Whether the training has been done, e.g. before a restart of the search."""
+        """Whether the training is finished, e.g. before a restart of the search."""
         try:
             results = json.loads((self.folder / "results.json").read_text())
         except (OSError, json.JSONDecodeError):
@@ -62,16 +56,16 @@ class SeedRun:
         return bool((results["stage"], results["status"]) == ("fit", "finished"))
 
     def values(self, metric: str) -> list[tuple[int, float]]:
-        """Return the gradient step and the value of each time that a metric was logged."""
+        """Return the gradient steps and values at which a metric was logged."""
         try:
             with (self.folder / "metrics.csv").open(newline="") as file:
                 rows = [row for row in csv.DictReader(file) if row.get(metric)]
             return [(int(float(row["step"])), float(row[metric])) for row in rows]
-        except (OSError, ValueError):  # not there yet, or its last row not whole yet
+        except (OSError, ValueError):  # the file does not exist yet, or its last row is incomplete
             return []
 
     def metrics(self) -> list[str]:
-        """Return the names of what was logged."""
+        """Return the names of the logged metrics."""
         try:
             with (self.folder / "metrics.csv").open(newline="") as file:
                 return sorted(name for name in next(csv.reader(file)) if name != "step")
@@ -81,13 +75,13 @@ class SeedRun:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a trial.
+    """The result of a trial.
 
     Attributes:
-        score: Mean over the seeds; None where the trial was pruned or failed.
-        pruned: Whether the study gave it up.
-        failure: Why it has no score, in one line; None where it has one or was pruned.
-        bad_input: Whether it failed because `fit` refused the input.
+        score: Mean over the seeds; None if the trial was pruned or failed.
+        pruned: Whether the trial was pruned.
+        failure: Why the trial failed, in one line; None if it did not.
+        bad_input: Whether `fit` refused the input.
     """
 
     score: float | None = None
@@ -104,22 +98,22 @@ def run_trial(
     tick: Callable[[], None],
     inherited: Sequence[int] = (),
 ) -> Outcome:
-    """Train once with each seed, in turn, and score.
+    """Train with each seed, one after another, and return the score.
 
     Args:
         runs: One per seed.
-        objective: What is scored.
+        objective: The metric.
         max_steps: Gradient steps of each run.
-        prune: Called with a count of gradient steps over all seeds and the running mean, after each evaluation: the
-            mean of the final scores of earlier seeds and the present score of this one. True gives the trial up.
-        tick: Called several times a second while a run lasts; what it raises stops the run cleanly and is passed on.
+        prune: Called after each evaluation with the gradient steps over all seeds and the running mean: the mean of the
+            final scores of earlier seeds and the current score of this one. True prunes the trial.
+        tick: Called several times per second while a run trains; an exception stops the run cleanly and propagates.
         inherited: File descriptors that stay open in the runs.
     """
     scores: list[float] = []
     for index, run in enumerate(runs):
-        watched = _Watched(objective, scores, index * max_steps, prune)
+        watcher = _Watcher(objective, scores, index * max_steps, prune)
         if not run.finished:
-            code, pruned = _fit(run, lambda watched=watched, run=run: watched(run), tick, inherited)  # type: ignore[misc]
+            code, pruned = _fit(run, lambda watcher=watcher, run=run: watcher(run), tick, inherited)  # type: ignore[misc]
             if pruned:
                 return Outcome(pruned=True)
             if code:
@@ -132,102 +126,74 @@ def run_trial(
             return Outcome(failure=f"{objective.metric} became {score}")
         scores.append(score)
         last = index == len(runs) - 1
-        if watched(run) and not last:
+        if watcher(run) and not last:
             return Outcome(pruned=True)
     return Outcome(score=sum(scores) / len(scores))
 
 
 def mean_of_last(values: Sequence[tuple[int, float]], last: int) -> float | None:
-    """Return the mean of the last so many values, or of all where there are fewer; None where there are none."""
+    """Return the mean of the last `last` values, or of all if there are fewer; None if there are none."""
     some = [value for _, value in values[-last:]]
     return sum(some) / len(some) if some else None
 
 
-class _Watched:
-    """Passes on what a growing metrics.csv says, each evaluation once."""
+class _Watcher:
+    """Reports each evaluation in a growing metrics.csv once."""
 
     def __init__(self, objective: Objective, earlier: Sequence[float], offset: int, prune: Watch) -> None:
         self.objective = objective
         self.earlier = tuple(earlier)
         self.offset = offset
         self.prune = prune
-        self.passed_on = 0
+        self.reported = 0
 
     def __call__(self, run: SeedRun) -> bool:
-        """Return whether the trial is to be given up."""
+        """Return whether the trial is to be pruned."""
         values = run.values(self.objective.metric)
         every = 1 if self.objective.evaluates else self.objective.last
-        give_up = False
-        for count in range(self.passed_on + every, len(values) + 1, every):
-            self.passed_on = count
+        should_prune = False
+        for count in range(self.reported + every, len(values) + 1, every):
+            self.reported = count
             present = mean_of_last(values[:count], self.objective.last)
             assert present is not None
             running = (sum(self.earlier) + present) / (len(self.earlier) + 1)
-            give_up = math.isfinite(running) and self.prune(self.offset + values[count - 1][0], running)
-            if give_up:
+            should_prune = math.isfinite(running) and self.prune(self.offset + values[count - 1][0], running)
+            if should_prune:
                 break
-        return give_up
+        return should_prune
 
 
 def _fit(
-    run: SeedRun, give_up: Callable[[], bool], tick: Callable[[], None], inherited: Sequence[int]
+    run: SeedRun, should_prune: Callable[[], bool], tick: Callable[[], None], inherited: Sequence[int]
 ) -> tuple[int, bool]:
-    """Run a training; return its exit code and whether it was given up."""
+    """Run a training; return its exit code and whether it was pruned."""
     run.log.parent.mkdir(parents=True, exist_ok=True)
-    # It may go on with a run that died with an earlier search.
-    command = [sys.executable, "-m", "lit_offrl", "fit", *run.words, "--ckpt_path=auto"]
     with run.log.open("ab") as log:
-        # In a session of its own: Ctrl-C reaches the search alone, which passes it on once.
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=_stop_with_parent,
-            pass_fds=inherited,
-        )
+        # `auto` continues a run that ended with an earlier search.
+        process = start_detached(["fit", *run.words, "--ckpt_path=auto"], log, inherited)
     changed, pause = None, POLL_S
     try:
         while process.poll() is None:
             tick()
             if (now := _changed(run)) != changed:
                 changed, started = now, time.perf_counter()
-                if give_up():
-                    _stop(process)
+                if should_prune():
+                    stop(process)
                     return process.returncode, True
                 pause = max(POLL_S, (time.perf_counter() - started) / READING_SHARE)
             time.sleep(pause)
     finally:
-        _stop(process)
+        stop(process)
     return process.returncode, False
 
 
 def _changed(run: SeedRun) -> tuple[int, int] | None:
-    """Return what differs once metrics.csv has grown."""
+    """Return size and time of metrics.csv, which change when it grows."""
     try:
         state = (run.folder / "metrics.csv").stat()
     except OSError:
         return None
     return state.st_size, state.st_mtime_ns
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a run as SIGTERM does: after the present block of updates, with a checkpoint."""
-    if process.poll() is not None:
-        return
-    process.terminate()
-    try:
-        process.wait(PATIENCE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _stop_with_parent() -> None:
-    """Let the kernel send SIGTERM when the search dies, however it does. Linux only; elsewhere the run goes on."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _reason(code: int, log: Path) -> str:

@@ -1,1 +1,1 @@
-"""What the package asks of the machine: cores, ranks, memory, files, progress bars."""
+"""The operating system: cores, ranks, memory, files, locks, child processes, progress bars."""

@@ -1,4 +1,4 @@
-"""How much of this machine a process may use."""
+"""The CPU cores of this process."""
 
 from __future__ import annotations
 

@@ -1,19 +1,20 @@
-"""Files that are written whole or not at all."""
+"""Files that are written completely or not at all, and locks between processes."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then put it in its place in one step.
+    """Let `write` fill a temporary file beside `path`, then rename it to `path` in one step.
 
     Raises:
-        OSError: It could not be written; what was at `path` is still there.
+        OSError: The file cannot be written; what was at `path` is still there, and no temporary file remains.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -21,9 +22,26 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write `content` as JSON, atomically."""
     write_atomically(path, lambda file: file.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+@contextmanager
+def temporary_lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock, and remove its file at the end.
+
+    `FileLock` notices that the file it waited for was removed, and makes a new one.
+    """
+    from filelock import FileLock
+
+    with FileLock(path):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes no open file; there filelock does so itself
+                path.unlink()

@@ -1,4 +1,4 @@
-"""The progress bar of everything that takes a while."""
+"""The progress bar of long operations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CURSOR_UP = "\x1b[A"  # from the line of a second bar back to the first
 
 
 class _Lines:
-    """A text stream that turns the redrawing of a bar into lines, for log files."""
+    """A text stream that writes each state of a bar as a line, for log files."""
 
     def write(self, text: str) -> None:
         line = text.replace(CURSOR_UP, "").strip("\r\n")
@@ -27,14 +27,14 @@ class _Lines:
 def progress_bar(
     description: str, total: int | None, *, initial: int = 0, disable: bool = False, unit: str = "step"
 ) -> tqdm[Any]:
-    """Return a bar on stderr: redrawn in place on a terminal, a line every 15 seconds elsewhere.
+    """Return a bar on standard error: redrawn in place in a terminal, else a line every 15 seconds.
 
     Args:
-        description: What is going on.
-        total: Number of units in all, where it is known.
-        initial: Units that were done before.
+        description: Text before the bar.
+        total: Number of units; None if unknown.
+        initial: Units that are done already.
         disable: Show nothing.
-        unit: What is counted; `B` for bytes, which are shown in multiples of 1024.
+        unit: Name of the unit; `B` shows bytes in multiples of 1024.
     """
     from tqdm import tqdm
 

@@ -1,4 +1,4 @@
-"""Which of several processes of a training this is, before any of them knows the others."""
+"""The rank of this process in a distributed training, before the training starts."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # torchrun's, Lightning
 
 
 def launched_rank() -> int:
-    """Return the rank that a launcher gave this process; 0 where there is none."""
+    """Return the rank that the launcher gave to this process; 0 without a launcher."""
     return int(next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), "0"))

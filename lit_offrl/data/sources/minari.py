@@ -1,339 +1,198 @@
-"""Minari datasets, local and remote, in its HDF5 and Arrow formats."""
+"""Minari datasets: those in the local root, and those that Minari's client downloads."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from importlib import import_module
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo
-from lit_offrl.data.local import COLLECTED_NAMESPACE, is_present, minari_root, read_metadata
-from lit_offrl.data.sources.arrays import (
-    TableBuilder,
-    episode_fields,
-    floats,
-    natural_order,
-    read_columns,
-    reading,
-    stored_array,
-)
-from lit_offrl.data.sources.cache import Table, cached
-from lit_offrl.data.sources.download import host_answers
-from lit_offrl.data.transitions import Transitions
+from lit_offrl.data.sources.base import DataSource, Listing, Reference
+from lit_offrl.data.sources.d4rl import apply_d4rl_rules
 from lit_offrl.errors import UserError, one_line
 
+if TYPE_CHECKING:
+    from lit_offrl.data.transitions import Transitions
+
+COLLECTED_NAMESPACE = "offrl/"
+_ID = re.compile(r"^(?:[\w-]+/)+[\w-]+-v\d+$")
 _REMOTE = "https://huggingface.co"
+_D4RL_NAMESPACE = "D4RL/"
 
 
-def load_minari(dataset: str) -> tuple[Transitions, DatasetInfo]:
-    """Read a Minari dataset from the local root, or download it there first.
-
-    Dictionary observations become vectors: the values of `observation_keys` of the metadata, concatenated; where the
-    metadata names none, see `observation_keys`. Episodes hold T + 1 observations, so the successor of every transition
-    is the true one and none is dropped.
-
-    In PointMaze data of moving goals the first observation of an episode still shows the goal of the episode before.
-    Where `desired_goal` is part of the vector, that one is replaced by the goal of the observation that follows.
-
-    Raises:
-        UserError: The dataset is neither local nor to be had, or its file is broken.
-    """
-    if not is_present(dataset):
-        download_minari(dataset)
-    folder = minari_root() / dataset / "data"
-    metadata = read_metadata(dataset)
-    keys = _spec(metadata, "observation_keys") or None
-    repair = str(_spec(metadata, "env_spec").get("id", "")).startswith("PointMaze")
-    form = metadata.get("data_format") or "hdf5"
-    if form not in ("hdf5", "arrow"):
-        raise UserError(f"{dataset}: {folder} is in Minari's {form} format; only hdf5 and arrow are read")
-    path = folder / "main_data.hdf5" if form == "hdf5" else folder
-    if not path.exists():
-        raise UserError(f"{dataset}: {path} is missing: remove {folder.parent} and get the dataset again")
-    transitions, used_keys, digest = cached(
-        path,
-        {"observation_keys": keys, "repair_goals": repair},
-        lambda: read_minari(path, tuple(keys) if keys else None, repair),
-    )
-    low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
-    environment = _environment(metadata)
-    return transitions, DatasetInfo(
-        id=dataset,
-        source="offrl" if dataset.startswith(COLLECTED_NAMESPACE) else "minari",
-        path=path,
-        sha256=digest,
-        observation_keys=used_keys,
-        action_bounds=_action_bounds(metadata),
-        environment=environment,
-        environment_note="" if environment else "the dataset's metadata names no environment",
-        reference=None if low is None or high is None else (float(low), float(high)),
-        metadata=metadata,
-    )
+# ------------------------------------------------------------------------------------------------- the local root
 
 
-def download_minari(dataset: str) -> None:
-    """Download a Minari dataset into the local root.
+def minari_root() -> Path:
+    """Return Minari's local root: MINARI_DATASETS_PATH, or .minari/datasets in the home folder."""
+    return Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
+
+
+def is_present(dataset: str) -> bool:
+    """Return whether the dataset lies in the local root."""
+    return (minari_root() / dataset / "data" / "metadata.json").is_file()
+
+
+def read_metadata(dataset: str) -> dict[str, Any]:
+    """Return the metadata of a dataset in the local root.
 
     Raises:
-        UserError: It does not exist or its host cannot be reached; says so within seconds.
+        UserError: The file is missing or broken.
     """
-    if dataset.startswith(COLLECTED_NAMESPACE):
-        raise UserError(f"data.dataset: '{dataset}' has not been collected: run `data collect {dataset}`")
-    remedy = f"copy it to {minari_root() / dataset}, or choose another dataset (`data list`)"
-    # Minari's client retries a dead network for half a minute to two minutes.
-    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") or not host_answers(_REMOTE):
-        raise UserError(
-            f"data.dataset: '{dataset}' is not in {minari_root()} and its remote cannot be reached: {remedy}"
-        )
-    import minari
-
+    path = minari_root() / dataset / "data" / "metadata.json"
     try:
-        minari.download_dataset(dataset)
-    except Exception as error:  # the client's exceptions share no base class
-        raise UserError(
-            f"data.dataset: '{dataset}' could not be downloaded ({one_line(error)[:200]}): {remedy}"
-        ) from error
+        metadata: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not readable ({error}): remove {path.parent.parent} and get it again") from error
+    return metadata
 
 
-def read_minari(path: Path, keys: tuple[str, ...] | None = None, repair_goals: bool = False) -> Table:
-    """Read an HDF5 file in Minari's layout, or a folder in its Arrow layout.
+def local_datasets() -> Iterator[str]:
+    """Yield the ids of the datasets in the local root."""
+    root = minari_root()
+    for path in sorted(root.glob("**/data/metadata.json")):
+        dataset = path.parent.parent.relative_to(root)
+        if not any(part.startswith(".") for part in dataset.parts):  # an unfinished collection lies in a hidden folder
+            yield dataset.as_posix()
 
-    Args:
-        path: The file, or the folder of numbered folders.
-        keys: Observation keys; None for `observation_keys`.
-        repair_goals: Replace the first goal of an episode by the second where they differ.
 
-    Raises:
-        UserError: The file is broken, or its observations are no vectors.
+def size_mb(dataset: str) -> float | None:
+    """Return the size of a dataset's files, without the cache; None where the dataset is not here."""
+    if not is_present(dataset):
+        return None
+    files = (minari_root() / dataset / "data").rglob("*")
+    return sum(path.stat().st_size for path in files if "cache" not in path.name) / 1e6
+
+
+# ------------------------------------------------------------------------------------------------------ the source
+
+
+class Minari(DataSource):
+    """Datasets by their Minari id, e.g. `D4RL/antmaze/umaze-v1`.
+
+    Dictionary observations become vectors, see `lit_offrl.data.formats.minari`.
+
+    In PointMaze data with moving goals the first observation of an episode still shows the goal of the episode before.
+    Where `desired_goal` is part of the vector, the goal of the second observation replaces it.
     """
-    with reading(path), (_hdf5_episodes if path.is_file() else _arrow_episodes)(path) as episodes:
-        if not episodes.names:
-            raise UserError("holds no episodes")
-        keys = (keys or observation_keys(episodes)) if episodes.leaves() else None
-        steps = 0
-        for name in episodes.names:
-            with reading(name):
-                steps += len(stored_array(episodes.open(name), "rewards"))
-        table = TableBuilder(steps)
-        for name in episodes.names:
-            with reading(name):
-                episode = episodes.open(name)
-                observations = _vectors(episode, keys, repair_goals)
-                steps = len(episode["rewards"])
-                if len(observations) != steps + 1:
-                    raise UserError(f"has {len(observations)} observations for {steps} rewards; one more is needed")
-                table.append(episode_fields(read_columns(episode, observations, episode=True)))
-        return table.finish(), keys
+
+    names: ClassVar[tuple[str, ...]] = ("minari",)
+    reference_name = "minari"
+
+    def help(self) -> str:
+        """Return how Minari's datasets are named."""
+        return (
+            "Minari's datasets, by id (D4RL/antmaze/umaze-v1); "
+            f"in {minari_root()} (MINARI_DATASETS_PATH), else downloaded there"
+        )
+
+    def matches(self, dataset: str) -> bool:
+        """Return whether the id has Minari's form, `namespace/.../name-vN`, or lies in the local root."""
+        return bool(_ID.match(dataset)) or is_present(dataset)
+
+    def is_here(self, dataset: str) -> bool:
+        """Return whether the dataset lies in the local root."""
+        return is_present(dataset)
+
+    def prepare(self, dataset: str) -> None:
+        """Download a dataset into the local root; where the remote cannot be reached, fail within seconds."""
+        from lit_offrl.data.download import host_answers
+
+        if self.is_here(dataset):
+            return
+        remedy = f"copy it to {minari_root() / dataset}, or choose another dataset (`data list`)"
+        # Minari's client retries a dead network for half a minute to two minutes.
+        if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") or not host_answers(_REMOTE):
+            raise UserError(
+                f"data.dataset: '{dataset}' is not in {minari_root()} and its remote cannot be reached: {remedy}"
+            )
+        import minari
+
+        try:
+            minari.download_dataset(dataset)
+        except Exception as error:  # the client's exceptions share no base class
+            raise UserError(
+                f"data.dataset: '{dataset}' could not be downloaded ({one_line(error)[:200]}): {remedy}"
+            ) from error
+
+    def load(self, dataset: str, d4rl_compat: bool = True) -> tuple[Transitions, DatasetInfo]:
+        """Read a dataset from the local root; download it first if it is not there."""
+        from lit_offrl.data.formats.cache import cached
+        from lit_offrl.data.formats.minari import read_minari
+
+        self.prepare(dataset)
+        folder = minari_root() / dataset / "data"
+        metadata = read_metadata(dataset)
+        keys = _entry(metadata, "observation_keys") or None
+        repair = str(_entry(metadata, "env_spec").get("id", "")).startswith("PointMaze")
+        data_format = metadata.get("data_format") or "hdf5"
+        if data_format not in ("hdf5", "arrow"):
+            raise UserError(f"{dataset}: {folder} is in Minari's {data_format} format; only hdf5 and arrow are read")
+        path = folder / "main_data.hdf5" if data_format == "hdf5" else folder
+        if not path.exists():
+            raise UserError(f"{dataset}: {path} is missing: remove {folder.parent} and get the dataset again")
+        transitions, used_keys, digest = cached(
+            path,
+            {"observation_keys": keys, "repair_goals": repair},
+            lambda: read_minari(path, tuple(keys) if keys else None, repair),
+        )
+        low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+        environment = _environment(metadata)
+        return transitions, DatasetInfo(
+            id=dataset,
+            source=self.names[0],
+            path=path,
+            sha256=digest,
+            observation_keys=used_keys,
+            action_bounds=_action_bounds(metadata),
+            environment=environment,
+            environment_note="" if environment else "the dataset's metadata names no environment",
+            reference=None if low is None or high is None else (float(low), float(high)),
+            metadata=metadata,
+        )
+
+    def listing(self) -> Iterable[Listing]:
+        """Return the datasets in the local root, except those that this package collects."""
+        datasets = (dataset for dataset in local_datasets() if not dataset.startswith(COLLECTED_NAMESPACE))
+        return (Listing(dataset, "Minari dataset", size_mb(dataset)) for dataset in datasets)
+
+    def environment(self, info: DatasetInfo) -> EnvironmentInfo | None:
+        """Return the environment of the metadata, with D4RL's rules for the datasets below `D4RL/`."""
+        if info.environment is None or not info.id.startswith(_D4RL_NAMESPACE):
+            return info.environment
+        return apply_d4rl_rules(info.id.removeprefix(_D4RL_NAMESPACE).replace("/", "-"), info.environment)
+
+    def reference(self, info: DatasetInfo) -> Reference | None:
+        """Return the reference of the metadata."""
+        return None if info.reference is None else (self.reference_name, *info.reference)
 
 
-def _vectors(episode: Mapping[str, Any], keys: tuple[str, ...] | None, repair_goals: bool) -> NDArray[np.float32]:
-    if keys is None:
-        return floats(episode, "observations")
-    parts = []
-    for key in keys:
-        part = floats(episode, f"observations/{key}")
-        if part.ndim != 2:
-            raise UserError(f"'observations/{key}' has shape {part.shape}; only vectors, (steps + 1, width), are read")
-        if repair_goals and key == "desired_goal" and len(part) > 1:
-            part[0] = part[1]
-        parts.append(part)
-    return np.concatenate(parts, axis=1)
+# ---------------------------------------------------------------------------------------------------- the metadata
 
 
-def observation_keys(episodes: Episodes) -> tuple[str, ...]:
-    """Return the keys of a dictionary observation that make up the vector; `a/b` is key `b` of the dictionary at `a`.
-
-    Of a goal environment: `achieved_goal` unless `observation` begins with it, `observation`, and `desired_goal` unless
-    it is the same throughout (D4RL's conventions: 29 numbers in AntMaze, 4 in PointMaze). Where goals are dictionaries
-    of their own, one entry per task, `observation` and then the entries `desired_goal/<task>` in alphabetical order
-    unless all of them are the same throughout; the entries of `achieved_goal` are readings of the same state.
-
-    Of any other dictionary: every key, in alphabetical order.
-    """
-    leaves = sorted(episodes.leaves())
-    groups = {leaf.partition("/")[0] for leaf in leaves}
-    if groups != {"observation", "achieved_goal", "desired_goal"} or "observation" not in leaves:
-        return tuple(leaves)
-    goals = [leaf for leaf in leaves if leaf.startswith("desired_goal")]
-    keys = ["observation"]
-    if "achieved_goal" in leaves:
-        first = episodes.open(episodes.names[0])
-        achieved, observation = floats(first, "observations/achieved_goal"), floats(first, "observations/observation")
-        if not np.array_equal(observation[:, : achieved.shape[1]], achieved):
-            keys.insert(0, "achieved_goal")
-    if any(_varies(episodes, goal) for goal in goals):
-        keys.extend(goals)
-    return tuple(keys)
-
-
-def _varies(episodes: Episodes, leaf: str) -> bool:
-    constant = floats(episodes.open(episodes.names[0]), f"observations/{leaf}")[0]
-    return any((floats(episodes.open(name), f"observations/{leaf}") != constant).any() for name in episodes.names)
-
-
-def _spec(metadata: Mapping[str, Any], name: str) -> Any:
-    """Return what a metadata entry says, JSON within JSON as Minari stores some; empty where there is none."""
+def _entry(metadata: Mapping[str, Any], name: str) -> Any:
+    """Return an entry of the metadata, decoded where Minari stored JSON within JSON; empty where it is missing."""
     value = metadata.get(name)
     return json.loads(value) if isinstance(value, str) else value or {}
 
 
 def _environment(metadata: Mapping[str, Any]) -> EnvironmentInfo | None:
-    spec = _spec(metadata, "eval_env_spec") or _spec(metadata, "env_spec")
+    spec = _entry(metadata, "eval_env_spec") or _entry(metadata, "env_spec")
     if not spec:
         return None
     return EnvironmentInfo(spec["id"], spec.get("kwargs") or {}, int(spec.get("max_episode_steps") or 1000))
 
 
 def _action_bounds(metadata: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    space = _spec(metadata, "action_space")
+    import numpy as np
+
+    space = _entry(metadata, "action_space")
     if space.get("type") != "Box" or len(space["shape"]) != 1:
         return None
     low, high = (np.asarray(space[bound], np.float64) for bound in ("low", "high"))
     if not np.isfinite([low, high]).all() or (np.all(low == -1) and np.all(high == 1)):
         return None
     return tuple(low.tolist()), tuple(high.tolist())
-
-
-# --------------------------------------------------------------------------------------------------------- formats
-
-
-class Episodes(Protocol):
-    """Episodes of a file or folder, read one at a time."""
-
-    names: list[str]
-
-    def open(self, name: str) -> Mapping[str, Any]:
-        """Return the arrays of an episode under paths such as `rewards` or `observations/desired_goal`."""
-
-    def leaves(self) -> list[str]:
-        """Return the paths below `observations`; none where observations are plain arrays."""
-
-
-class _Hdf5Episode(Mapping[str, Any]):
-    # h5py's own objects cost twice as much as what HDF5 does for one of our small arrays.
-    def __init__(self, group: Any) -> None:
-        self._group = group
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        from h5py import h5d, h5s
-
-        dataset = h5d.open(self._group, name.encode())
-        array = np.empty(dataset.shape, dataset.dtype)
-        if array.size and array.dtype.kind != "O":  # which is refused by all who ask
-            dataset.read(h5s.ALL, h5s.ALL, array)
-        return array
-
-    def __contains__(self, name: object) -> bool:
-        return bool(self._group.links.exists(str(name).encode()))
-
-    def __iter__(self) -> Iterator[str]:
-        return (name.decode() for name in self._group)
-
-    def __len__(self) -> int:
-        return len(self._group)
-
-
-class _Hdf5Episodes:
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self.names = natural_order([name for name in file if is_episode(name)])
-
-    def open(self, name: str) -> Mapping[str, Any]:
-        from h5py import h5g
-
-        return _Hdf5Episode(h5g.open(self._file.id, name.encode()))
-
-    def leaves(self) -> list[str]:
-        import h5py
-
-        observations = self._file[self.names[0]].get("observations")
-        found: list[str] = []
-        if isinstance(observations, h5py.Group):
-            observations.visititems(lambda path, item: found.append(path) if isinstance(item, h5py.Dataset) else None)
-        return found
-
-
-@contextmanager
-def _hdf5_episodes(path: Path) -> Iterator[_Hdf5Episodes]:
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        yield _Hdf5Episodes(file)
-
-
-def is_episode(name: str) -> bool:
-    """Whether a group of an HDF5 file is named as Minari names its episodes."""
-    return name.startswith("episode_") and name.removeprefix("episode_").isdigit()
-
-
-class _ArrowEpisode(Mapping[str, Any]):
-    def __init__(self, batches: list[Any]) -> None:
-        self._batches = batches
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        column, *fields = name.split("/")
-        array = np.concatenate([_numpy(batch.column(column), fields) for batch in self._batches])
-        # All columns are as long as the observations: the others have one row of padding.
-        return array if column == "observations" else array[:-1]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._batches[0].schema.names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._batches[0].schema.names)
-
-    def __len__(self) -> int:
-        return len(self._batches[0].schema.names)
-
-
-def _numpy(array: Any, fields: list[str]) -> NDArray[Any]:
-    for field in fields:
-        array = array.field(field)
-    if hasattr(array.type, "list_size"):
-        width = array.type.list_size
-        return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), width)  # type: ignore[no-any-return]
-    return array.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
-
-
-class _ArrowEpisodes:
-    def __init__(self, folder: Path, ipc: Any) -> None:
-        self._folder = folder
-        self._ipc = ipc
-        self.names = natural_order([entry.name for entry in folder.iterdir() if entry.name.isdigit()])
-
-    def open(self, name: str) -> Mapping[str, Any]:
-        paths = sorted((self._folder / name).glob("*.arrow"))
-        batches: list[Any] = []
-        for path in paths:
-            with reading(f"{name}/{path.name}"), self._ipc.open_file(str(path)) as file:
-                batches.extend(file.get_batch(i) for i in range(file.num_record_batches))
-        if not batches:
-            raise UserError(f"episode {name} has no arrow file with rows")
-        return _ArrowEpisode(batches)
-
-    def leaves(self) -> list[str]:
-        episode = self.open(self.names[0])
-        return list(_struct_leaves(episode._batches[0].schema.field("observations").type))  # type: ignore[attr-defined]
-
-
-def _struct_leaves(struct: Any, prefix: str = "") -> Iterator[str]:
-    for index in range(struct.num_fields if str(struct).startswith("struct") else 0):
-        field = struct.field(index)
-        inner = list(_struct_leaves(field.type, f"{prefix}{field.name}/"))
-        yield from inner or [f"{prefix}{field.name}"]
-
-
-@contextmanager
-def _arrow_episodes(folder: Path) -> Iterator[_ArrowEpisodes]:
-    try:
-        ipc = import_module("pyarrow.ipc")
-    except ImportError:
-        raise UserError("is in Minari's arrow format, which needs pyarrow: pip install pyarrow") from None
-    yield _ArrowEpisodes(folder, ipc)

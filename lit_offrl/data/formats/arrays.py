@@ -1,6 +1,6 @@
-"""What all sources share: arrays of a file checked and read as float32, and the rules that make transitions of them.
+"""Reading and checking arrays, and the rules that turn them into transitions; all formats share these.
 
-Messages here name the key; `reading` puts the file in front of them.
+Error messages name the key; `reading` puts the file name in front.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ READ_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What numpy, zipfile, h5py and pyarrow raise on broken files, and we on files of another structure."""
+"""Exceptions of numpy, zipfile, h5py and pyarrow for broken files."""
 
 _NUMBERS = "fiub"
 _ROWS_AT_A_TIME = 65_536
-# Successors that a file holds itself agree with the next row's observation to rounding; this is far above that.
+# Largest difference between a stored successor and the next row's observation within an episode: far above rounding.
 _SAME_STATE = 1e-4
 
 
 @contextmanager
 def reading(path: Path | str) -> Iterator[None]:
-    """Turn what is raised while a file, or a part of one, is read into one line that names it."""
+    """Turn exceptions while a file or a part of it is read into one line that names it."""
     try:
         yield
     except UserError as error:
@@ -57,10 +57,10 @@ def reading(path: Path | str) -> Iterator[None]:
 
 @contextmanager
 def open_arrays(path: Path) -> Iterator[Mapping[str, Any]]:
-    """Open an `.npz` or HDF5 file as a mapping whose values are read when they are asked for.
+    """Open an `.npz` or HDF5 file as a mapping that reads an array when it is accessed.
 
     Raises:
-        UserError: The file is missing or broken, or becomes so while it is being read.
+        UserError: The file is missing or broken.
     """
     if not path.is_file():
         raise UserError(f"data.dataset: no file {path}")
@@ -91,14 +91,14 @@ def natural_order(names: list[str]) -> list[str]:
 
 
 def floats(arrays: Mapping[str, Any], name: str) -> NDArray[np.float32]:
-    """Read an array of finite numbers as float32; HDF5 converts while it reads, so that there is no second copy.
+    """Read an array of finite numbers as float32. HDF5 converts while it reads, without a second copy.
 
     Raises:
-        UserError: It is missing, cannot be read, or holds something else.
+        UserError: The array is missing, cannot be read, or holds other values.
     """
     stored = stored_array(arrays, name)
     try:
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is found below
+        with np.errstate(over="ignore"):  # values beyond float32 become infinite, which is checked below
             if isinstance(stored, np.ndarray):
                 table = stored.astype(np.float32, copy=False)
             else:
@@ -114,10 +114,10 @@ def floats(arrays: Mapping[str, Any], name: str) -> NDArray[np.float32]:
 
 
 def flags(arrays: Mapping[str, Any], name: str) -> NDArray[np.bool_]:
-    """Read an array of flags, whatever type they were stored in, `[n]`.
+    """Read an array of flags of any stored type, bool `[n]`.
 
     Raises:
-        UserError: It is missing, cannot be read, or holds something other than 0 and 1.
+        UserError: The array is missing, cannot be read, or holds values other than 0 and 1.
     """
     stored = stored_array(arrays, name)
     try:
@@ -131,10 +131,10 @@ def flags(arrays: Mapping[str, Any], name: str) -> NDArray[np.bool_]:
 
 
 def stored_array(arrays: Mapping[str, Any], name: str) -> Any:
-    """Return an array of numbers as it is stored: a numpy array, or an HDF5 dataset that is yet to be read.
+    """Return an array of numbers as it is stored: a numpy array, or an HDF5 dataset that is not read yet.
 
     Raises:
-        UserError: It is missing, cannot be read, or holds something else.
+        UserError: The array is missing, cannot be read, or holds no numbers.
     """
     try:
         stored = arrays[name]
@@ -158,15 +158,15 @@ def _vector(array: NDArray[Any]) -> NDArray[Any]:
 
 @dataclass
 class Columns:
-    """The arrays of consecutive transitions, checked against each other.
+    """Arrays of consecutive transitions with matching shapes.
 
     Attributes:
         observations: float32 `[n, observation_dim]`.
         actions: float32 `[n, action_dim]`.
         rewards: float32 `[n]`.
-        terminals: bool `[n]`; None where the source does not say.
-        timeouts: bool `[n]`; None where the source does not say.
-        next_observations: float32 `[n, observation_dim]`; None where the source does not say.
+        terminals: bool `[n]`; None where the file has none.
+        timeouts: bool `[n]`; None where the file has none.
+        next_observations: float32 `[n, observation_dim]`; None where the file has none.
     """
 
     observations: NDArray[np.float32]
@@ -183,13 +183,13 @@ def read_columns(
     """Read the arrays of a file or episode.
 
     Args:
-        arrays: `observations`, `actions`, `rewards`, and where they exist `terminals` (or `terminations`), `timeouts`
-            (or `truncations`) and `next_observations`.
-        observations: The observations, where they were made from others.
-        episode: The arrays are one whole episode: there may be one observation more than rewards, the last one.
+        arrays: `observations`, `actions`, `rewards`, and optionally `terminals` (or `terminations`), `timeouts` (or
+            `truncations`) and `next_observations`.
+        observations: Replaces the array `observations`, e.g. vectors made of dictionary observations.
+        episode: The arrays are one episode, which may have one observation more than rewards.
 
     Raises:
-        UserError: A key is missing, shapes disagree, or values are not what they should be.
+        UserError: A key is missing, shapes disagree, or values are wrong.
     """
     rewards = _vector(floats(arrays, "rewards"))
     if rewards.ndim != 1:
@@ -226,7 +226,7 @@ def read_columns(
 
 
 def _fits(shape: tuple[int, ...], needed: tuple[int | str, ...]) -> bool:
-    """Whether a shape has the needed sizes; a size that is only a name may be any."""
+    """Return whether a shape has the needed sizes; a name stands for any size."""
     sizes = zip(shape, needed, strict=False)
     return len(shape) == len(needed) and all(size == want or isinstance(want, str) for size, want in sizes)
 
@@ -239,10 +239,10 @@ def _flags_under(arrays: Mapping[str, Any], names: tuple[str, ...]) -> NDArray[n
 
 
 def flat_fields(columns: Columns) -> Fields:
-    """Make transitions of flat arrays, one episode after another; see `files` for the rules.
+    """Make transitions of flat arrays, one episode after another; `lit_offrl.data.formats.files` states the rules.
 
     Raises:
-        UserError: Nothing says where episodes end.
+        UserError: No array says where episodes end.
     """
     if columns.terminals is None and columns.timeouts is None:
         raise UserError(
@@ -284,7 +284,7 @@ def fields_of_rows(
     following: NDArray[np.int64],
     timeouts: NDArray[np.bool_],
 ) -> Fields:
-    """Keep some transitions, each with the observation of row `following` as its successor."""
+    """Return the transitions of some rows, with the observations of the rows `following` as successors."""
     return {
         "observations": columns.observations[rows],
         "actions": columns.actions[rows],
@@ -300,7 +300,7 @@ def rows_where(
     first: NDArray[np.float32],
     second: NDArray[np.float32],
 ) -> NDArray[np.bool_]:
-    """Compare two tables row by row, a piece at a time: differences of whole tables would double the memory."""
+    """Compare two tables row by row, in pieces, because the difference of whole tables would double the memory."""
     pieces = range(0, len(first), _ROWS_AT_A_TIME)
     compared = [condition(first[i : i + _ROWS_AT_A_TIME], second[i : i + _ROWS_AT_A_TIME]) for i in pieces]
     return np.concatenate(compared) if compared else np.zeros(0, bool)
@@ -315,10 +315,10 @@ def _differ(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[
 
 
 class TableBuilder:
-    """A table filled episode by episode; nothing is held twice.
+    """A table that is filled episode by episode, without a second copy.
 
     Args:
-        capacity: Largest number of transitions that will come.
+        capacity: Largest number of transitions.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -330,7 +330,7 @@ class TableBuilder:
         """Add the transitions of an episode.
 
         Raises:
-            UserError: An array is not as wide as that of the episodes before.
+            UserError: The width of an array differs from the episodes before.
         """
         end = self._rows + len(fields["rewards"])
         for name, array in fields.items():

@@ -1,4 +1,4 @@
-"""The flat cache: what was read once from a slow format lies beside it as plain arrays from then on."""
+"""The cache: the table that was read from a slow format is stored beside the source as plain arrays."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
@@ -14,29 +13,30 @@ from typing import Any
 
 import numpy as np
 
-from lit_offrl.data.sources.arrays import READ_ERRORS
+from lit_offrl.data.formats.arrays import READ_ERRORS
 from lit_offrl.data.transitions import Transitions
 from lit_offrl.errors import UserError, one_line
+from lit_offrl.system.files import write_atomically
 
 SUFFIX = ".cache.npz"
-# Of the file's layout and of the rules by which sources become transitions: whoever changes either counts this up.
+# Version of the layout of cache files and of the rules that make transitions: increase it when either changes.
 _VERSION = 1
 
 Table = tuple[Transitions, tuple[str, ...] | None]
 """Transitions and the observation keys they were made of."""
 CachedTable = tuple[Transitions, "tuple[str, ...] | None", str]
-"""The same with the SHA-256 digest of the source."""
+"""Transitions, observation keys, and the SHA-256 digest of the source."""
 
 
 def cached(source: Path, options: Mapping[str, Any], read: Callable[[], Table]) -> CachedTable:
-    """Return what `read` makes of a source and the source's digest, from the cache where that is up to date.
+    """Return what `read` returns and the digest of the source; take both from the cache if it is up to date.
 
-    A cache that is stale, broken or made with other options is replaced. Where it cannot be written, a line on standard
-    error says so and nothing is left behind.
+    A cache that is outdated, broken or made with other options is replaced. If the cache cannot be written, a line on
+    standard error says so, and no partial file remains.
 
     Args:
         source: File or folder that is read.
-        options: What the result depends on besides the source; plain values.
+        options: Everything else that the result depends on; plain values.
         read: Reads the source.
     """
     cache = source.with_name(source.name + SUFFIX)
@@ -92,19 +92,18 @@ def _read_cache(cache: Path, fingerprint: str) -> CachedTable | None:
             transitions = Transitions(**{field.name: file[field.name] for field in fields(Transitions)})
             keys = header["observation_keys"]
             return transitions, None if keys is None else tuple(keys), header["sha256"]
-    except (*READ_ERRORS, UserError):  # cut off, or something else of that name
+    except (*READ_ERRORS, UserError):  # truncated, or another kind of file
         return None
 
 
 def _write_cache(cache: Path, transitions: Transitions, header: dict[str, Any]) -> None:
-    temporary = cache.with_name(f".{cache.name}.{os.getpid()}.tmp")
     packed = np.frombuffer(json.dumps({"version": _VERSION, **header}).encode(), np.uint8)
-    try:
-        with temporary.open("wb") as file:  # given a name, numpy would append its suffix to it
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:  # np.savez would append a suffix to a path
             np.savez(file, header=packed, **{f.name: getattr(transitions, f.name) for f in fields(transitions)})
-        temporary.replace(cache)
+
+    try:
+        write_atomically(cache, write)
     except OSError as error:
         print(f"{cache} cannot be written ({one_line(error)}): the next load is as slow as this one", file=sys.stderr)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -1,9 +1,11 @@
-"""HTTP downloads that go on where they broke off and appear in their place whole or not at all."""
+"""HTTP downloads that continue where they broke off. The target appears when it is complete.
+
+pooch and huggingface_hub were looked at: pooch starts a broken download again, and the hub serves its own files only.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import http.client
 import os
 import socket
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lit_offrl.errors import UserError, one_line
+from lit_offrl.system.files import temporary_lock
 from lit_offrl.system.progress import progress_bar
 
 _ATTEMPTS = 3
@@ -24,7 +27,7 @@ _CHUNK = 1 << 20
 
 
 def host_answers(url: str, seconds: float = _SECONDS_TO_CONNECT) -> bool:
-    """Whether the host of a URL accepts connections; knows within seconds. Behind a proxy only the client can tell."""
+    """Return whether the host of a URL accepts connections within some seconds; True where a proxy is in between."""
     address = urllib.parse.urlsplit(url)
     proxies = urllib.request.getproxies()
     if (address.scheme in proxies or "all" in proxies) and not urllib.request.proxy_bypass(address.netloc):
@@ -36,7 +39,7 @@ def host_answers(url: str, seconds: float = _SECONDS_TO_CONNECT) -> bool:
         with contextlib.suppress(OSError), socket.create_connection((address.hostname, port), timeout=seconds):
             answered.set()
 
-    # Beside us, because looking a name up knows no time limit.
+    # In a thread of its own, because the look-up of a host name has no time limit.
     attempt = threading.Thread(target=connect, daemon=True)
     attempt.start()
     attempt.join(seconds)
@@ -46,8 +49,8 @@ def host_answers(url: str, seconds: float = _SECONDS_TO_CONNECT) -> bool:
 def download(url: str, target: Path) -> None:
     """Download a file, with a progress bar.
 
-    What arrived before a connection broke is kept in `<target>.part`, and this call or a later one goes on from there.
-    Of several processes that want the same file one downloads it and the others wait.
+    What arrived before a connection broke is kept in `<target>.part`; this call, or a later one, continues from there.
+    Where several processes want the same file, one downloads it and the others wait.
 
     Raises:
         UserError: The host cannot be reached, it has no such file, the file arrived incomplete, or it cannot be
@@ -59,10 +62,9 @@ def download(url: str, target: Path) -> None:
         if not host_answers(url):
             raise UserError(f"{target} is missing and the host of {url} cannot be reached: {remedy}")
         target.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with temporary_lock(target.with_name(f".{target.name}.lock")):
             if not target.is_file():  # else another process was faster
-                _fetch_patiently(url, file)
+                _download_part(url, part)
                 part.replace(target)
     except urllib.error.HTTPError as error:
         raise UserError(f"{url} answers {error.code} ({error.reason}), so {target} is missing: {remedy}") from error
@@ -71,23 +73,27 @@ def download(url: str, target: Path) -> None:
             f"{url} could not be downloaded to {target} ({one_line(error)}): try again, which goes on where it broke "
             f"off, or {remedy}"
         ) from error
+
+
+def _download_part(url: str, part: Path) -> None:
+    """Complete the file `part`; remove it where nothing of it has arrived."""
+    try:
+        with part.open("ab") as file:
+            for attempt in range(1, _ATTEMPTS + 1):
+                try:
+                    _fetch(url, file)
+                    return
+                except (TimeoutError, ConnectionError, http.client.HTTPException):  # noqa: PERF203 (three attempts)
+                    if attempt == _ATTEMPTS:
+                        raise
     finally:
         with contextlib.suppress(OSError):
             if not part.stat().st_size:
                 part.unlink()
 
 
-def _fetch_patiently(url: str, file: IO[bytes], attempts: int = _ATTEMPTS) -> None:
-    try:
-        _fetch(url, file)
-    except (TimeoutError, ConnectionError, http.client.HTTPException):
-        if attempts == 1:
-            raise
-        _fetch_patiently(url, file, attempts - 1)
-
-
 def _fetch(url: str, file: IO[bytes]) -> None:
-    """Append to `file` what it lacks of the URL's content."""
+    """Append the missing rest of the URL's content to `file`."""
     begin = file.seek(0, os.SEEK_END)
     request = urllib.request.Request(url, headers={"Range": f"bytes={begin}-"} if begin else {})
     try:
@@ -96,12 +102,12 @@ def _fetch(url: str, file: IO[bytes]) -> None:
         if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
         if error.headers.get("Content-Range", "").rpartition("/")[2] == str(begin):
-            return  # all of it was there already
+            return  # the file was complete already
         file.truncate(0)
         _fetch(url, file)
         return
     with response:
-        if response.status != http.client.PARTIAL_CONTENT:  # the server knows no ranges and sends the whole
+        if response.status != http.client.PARTIAL_CONTENT:  # the server ignores ranges and sends the whole file
             begin = 0
             file.truncate(0)
         length = response.headers.get("Content-Length")
