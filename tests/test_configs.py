@@ -24,7 +24,7 @@ from lit_offrl.cli.configs import (
 )
 from lit_offrl.cli.training import resolved_config
 from lit_offrl.collect.catalog import CATALOG
-from  import D4RL_FILES
+from lit_offrl.data.sources.d4rl import D4RL_FILES
 from lit_offrl.errors import UserError
 
 CONF = REPOSITORY / "conf"
