@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from conftest import REPOSITORY
-from lit_offrl.data.sources.d4rl_catalog import D4RL_FILES
 
 from lit_offrl import algorithms
 from lit_offrl.cli import main
@@ -25,6 +24,7 @@ from lit_offrl.cli.configs import (
 )
 from lit_offrl.cli.training import resolved_config
 from lit_offrl.collect.catalog import CATALOG
+from lit_offrl.data.sources.d4rl import D4RL_FILES
 from lit_offrl.errors import UserError
 
 CONF = REPOSITORY / "conf"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,14 +54,9 @@ def _list(options: argparse.Namespace) -> int:
     print()
     for source in SOURCES:
         print(source.help())
-    values = "; ".join(f"{table.model} for {len(table.names)} ({_families(table.names)})" for table in task_tables())
-    print(f"values of papers for original D4RL files, by `fit --model DTQL --task hopper-medium-v2`: {values}")
+    counts = ", ".join(f"{table.model} for {len(table.names)}" for table in task_tables())
+    print(f"values of papers for original D4RL files, by `fit --model DTQL --task hopper-medium-v2`: {counts}")
     return 0
-
-
-def _families(datasets: Iterable[str]) -> str:
-    """Return the first words of dataset ids."""
-    return ", ".join(sorted({dataset.partition("-")[0] for dataset in datasets}))
 
 
 def _info(options: argparse.Namespace) -> int:
