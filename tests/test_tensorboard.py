@@ -15,7 +15,7 @@ from conftest import run_folder, tiny_words
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-from tiny import TINY, nested
+from tiny import nested, tiny_options
 from torch import Tensor, nn
 
 from lit_offrl import algorithms
@@ -171,10 +171,10 @@ def test_gradient_norms_are_those_of_the_last_update_of_a_block(tmp_path: Path):
     )
 
 
-@pytest.mark.parametrize("name", [name for name in algorithms.__all__ if name != "OfflineAlgorithm"])
+@pytest.mark.parametrize("name", [*algorithms.ALGORITHMS])
 def test_every_critic_tells_the_value_of_single_actions(name: str):
     torch.manual_seed(0)
-    algorithm = getattr(algorithms, name)(3, 2, **nested(TINY[name]))
+    algorithm = getattr(algorithms, name)(3, 2, **nested(tiny_options(name)))
     observations, actions = torch.randn(5, 3), torch.rand(5, 2) * 2 - 1
     values = algorithm.value_of(observations, actions)
     assert values.shape == (5,)

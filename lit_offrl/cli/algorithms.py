@@ -10,12 +10,11 @@ from lit_offrl.cli.parser import CommandParser
 def run_algorithms(words: list[str]) -> int:
     """Run `algorithms`: print each algorithm with the first line of its description; return the exit code."""
     CommandParser(prog="python -m lit_offrl algorithms", description="List the algorithms.").parse_args(words)
-    from lit_offrl import algorithms
+    from lit_offrl.algorithms import ALGORITHMS
 
-    names = [name for name in algorithms.__all__ if name != "OfflineAlgorithm"]
-    width = max(map(len, names))
-    for name in names:
-        summary = " ".join((getattr(algorithms, name).__doc__ or "").split("\n\n")[0].split())
+    width = max(map(len, ALGORITHMS))
+    for name, cls in ALGORITHMS.items():
+        summary = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
         sys.stdout.write(f"{name:{width}}  {summary}\n")
     sys.stdout.write("\n`fit --model NAME --help` shows the options of an algorithm\n")
     return 0

@@ -7,7 +7,7 @@ import re
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lit_offrl import algorithms
+from lit_offrl.algorithms import ALGORITHMS
 from lit_offrl.cli.options import ACCELERATION, OPTION_GROUPS
 from lit_offrl.errors import UserError, did_you_mean
 
@@ -35,7 +35,7 @@ def explain(message: str) -> str:
     if option := _first(r"[Uu]nrecognized arguments: (.+)", text):
         return f"unrecognized: {option}{did_you_mean(option.split()[0].split('=')[0].lstrip('-'), _flags())}"
     if name := _first(r"Expected a dot import path string: (\S+)", text):
-        names = [each for each in algorithms.__all__ if each != "OfflineAlgorithm"]
+        names = list(ALGORITHMS)
         return f"{key}: no class '{name}'{did_you_mean(name, names)}; there are {', '.join(names)}"
     if wrong := re.search(r"class_path \S+ Parser key \"(\S+)\": Expected an? <class '(\w+)'>. Got value: (\S+)", text):
         return f"{key}.init_args.{wrong[1]}: must be {wrong[2]}, not {wrong[3]}"
@@ -54,7 +54,7 @@ def _parameters(cls: type) -> list[str]:
 
 
 def _known_options() -> list[str]:
-    classes = (*(getattr(algorithms, name) for name in algorithms.__all__), *OPTION_GROUPS.values())
+    classes = (*ALGORITHMS.values(), *OPTION_GROUPS.values())
     return [name for cls in classes for name in _parameters(cls)]
 
 

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 from docstring_parser import parse as parse_docstring
 
-from lit_offrl import algorithms
+from lit_offrl.algorithms import ALGORITHMS
 from lit_offrl.cli.configs import expand_words, flatten, pair_options, read_config
 from lit_offrl.cli.options import ACCELERATION, OPTION_GROUPS, TRAINER_DEFAULTS
 
@@ -67,7 +67,7 @@ def short_help(command: str, words: Sequence[str]) -> str:
     """
     values = _values_of(words)
     model = str(values.get("model.class_path") or values.get("model") or "").rpartition(".")[2]
-    cls = getattr(algorithms, model, None) if model in algorithms.__all__ else None
+    cls = ALGORITHMS.get(model)
     blocks = [
         ("run", [*RUN, *((f"--{name}", "true", text) for name, text in ACCELERATION.items())]),
         ("data", list(_rows(OPTION_GROUPS["data"], "data.", values))),

@@ -20,7 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
-from lit_offrl import algorithms
+from lit_offrl.algorithms import OfflineAlgorithm
 from lit_offrl.callbacks.acceleration import Acceleration
 from lit_offrl.callbacks.bandit import BanditEvaluation
 from lit_offrl.callbacks.checkpoint import RunCheckpoint
@@ -111,7 +111,7 @@ class OfflineCLI(LightningCLI):
         self.resumed_step: int | None = None
         self.exit_code = 0
         super().__init__(
-            algorithms.OfflineAlgorithm,
+            OfflineAlgorithm,
             D4RLDataModule,
             subclass_mode_model=True,
             save_config_callback=SaveConfig,
