@@ -27,10 +27,10 @@ from optuna.trial import TrialState, create_trial
 from test_cli import failure
 
 from lit_offrl.cli import main
-from lit_offrl.cli.sweep import Plan
 from lit_offrl.errors import RunFailure, UserError
 from lit_offrl.search import study as studies
 from lit_offrl.search.pictures import pictures
+from lit_offrl.search.plan import Plan
 from lit_offrl.search.space import Objective, Parameter, Search, read_search
 from lit_offrl.search.trial import Outcome, SeedRun, mean_of_last, run_trial
 
@@ -179,7 +179,7 @@ def test_flags_win(write: Write):
 def test_every_search_that_comes_along_begins_with_the_configs_own_values(path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(REPOSITORY)
     plan = Plan(read_search(path, {}))
-    assert plan.outside == []
+    assert plan.keys_outside == []
     studies.make_pruner(plan.search, plan.max_steps)
 
 
@@ -548,7 +548,7 @@ def test_a_search_without_an_environment(write: Write, tmp_path: Path, capsys: p
 
 def seed_run(search: Search, root: Path) -> SeedRun:
     words = search.flags({"trainer.default_root_dir": str(root), "trainer.enable_progress_bar": False})
-    return SeedRun(0, (*words, "--evaluation.enabled=false"), root, root / "seed_0.txt")
+    return SeedRun(0, (*words, "--evaluation.enabled=false"), root)
 
 
 def test_a_pruned_run_stops_at_the_end_of_a_block(write: Write, tmp_path: Path):
@@ -582,7 +582,7 @@ def test_the_running_mean_is_over_seeds(tmp_path: Path):
         (folder / "results.json").write_text(json.dumps({"stage": "fit", "status": "finished"}))
         rows = "".join(f"{10 * (i + 1)},{value}\n{10 * (i + 1)},\n" for i, value in enumerate(values))
         (folder / "metrics.csv").write_text(f"step,eval/x\n{rows}")
-        runs.append(SeedRun(seed, (), tmp_path, tmp_path / "log.txt"))
+        runs.append(SeedRun(seed, (), tmp_path))
     reported: dict[int, float] = {}
 
     def watch(step: int, value: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -38,7 +39,8 @@ commands:
   --ckpt_path last                         go on with a run that was stopped
 """
 TRAINING = ("fit", "validate", "test", "predict")
-COMMANDS = (*TRAINING, "algorithms", "data", "sweep", "grid", "report")
+OTHERS = ("algorithms", "data", "sweep", "grid", "report")
+COMMANDS = (*TRAINING, *OTHERS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,12 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         return _run(words[0], words[1:])
-    except UserError as error:
-        sys.stderr.write(f"{_rank_prefix()}error: {one_line(error)}\n")
-        return 2
-    except RunFailure as error:
-        sys.stderr.write(f"{_rank_prefix()}error: {one_line(error)}\n")
-        return 1
+    except (UserError, RunFailure) as error:
+        prefix = f"[rank {rank}] " if (rank := launched_rank()) else ""
+        sys.stderr.write(f"{prefix}error: {one_line(error)}\n")
+        return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         return 130
@@ -69,37 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _rank_prefix() -> str:
-    """Return the prefix of an error message: the number of this process, or nothing for the first process."""
-    return f"[rank {rank}] " if (rank := launched_rank()) else ""
-
-
 def _run(command: str, words: list[str]) -> int:
-    if command == "data":
-        from lit_offrl.cli.data import run_data
-
-        return run_data(words)
-    if command == "sweep":
-        from lit_offrl.cli.sweep import run_sweep
-
-        return run_sweep(words)
-    if command == "report":
-        from lit_offrl.cli.report import run_report
-
-        return run_report(words)
-    if command == "grid":
-        from lit_offrl.cli.grid import run_grid
-
-        return run_grid(words)
-    if command == "algorithms":
-        from lit_offrl.cli.algorithms import run_algorithms
-
-        return run_algorithms(words)
-    if (
-        command == "fit"
-        and not {"-h", "--help", "--help-all"} & {*words}
-        and (seeds := pop_option(words, "--seeds")) is not None
-    ):
+    if command in OTHERS:
+        module = importlib.import_module(f"lit_offrl.cli.{command}")
+        return int(getattr(module, f"run_{command}")(words))
+    wants_help = {"-h", "--help", "--help-all"} & {*words}
+    if command == "fit" and not wants_help and (seeds := pop_option(words, "--seeds")) is not None:
         return run_seeds(words, seeds, pop_option(words, "--parallel"))
     if command in TRAINING:
         from lit_offrl.cli.training import run_training

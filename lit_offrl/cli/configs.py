@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,9 @@ from lit_offrl.jobs.local import pop_option
 from lit_offrl.run_folder import RunFolder
 
 PACKAGE = Path(lit_offrl.__file__).parent
+CONFIG = ("--config", "-c")
 # In the repository `conf/` lies beside the package, in a wheel inside of it.
 CONF = next((folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir()), PACKAGE / "conf")
-
-
-# ------------------------------------------------------------------------------------------------- files by name
 
 
 def config_names(folder: str = "") -> list[str]:
@@ -81,9 +80,6 @@ def algorithm_of(config: Mapping[str, Any]) -> str | None:
     model = config.get("model")
     path = model.get("class_path") if isinstance(model, dict) else model
     return path.rpartition(".")[2] if isinstance(path, str) else None
-
-
-# ------------------------------------------------------------------------------------------------- values of tasks
 
 
 @dataclass(frozen=True)
@@ -159,9 +155,6 @@ def task_tables() -> list[TaskTable]:
     return [TaskTable.of(name) for name in config_names("tasks")]
 
 
-# ------------------------------------------------------------------------------------------------- the command line
-
-
 def expand_words(words: Sequence[str]) -> list[str]:
     """Return the words of a training command with paths of configs for names and values for `--task`.
 
@@ -176,10 +169,9 @@ def expand_words(words: Sequence[str]) -> list[str]:
     if task is None:
         if variant is not None:
             raise UserError("--variant belongs to --task, e.g. --task hopper-medium-v2 --variant paper")
-        words = [word for pair in pair_options(words) for word in _with_path(pair)]
-        return _with_config_of_checkpoint(words)
+        return _with_config_of_checkpoint([word for pair in pair_options(words) for word in _as_words(pair)])
     pairs = pair_options(words)
-    configs = [value for name, value in pairs if name in ("--config", "-c") and value is not None]
+    configs = [value for name, value in pairs if name in CONFIG and value is not None]
     algorithm = next(filter(None, (algorithm_of(read_config(name)) for name in reversed(configs))), None)
     if not configs:
         algorithm = next((value for name, value in reversed(pairs) if name in ("--model", "--model.class_path")), None)
@@ -190,7 +182,7 @@ def expand_words(words: Sequence[str]) -> list[str]:
     return [
         *(f"--config={find_config(name)}" for name in configs or [table.base_config(task)]),
         *(f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()),
-        *(word for pair in pairs if pair[0] not in ("--config", "-c") for word in _as_words(pair)),
+        *(word for pair in pairs if pair[0] not in CONFIG for word in _as_words(pair)),
     ]
 
 
@@ -199,7 +191,7 @@ def pair_options(words: Sequence[str]) -> list[tuple[str, str | None]]:
     pairs: list[tuple[str, str | None]] = []
     for word in words:
         name, equals, value = word.partition("=")
-        if word.startswith("-") and not _is_number(word):
+        if re.match(r"-[^\d.]", word):
             pairs.append((name, value if equals else None))
         elif pairs and pairs[-1][0].startswith("-") and pairs[-1][1] is None:
             pairs[-1] = (pairs[-1][0], word)
@@ -209,25 +201,13 @@ def pair_options(words: Sequence[str]) -> list[tuple[str, str | None]]:
 
 
 def _as_words(pair: tuple[str, str | None]) -> list[str]:
+    """Return an option as words, a config as the path of its file."""
     name, value = pair
     if value is None:
         return [name]
-    return [f"{name}={value}"] if name.startswith("--") else [name, value]
-
-
-def _with_path(pair: tuple[str, str | None]) -> list[str]:
-    name, value = pair
-    if name in ("--config", "-c") and value is not None:
+    if name in CONFIG:
         return [f"--config={find_config(value)}"]
-    return _as_words(pair)
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
+    return [f"{name}={value}"] if name.startswith("--") else [name, value]
 
 
 def _with_config_of_checkpoint(words: list[str]) -> list[str]:

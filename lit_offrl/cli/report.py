@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,13 +20,9 @@ def run_report(words: list[str]) -> int:
         description="Tables, learning curves and confidence intervals of the runs below some folders.",
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="where runs lie, e.g. runs/")
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="where to write; by default report/ in the first FOLDER"
-    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="by default report/ in the first FOLDER")
     parser.add_argument("--all", action="store_true", help="include runs that are not finished, marked")
-    parser.add_argument(
-        "--last", type=int, default=5, metavar="K", help="average the last K evaluations, too (default 5)"
-    )
+    parser.add_argument("--last", type=int, default=5, metavar="K", help="average the last K evaluations, too (5)")
     parser.add_argument("--best", action="store_true", help="show each run's best evaluation, too; it is optimistic")
     options = parser.parse_args(words)
     require(options.last >= 1, "--last", "at least 1", options.last)
@@ -38,10 +33,10 @@ def run_report(words: list[str]) -> int:
 
     runs = find_runs(options.folders, warn=lambda line: sys.stderr.write(f"warning: {line}\n"))
     used = [run for run in runs if run.finished or options.all]
-    skipped = len(runs) - len(used)
     if not used:
         raise UserError(f"none of {len(runs)} runs is finished: --all reports them nevertheless")
-    notes = [f"{skipped} of {len(runs)} runs are not finished and left out; --all includes them."] if skipped else []
+    notes = [f"{len(runs) - len(used)} of {len(runs)} runs are not finished and left out; --all includes them."]
+    notes *= len(used) < len(runs)
     report = Report(used, last=options.last, best=options.best, notes=notes)
     output = options.output or options.folders[0] / "report"
     written = _write(report, output)
@@ -55,7 +50,7 @@ def run_report(words: list[str]) -> int:
 def _write(report: Report, output: Path) -> list[str]:
     """Write all files; return their names."""
     from lit_offrl.report import page, plots
-    from lit_offrl.system.files import write_atomically
+    from lit_offrl.system.files import write_bytes
 
     colors = plots.colors_of(report.algorithms)
     figures = {page.curve_name(task): plots.learning_curves(report, task, colors) for task in report.tasks}
@@ -75,11 +70,7 @@ def _write(report: Report, output: Path) -> list[str]:
     }
     try:
         for name, content in files.items():
-            write_atomically(output / name, _writer(content))
+            write_bytes(output / name, content)
     except OSError as error:
         raise UserError(f"{output} cannot be written ({error.strerror}): choose another with --output") from error
     return list(files)
-
-
-def _writer(content: bytes) -> Callable[[Path], object]:
-    return lambda path: path.write_bytes(content)

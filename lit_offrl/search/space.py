@@ -5,21 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from lit_offrl.cli.configs import read_config
 from lit_offrl.errors import UserError, did_you_mean, require
 
+Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 RANGE_KEYS = ("low", "high", "log", "step", "choices")
 OBJECTIVE_KEYS = ("metric", "direction", "last")
 # The loss of one block of updates is noisy, so the score of a training loss is a mean over several blocks.
@@ -111,7 +108,7 @@ class Parameter:
         require(step is None or (step > 0 and not log), f"{name}.step", "positive, and without log", step)
         return cls(key, None, low, high, log, step)
 
-    def distribution(self, default: object) -> BaseDistribution:
+    def distribution(self, default: object) -> Distribution:
         """Return Optuna's distribution for this parameter.
 
         Args:
@@ -131,7 +128,7 @@ class Parameter:
             require(float(value).is_integer(), f"space.{self.key}.{name}", "a whole number, as in the config", value)
         return IntDistribution(int(self.low), int(self.high), log=self.log, step=int(self.step or 1))
 
-    def points(self, distribution: BaseDistribution) -> list[Any]:
+    def points(self, distribution: Distribution) -> list[Any]:
         """Return all values of the parameter, for a grid.
 
         Raises:
@@ -139,25 +136,16 @@ class Parameter:
         """
         if isinstance(distribution, CategoricalDistribution):
             return list(distribution.choices)
-        assert isinstance(distribution, (IntDistribution, FloatDistribution))
         if distribution.step is None or distribution.log:
             raise UserError(f"space.{self.key}: a grid needs a list of choices or a step")
         count = math.floor((distribution.high - distribution.low) / distribution.step + STEP_TOLERANCE) + 1
         return [distribution.low + i * distribution.step for i in range(count)]
 
-    def extremes(self, distribution: BaseDistribution) -> list[Any]:
-        """Return the values to check against the config: all choices, or both ends of a range."""
-        if isinstance(distribution, CategoricalDistribution):
-            return list(distribution.choices)
-        assert isinstance(distribution, (IntDistribution, FloatDistribution))
-        return [distribution.low, distribution.high]
-
-    def value(self, default: object, distribution: BaseDistribution) -> Any:
+    def value(self, default: object, distribution: Distribution) -> Any:
         """Return the value in the config in the form of the distribution, or None if it lies outside of the space."""
         value = self._typed(default, default)
         if isinstance(distribution, CategoricalDistribution):
             return next((choice for choice in distribution.choices if choice == value), None)
-        assert isinstance(distribution, (IntDistribution, FloatDistribution))
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return None
         steps = 0.0 if distribution.step is None else (value - distribution.low) / distribution.step
@@ -169,11 +157,9 @@ class Parameter:
         """Return a choice as the type of the value in the config; lists and mappings as JSON."""
         if isinstance(value, (list, dict)):
             return json.dumps(value)
-        if isinstance(default, float) and not isinstance(value, bool):
-            try:
+        if isinstance(default, float) and isinstance(value, (int, str)) and not isinstance(value, bool):
+            with suppress(ValueError):
                 return float(value)  # YAML reads 1e-4, which has no point, as a string
-            except (TypeError, ValueError):
-                return value
         return value
 
 
@@ -223,7 +209,7 @@ class Search:
         keys = sorted(values, key=lambda key: key.count("."))
         return [*(f"--config={path}" for path in self.configs), *(f"--{key}={as_text(values[key])}" for key in keys)]
 
-    def grid(self, distributions: Mapping[str, BaseDistribution]) -> Iterator[dict[str, Any]]:
+    def grid(self, distributions: Mapping[str, Distribution]) -> Iterator[dict[str, Any]]:
         """Yield all points of the grid.
 
         Raises:
@@ -245,12 +231,7 @@ def read_search(path: str | Path, changes: Mapping[str, Any]) -> Search:
     Raises:
         UserError: The file does not exist, a key is unknown or missing, or a value is out of range.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"config: no file {path}") from error
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"config: {path} cannot be read: {error}") from error
+    content = read_config(str(path))
     entries = _mapping(content, "", [field.name for field in fields(Search)])
     overrides = _mapping(entries.get("overrides") or {}, "overrides") | dict(changes.get("overrides", {}))
     entries = {**entries, **changes}
@@ -336,10 +317,8 @@ def _mapping(
 
 def _number(value: object, option: str) -> float:
     try:
-        if isinstance(value, bool):
-            raise ValueError
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+        number = float(str(value))
+    except ValueError:
         raise UserError(f"{option}: must be a number, not {value!r}") from None
     require(math.isfinite(number), option, "finite", value)
     return number

@@ -17,12 +17,14 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import math
 import socket
 import time
 import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,8 +32,7 @@ from typing import Any, TypeVar
 import numpy as np
 import optuna
 from filelock import FileLock, lock_descriptor
-from optuna.distributions import BaseDistribution
-from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, UpdateFinishedTrialError
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, PercentilePruner
 from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -40,7 +41,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lit_offrl.errors import RunFailure, UserError, did_you_mean, one_line
-from lit_offrl.search.space import Search
+from lit_offrl.search.space import Distribution, Search
 from lit_offrl.search.trial import Outcome
 
 T = TypeVar("T")
@@ -49,10 +50,8 @@ HEARTBEAT_S = 20.0
 GRACE_S = 180.0
 WAIT_S = 1.0
 DATABASE_TIMEOUT_S = 60.0
-# A trial is not tried again after the deaths of so many workers.
-MOST_RETRIES = 3
-# The search stops after so many failures in a row: the parameters are not their cause.
-FAILURES_IN_A_ROW = 5
+MOST_RETRIES = 3  # of a trial whose worker died
+FAILURES_IN_A_ROW = 5  # end the search: the parameters are not their cause
 # Without CMA-ES: Optuna stores its state in the study as a pickle, and loads it.
 SAMPLERS: dict[str, type[BaseSampler]] = {
     "tpe": TPESampler,
@@ -60,11 +59,8 @@ SAMPLERS: dict[str, type[BaseSampler]] = {
     "qmc": QMCSampler,
     "grid": RandomSampler,  # unused: all points are queued when the study is made
 }
-SAMPLER_DEFAULTS: dict[str, dict[str, Any]] = {
-    # Parameters of an algorithm depend on each other; the liar avoids points that other workers are trying.
-    "tpe": {"multivariate": True, "constant_liar": True},
-    "qmc": {"scramble": True},
-}
+# Parameters of an algorithm depend on each other; the liar avoids points that other workers are trying.
+SAMPLER_DEFAULTS = {"tpe": {"multivariate": True, "constant_liar": True}, "qmc": {"scramble": True}}
 SAMPLER_NEEDS = {"qmc": "scipy"}
 PRUNERS: dict[str, type[BasePruner]] = {
     "none": NopPruner,
@@ -72,7 +68,6 @@ PRUNERS: dict[str, type[BasePruner]] = {
     "percentile": PercentilePruner,
     "hyperband": HyperbandPruner,
 }
-PRUNER_DEFAULTS: dict[str, dict[str, Any]] = {"percentile": {"percentile": 50.0}}
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 # Attributes of a trial
 WORKER, HEARTBEAT, FAILURE, WITHDRAWN, ORIGIN, RETRIES = (
@@ -84,12 +79,9 @@ class LostTrialError(Exception):
     """Another worker took over the trial, because this one seemed dead, e.g. while its machine was suspended."""
 
 
-# ---------------------------------------------------------------------------------------------------------- the storage
-
-
 def open_study(
     search: Search,
-    distributions: Mapping[str, BaseDistribution],
+    distributions: Mapping[str, Distribution],
     own_values: Mapping[str, Any] | None,
     fingerprint: Mapping[str, Any],
 ) -> optuna.Study:
@@ -110,16 +102,10 @@ def open_study(
     with folder_lock(search.folder):
         try:
             storage = _storage(search)
-            direction = search.objective.direction
-            try:
-                study = optuna.create_study(study_name=search.name, storage=storage, direction=direction)
-                study.set_user_attr("search", common)
-            except DuplicatedStudyError:
-                study = optuna.load_study(study_name=search.name, storage=storage)
-                if study.user_attrs.get("search") != common and _is_void(study):
-                    optuna.delete_study(study_name=search.name, storage=storage)
-                    study = optuna.create_study(study_name=search.name, storage=storage, direction=direction)
-                    study.set_user_attr("search", common)
+            study = _create_or_load(search, storage)
+            if study.user_attrs.get("search") not in (None, common) and _is_void(study):
+                optuna.delete_study(study_name=search.name, storage=storage)
+                study = _create_or_load(search, storage)
         except UserError:
             raise
         except ImportError as error:
@@ -138,16 +124,20 @@ def open_study(
     return study
 
 
+def _create_or_load(search: Search, storage: BaseStorage) -> optuna.Study:
+    direction = search.objective.direction
+    return optuna.create_study(study_name=search.name, storage=storage, direction=direction, load_if_exists=True)
+
+
 def _storage(search: Search) -> BaseStorage:
     name = search.storage or str(search.folder / "study.db")
-    path = Path(name)
-    if "://" not in name and path.suffix in (".log", ".journal"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(path)))
     if "://" not in name:
-        if path.suffix not in (".db", ".sqlite", ".sqlite3"):
+        path = Path(name)
+        if path.suffix not in (".db", ".sqlite", ".sqlite3", ".log", ".journal"):
             raise UserError(f"storage: {name} is neither a .db file (SQLite), a .log file (journal) nor a database URL")
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix in (".log", ".journal"):
+            return JournalStorage(JournalFileBackend(name))
         name = f"sqlite:///{path}"
     # Workers wait for each other; a short timeout would make them fail.
     arguments = {"timeout": DATABASE_TIMEOUT_S} if name.startswith("sqlite") else {}
@@ -188,9 +178,6 @@ def folder_lock(folder: Path) -> FileLock:
     return FileLock(folder / ".lock")
 
 
-# ------------------------------------------------------------------------------------------------- sampler and pruner
-
-
 def make_sampler(search: Search, trial: int) -> BaseSampler:
     """Return the sampler for a trial.
 
@@ -218,12 +205,12 @@ def make_pruner(search: Search, max_steps: int) -> BasePruner:
     Raises:
         UserError: The name or an option is unknown.
     """
-    name = search.pruner["name"]
-    defaults = dict(PRUNER_DEFAULTS.get(name, {}))
-    if name == "hyperband":
+    defaults: dict[str, dict[str, Any]] = {
+        "percentile": {"percentile": 50.0},
         # Resources are gradient steps; with the default reduction factor of 3 the shortest trials have 1/27 of them.
-        defaults |= {"min_resource": max(max_steps // 27, 1), "max_resource": max_steps}
-    return _build("pruner", PRUNERS, search.pruner, defaults)
+        "hyperband": {"min_resource": max(max_steps // 27, 1), "max_resource": max_steps},
+    }
+    return _build("pruner", PRUNERS, search.pruner, defaults.get(search.pruner["name"], {}))
 
 
 def _build(option: str, classes: Mapping[str, type[T]], given: Mapping[str, Any], defaults: Mapping[str, Any]) -> T:
@@ -232,7 +219,7 @@ def _build(option: str, classes: Mapping[str, type[T]], given: Mapping[str, Any]
         raise UserError(f"{option}: no '{name}'{did_you_mean(str(name), classes)}; there are {', '.join(classes)}")
     cls = classes[name]
     options = {key: value for key, value in given.items() if key != "name"}
-    known = [key for key in inspect.signature(cls.__init__).parameters if key != "self"]
+    known = list(inspect.signature(cls).parameters)
     for key in options:
         if key not in known:
             raise UserError(f"{option}.{key}: {name} has no such option{did_you_mean(key, known)}")
@@ -242,13 +229,11 @@ def _build(option: str, classes: Mapping[str, type[T]], given: Mapping[str, Any]
         raise UserError(f"{option}: {error}") from error
 
 
-# ---------------------------------------------------------------------------------------------------------- the workers
-
-
+@dataclass(eq=False)
 class Worker:
     """Runs trials of a study until the study is complete.
 
-    Args:
+    Attributes:
         search: The search.
         study: The study.
         distributions: The space.
@@ -256,27 +241,21 @@ class Worker:
             per second, and file descriptors that its processes keep open.
         report_trial: Called with each trial that ends.
         report: Called with every other message.
+        name: Name of the worker, which begins with that of its machine.
     """
 
-    def __init__(
-        self,
-        search: Search,
-        study: optuna.Study,
-        distributions: Mapping[str, BaseDistribution],
-        train: Callable[[Trial, int, Callable[[], None], Sequence[int]], Outcome],
-        report_trial: Callable[[FrozenTrial], None],
-        report: Callable[[str], None],
-    ) -> None:
-        self.search = search
-        self.study = study
-        self.distributions = dict(distributions)
-        self.train = train
-        self.report_trial = report_trial
-        self.report = report
-        self.limit = search.trials if search.trials is not None else float("inf")
+    search: Search
+    study: optuna.Study
+    distributions: Mapping[str, Distribution]
+    train: Callable[[Trial, int, Callable[[], None], Sequence[int]], Outcome]
+    report_trial: Callable[[FrozenTrial], None]
+    report: Callable[[str], None]
+    name: str = field(default_factory=lambda: f"{socket.gethostname()}-{uuid.uuid4().hex[:12]}")
+
+    def __post_init__(self) -> None:
+        self.limit = math.inf if self.search.trials is None else self.search.trials
         self.failures = 0
-        self.name = f"{socket.gethostname()}-{uuid.uuid4().hex[:12]}"
-        self._seen: dict[int, tuple[object, float]] = {}
+        self._heartbeats: dict[int, tuple[object, float]] = {}
 
     @property
     def locks(self) -> Path:
@@ -304,7 +283,8 @@ class Worker:
                         waiting = False
                         continue
                     others = len(self._trials(TrialState.RUNNING))
-                    if self.finished >= self.limit or (not others and self.nothing_to_begin):
+                    whole_grid = self.is_grid and not self._trials(TrialState.WAITING)
+                    if self.finished >= self.limit or (not others and (self.time_is_up or whole_grid)):
                         return
                     if others and not waiting:
                         self.report(f"no more trials to begin; waiting for {others} of other workers (Ctrl-C leaves)")
@@ -312,8 +292,6 @@ class Worker:
                     time.sleep(WAIT_S)
             finally:
                 path.unlink(missing_ok=True)
-
-    # ---------------------------------------------------------------- claiming trials
 
     @property
     def finished(self) -> int:
@@ -326,10 +304,9 @@ class Worker:
         return self.search.hours is not None and busy_hours(self._trials()) >= self.search.hours
 
     @property
-    def nothing_to_begin(self) -> bool:
-        """Whether no further trial will start, unless a running one fails."""
-        whole_grid = self.search.sampler["name"] == "grid" and not self._trials(TrialState.WAITING)
-        return self.time_is_up or whole_grid
+    def is_grid(self) -> bool:
+        """Whether all trials were queued when the study was made."""
+        return bool(self.search.sampler["name"] == "grid")
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=states or None)
@@ -340,22 +317,19 @@ class Worker:
             trials = self._trials()
             if self.time_is_up:
                 return None
-            counted = [trial for trial in trials if trial.state != TrialState.FAIL]
             queued = any(trial.state == TrialState.WAITING for trial in trials)
-            full = len(counted) >= self.limit or self.search.sampler["name"] == "grid"
+            full = self.is_grid or sum(trial.state != TrialState.FAIL for trial in trials) >= self.limit
             if (full and not queued) or self.finished >= self.limit:
                 return None
             # A new sampler for each trial, so that a restarted search continues like an uninterrupted one.
             self.study.sampler = make_sampler(self.search, trial=len(trials))
-            trial = self.study.ask(self.distributions)
+            trial = self.study.ask(dict(self.distributions))
             trial.set_user_attr(WORKER, self.name)
-        smaller = [each for each in self._trials() if each.number < trial.number and each.state != TrialState.FAIL]
-        if len(smaller) >= self.limit:
+        counted = [each for each in self._trials() if each.number < trial.number and each.state != TrialState.FAIL]
+        if len(counted) >= self.limit:
             self._fail(trial, WITHDRAWN, True)
             return None
         return trial
-
-    # ---------------------------------------------------------------- a trial
 
     def _run(self, trial: Trial, lock: int) -> None:
         origin = trial.user_attrs.get(ORIGIN, trial.number)
@@ -397,8 +371,6 @@ class Worker:
         trial.set_user_attr(attribute, value)
         self.study.tell(trial, state=TrialState.FAIL)
 
-    # ---------------------------------------------------------------- trials of dead workers
-
     def revive(self) -> None:
         """Record trials of dead workers as failed, and queue them again."""
         for trial in self._trials(TrialState.RUNNING):
@@ -421,9 +393,9 @@ class Worker:
             except OSError:  # no such file, e.g. because the other worker has another folder
                 pass
         beat, now = trial.user_attrs.get(HEARTBEAT), time.monotonic()
-        known, since = self._seen.setdefault(trial.number, (beat, now))
+        known, since = self._heartbeats.setdefault(trial.number, (beat, now))
         if known != beat:
-            self._seen[trial.number] = (beat, now)
+            self._heartbeats[trial.number] = (beat, now)
             return False
         return now - since > GRACE_S
 

@@ -7,7 +7,6 @@ DDP run need the same command line, which holds the parameters as flags.
 from __future__ import annotations
 
 import csv
-import json
 import math
 import signal
 import time
@@ -15,12 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lit_offrl.run_folder import RunFolder
 from lit_offrl.search.space import Objective
 from lit_offrl.system.processes import start_detached, stop
 
 POLL_S = 0.2
-# Largest share of the time for reading metrics.csv.
-READING_SHARE = 0.05
+READING_SHARE = 0.05  # largest share of the time for reading metrics.csv
 
 Watch = Callable[[int, float], bool]
 
@@ -33,13 +32,16 @@ class SeedRun:
         seed: The seed.
         words: Options of `fit`, without `--ckpt_path`.
         root: Folder that contains the run folder.
-        log: File for everything that the run prints.
     """
 
     seed: int
     words: tuple[str, ...]
     root: Path
-    log: Path
+
+    @property
+    def log(self) -> Path:
+        """File for everything that the run prints."""
+        return self.root / f"seed_{self.seed}.txt"
 
     @property
     def folder(self) -> Path:
@@ -49,28 +51,29 @@ class SeedRun:
     @property
     def finished(self) -> bool:
         """Whether the training is finished, e.g. before a restart of the search."""
-        try:
-            results = json.loads((self.folder / "results.json").read_text())
-        except (OSError, json.JSONDecodeError):
-            return False
-        return bool((results["stage"], results["status"]) == ("fit", "finished"))
+        results = RunFolder(self.folder).results()
+        return (results.get("stage"), results.get("status")) == ("fit", "finished")
+
+    @property
+    def metrics(self) -> Path:
+        """The file of the logged metrics."""
+        return self.folder / "metrics.csv"
 
     def values(self, metric: str) -> list[tuple[int, float]]:
         """Return the gradient steps and values at which a metric was logged."""
         try:
-            with (self.folder / "metrics.csv").open(newline="") as file:
+            with self.metrics.open(newline="") as file:
                 rows = [row for row in csv.DictReader(file) if row.get(metric)]
             return [(int(float(row["step"])), float(row[metric])) for row in rows]
         except (OSError, ValueError):  # the file does not exist yet, or its last row is incomplete
             return []
 
-    def metrics(self) -> list[str]:
+    def logged(self) -> list[str]:
         """Return the names of the logged metrics."""
-        try:
-            with (self.folder / "metrics.csv").open(newline="") as file:
-                return sorted(name for name in next(csv.reader(file)) if name != "step")
-        except (OSError, StopIteration):
+        if not self.metrics.is_file():
             return []
+        with self.metrics.open(newline="") as file:
+            return sorted(name for name in next(csv.reader(file), []) if name != "step" and name[:5] != "time/")
 
 
 @dataclass(frozen=True)
@@ -111,22 +114,20 @@ def run_trial(
     """
     scores: list[float] = []
     for index, run in enumerate(runs):
-        watcher = _Watcher(objective, scores, index * max_steps, prune)
+        watcher = _Watcher(run, objective, tuple(scores), index * max_steps, prune)
         if not run.finished:
-            code, pruned = _fit(run, lambda watcher=watcher, run=run: watcher(run), tick, inherited)  # type: ignore[misc]
+            code, pruned = _fit(run, watcher, tick, inherited)
             if pruned:
                 return Outcome(pruned=True)
             if code:
                 return Outcome(failure=_reason(code, run.log), bad_input=code == 2)
         score = mean_of_last(run.values(objective.metric), objective.last)
         if score is None:
-            logged = [name for name in run.metrics() if not name.startswith("time/")]
-            return Outcome(failure=f"no {objective.metric} was logged; there are {', '.join(logged)}")
+            return Outcome(failure=f"no {objective.metric} was logged; there are {', '.join(run.logged())}")
         if not math.isfinite(score):
             return Outcome(failure=f"{objective.metric} became {score}")
         scores.append(score)
-        last = index == len(runs) - 1
-        if watcher(run) and not last:
+        if watcher() and index < len(runs) - 1:
             return Outcome(pruned=True)
     return Outcome(score=sum(scores) / len(scores))
 
@@ -137,30 +138,28 @@ def mean_of_last(values: Sequence[tuple[int, float]], last: int) -> float | None
     return sum(some) / len(some) if some else None
 
 
+@dataclass
 class _Watcher:
-    """Reports each evaluation in a growing metrics.csv once."""
+    """Reports each evaluation in the growing metrics.csv of a run once; returns whether to prune the trial."""
 
-    def __init__(self, objective: Objective, earlier: Sequence[float], offset: int, prune: Watch) -> None:
-        self.objective = objective
-        self.earlier = tuple(earlier)
-        self.offset = offset
-        self.prune = prune
-        self.reported = 0
+    run: SeedRun
+    objective: Objective
+    earlier: tuple[float, ...]
+    offset: int
+    prune: Watch
+    reported: int = 0
 
-    def __call__(self, run: SeedRun) -> bool:
-        """Return whether the trial is to be pruned."""
-        values = run.values(self.objective.metric)
+    def __call__(self) -> bool:
+        values = self.run.values(self.objective.metric)
         every = 1 if self.objective.evaluates else self.objective.last
-        should_prune = False
         for count in range(self.reported + every, len(values) + 1, every):
             self.reported = count
             present = mean_of_last(values[:count], self.objective.last)
             assert present is not None
             running = (sum(self.earlier) + present) / (len(self.earlier) + 1)
-            should_prune = math.isfinite(running) and self.prune(self.offset + values[count - 1][0], running)
-            if should_prune:
-                break
-        return should_prune
+            if math.isfinite(running) and self.prune(self.offset + values[count - 1][0], running):
+                return True
+        return False
 
 
 def _fit(
@@ -171,12 +170,12 @@ def _fit(
     with run.log.open("ab") as log:
         # `auto` continues a run that ended with an earlier search.
         process = start_detached(["fit", *run.words, "--ckpt_path=auto"], log, inherited)
-    changed, pause = None, POLL_S
+    size, pause = 0, POLL_S
     try:
         while process.poll() is None:
             tick()
-            if (now := _changed(run)) != changed:
-                changed, started = now, time.perf_counter()
+            if run.metrics.is_file() and (now := run.metrics.stat().st_size) != size:
+                size, started = now, time.perf_counter()
                 if should_prune():
                     stop(process)
                     return process.returncode, True
@@ -185,15 +184,6 @@ def _fit(
     finally:
         stop(process)
     return process.returncode, False
-
-
-def _changed(run: SeedRun) -> tuple[int, int] | None:
-    """Return size and time of metrics.csv, which change when it grows."""
-    try:
-        state = (run.folder / "metrics.csv").stat()
-    except OSError:
-        return None
-    return state.st_size, state.st_mtime_ns
 
 
 def _reason(code: int, log: Path) -> str:

@@ -26,9 +26,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content`, atomically."""
+    write_atomically(path, lambda file: file.write_bytes(content))
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write `content` as JSON, atomically."""
-    write_atomically(path, lambda file: file.write_text(json.dumps(content, indent=2) + "\n"))
+    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 @contextmanager
