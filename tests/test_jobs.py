@@ -14,9 +14,10 @@ import torch
 from conftest import DATASET
 
 from lit_offrl.cli import main
+from lit_offrl.cli.parser import split_options
 from lit_offrl.data.datamodule import D4RLDataModule
 from lit_offrl.data.shared_tables import SHARED_TABLES
-from lit_offrl.jobs.local import Job, pop_option, run_jobs
+from lit_offrl.jobs.local import Job, run_jobs
 from lit_offrl.run_folder import RunFolder
 
 NO_SCORE = "--evaluation.enabled=false"
@@ -107,7 +108,7 @@ def test_a_job_that_fails_stops_no_other(capfd: pytest.CaptureFixture[str]):
         (["--seeds", "one"], "--seeds: give whole numbers, e.g. --seeds 0,1,2, not 'one'"),
         (["--seeds", "-1"], "--seeds: give whole numbers"),
         (["--seeds=0,0"], "--seeds: 0,0 names a seed twice"),
-        (["--seeds"], "--seeds needs a value"),
+        (["--seeds"], "argument --seeds: expected one argument"),
         (["--seeds=0,1", "--seed_everything=3"], "--seed_everything belongs to a single run"),
         (["--seeds=0,1", "--ckpt_path", "last"], "--ckpt_path belongs to a single run"),
         (["--seeds=0,1", "--parallel=none"], "--parallel: give whole numbers"),
@@ -119,12 +120,10 @@ def test_bad_seeds(words: list[str], complaint: str, capsys: pytest.CaptureFixtu
 
 
 def test_options_are_taken_out():
-    words = ["--a", "1", "--seeds", "0,1", "--b=2"]
-    assert pop_option(words, "--seeds") == "0,1"
-    assert words == ["--a", "1", "--b=2"]
-    assert pop_option(words, "--b") == "2"
-    assert pop_option(words, "--c") is None
-    assert words == ["--a", "1"]
+    words = ["--a", "1", "--seeds", "0,1", "--b=2", "-0.5"]
+    options, others = split_options(words, "--seeds", "--b", "--c")
+    assert (options.seeds, options.b, options.c) == ("0,1", "2", None)
+    assert others == ["--a", "1", "-0.5"]
 
 
 def test_tables_are_one_in_memory(minari_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

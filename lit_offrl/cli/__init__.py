@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 
 from lit_offrl import __version__
+from lit_offrl.cli.parser import split_options
 from lit_offrl.errors import RunFailure, UserError, did_you_mean, one_line
-from lit_offrl.jobs.local import pop_option, run_seeds
+from lit_offrl.jobs.local import run_seeds
 from lit_offrl.system.ranks import launched_rank
 
 HELP = """\
@@ -74,8 +75,10 @@ def _run(command: str, words: list[str]) -> int:
         module = importlib.import_module(f"lit_offrl.cli.{command}")
         return int(getattr(module, f"run_{command}")(words))
     wants_help = {"-h", "--help", "--help-all"} & {*words}
-    if command == "fit" and not wants_help and (seeds := pop_option(words, "--seeds")) is not None:
-        return run_seeds(words, seeds, pop_option(words, "--parallel"))
+    if command == "fit" and not wants_help:
+        options, others = split_options(words, "--seeds", "--parallel")
+        if options.seeds is not None:
+            return run_seeds(others, options.seeds, options.parallel)
     if command in TRAINING:
         from lit_offrl.cli.training import run_training
         from lit_offrl.system.memory import keep_freed_memory

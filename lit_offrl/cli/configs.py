@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 import lit_offrl
+from lit_offrl.cli.parser import split_options
 from lit_offrl.errors import UserError, did_you_mean
-from lit_offrl.jobs.local import pop_option
 from lit_offrl.run_folder import RunFolder
 
 PACKAGE = Path(lit_offrl.__file__).parent
@@ -164,10 +164,9 @@ def expand_words(words: Sequence[str]) -> list[str]:
     Raises:
         UserError: A config, a task or a variant does not exist, or `--task` comes without an algorithm.
     """
-    words = list(words)
-    task, variant = pop_option(words, "--task"), pop_option(words, "--variant")
-    if task is None:
-        if variant is not None:
+    options, words = split_options(words, "--task", "--variant")
+    if options.task is None:
+        if options.variant is not None:
             raise UserError("--variant belongs to --task, e.g. --task hopper-medium-v2 --variant paper")
         return _with_config_of_checkpoint([word for pair in pair_options(words) for word in _as_words(pair)])
     pairs = pair_options(words)
@@ -178,9 +177,9 @@ def expand_words(words: Sequence[str]) -> list[str]:
     if algorithm is None:
         raise UserError("--task needs an algorithm: add --model DTQL, or a config such as --config dtql_mujoco")
     table = TaskTable.of(algorithm.rpartition(".")[2])
-    values = table.values(task, variant)
+    values = table.values(options.task, options.variant)
     return [
-        *(f"--config={find_config(name)}" for name in configs or [table.base_config(task)]),
+        *(f"--config={find_config(name)}" for name in configs or [table.base_config(options.task)]),
         *(f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()),
         *(word for pair in pairs if pair[0] not in CONFIG for word in _as_words(pair)),
     ]

@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 
 def run_data(words: list[str]) -> int:
     """Run `data list | info | check | convert | collect`; return the exit code."""
-    parser = CommandParser(
-        prog="python -m lit_offrl data", description="Offline datasets: list, describe, check, convert, collect."
-    )
+    parser = CommandParser(prog="python -m lit_offrl data", description="List, describe, check or make datasets.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=CommandParser)
     commands.add_parser("list", help="what can be collected or downloaded, and what lies here")
     for name, text in (
@@ -145,12 +143,7 @@ def _convert(options: argparse.Namespace) -> int:
 def _collect(options: argparse.Namespace) -> int:
     from lit_offrl.collect.recorder import collect_dataset
 
-    folder = collect_dataset(
-        options.dataset,
-        steps=options.steps,
-        seed=options.seed,
-        processes=options.processes,
-        overwrite=options.overwrite,
-    )
+    values = {name: value for name, value in vars(options).items() if name != "command"}
+    folder = collect_dataset(values.pop("dataset"), **values)
     print(f"collected {options.dataset} in {folder}; describe it with `data info {options.dataset}`")
     return 0

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from typing import Any
 
@@ -20,24 +19,8 @@ options are options of `fit`, for every run."""
 ENTRIES = {"tasks", "variant", "configs", "datasets"}
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One cell of a table: an algorithm on a dataset.
-
-    Attributes:
-        algorithm: Name of the algorithm, in lower case as in run folders.
-        dataset: Dataset id.
-        words: Options of `fit` that choose both.
-    """
-
-    algorithm: str
-    dataset: str
-    words: tuple[str, ...]
-
-    def job(self, seed: int, root: str, words: Sequence[str]) -> Job:
-        """Return the training of one seed."""
-        own = (f"--seed_everything={seed}", f"--trainer.default_root_dir={root}", "--ckpt_path=auto")
-        return Job(f"{self.algorithm} {self.dataset} {seed}", ["fit", *self.words, *own, *words])
+Cell = tuple[str, str, tuple[str, ...]]
+"""An algorithm (in lower case, as in run folders), a dataset id, and the options of `fit` that choose both."""
 
 
 def run_grid(words: list[str]) -> int:
@@ -61,7 +44,12 @@ def run_grid(words: list[str]) -> int:
     at_once = None if options.parallel is None else whole_numbers("--parallel", options.parallel)[0]
     root = options.root or f"runs/{grid_name(options.grid)}"
     # Seeds are the outer loop: a grid that is stopped early then has runs of every cell.
-    jobs = [cell.job(seed, root, fit_words) for seed in seeds for cell in cells]
+    own = [f"--trainer.default_root_dir={root}", "--ckpt_path=auto", *fit_words]
+    jobs = [
+        Job(f"{algorithm} {dataset} {seed}", ["fit", *choice, f"--seed_everything={seed}", *own])
+        for seed in seeds
+        for algorithm, dataset, choice in cells
+    ]
     jobs = [job for job in jobs if fnmatch(job.name, options.only)]
     if not jobs:
         raise UserError(f"--only {options.only} matches no run of {options.grid}; --list shows them")
@@ -114,7 +102,7 @@ def _cells(entry: Any, grid: str) -> Iterator[Cell]:
         chosen = [] if variant is None else [f"--variant={variant}"]
         for task in table.names:
             table.values(task, variant)  # raises where there is no such variant
-            yield Cell(table.model.lower(), task, (f"--model={table.model}", f"--task={task}", *chosen))
+            yield table.model.lower(), task, (f"--model={table.model}", f"--task={task}", *chosen)
         return
     for name in entry["configs"]:
         config = read_config(name)
@@ -122,7 +110,7 @@ def _cells(entry: Any, grid: str) -> Iterator[Cell]:
         if algorithm is None:
             raise UserError(f"{grid}: {name} sets no model.class_path")
         for dataset in entry.get("datasets") or [config["data"]["dataset"]]:
-            yield Cell(algorithm.lower(), dataset, (f"--config={name}", f"--data.dataset={dataset}"))
+            yield algorithm.lower(), dataset, (f"--config={name}", f"--data.dataset={dataset}")
 
 
 def _listing() -> Iterator[str]:

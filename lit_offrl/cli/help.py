@@ -7,7 +7,6 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 from docstring_parser import parse as parse_docstring
@@ -40,21 +39,7 @@ RUN = (
     ("--ckpt_path", "FILE", "Checkpoint to go on from; `last` for this run's, `auto` to start or go on as needed."),
     ("--overwrite", "true", "Start anew in a run folder that holds a run."),
 )
-
-
-@dataclass(frozen=True)
-class Option:
-    """An option of a class.
-
-    Attributes:
-        name: Name, with dots for groups.
-        default: Its default; empty where it has none.
-        text: First sentence of its description.
-    """
-
-    name: str
-    default: Any
-    text: str
+NO_MODEL = ("", "", "Name an algorithm to see its options: --model DTQL --help, or --config NAME --help")
 
 
 def short_help(command: str, words: Sequence[str]) -> str:
@@ -71,12 +56,7 @@ def short_help(command: str, words: Sequence[str]) -> str:
     blocks = [
         ("run", [*RUN, *((f"--{name}", "true", text) for name, text in ACCELERATION.items())]),
         ("data", list(_rows(OPTION_GROUPS["data"], "data.", values))),
-        (
-            f"model {model}" if cls else "model",
-            list(_rows(cls, "model.init_args.", values))
-            if cls
-            else [("", "", "Name an algorithm to see its options: --model DTQL --help, or --config NAME --help")],
-        ),
+        (f"model {model}" if cls else "model", list(_rows(cls, "model.init_args.", values)) if cls else [NO_MODEL]),
         ("evaluation", list(_rows(OPTION_GROUPS["evaluation"], "evaluation.", values))),
         ("trainer", [_trainer_row(name, text, values) for name, text in TRAINER.items()]),
     ]
@@ -90,8 +70,11 @@ def short_help(command: str, words: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def options_of(cls: type) -> Iterator[Option]:
-    """Yield the options of a class, those of its groups of options included."""
+def options_of(cls: type) -> Iterator[tuple[str, Any, str]]:
+    """Yield the name, the default ("" for none) and the description's first sentence of each option of a class.
+
+    The options of a group of options have names with dots.
+    """
     texts: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         texts |= {each.arg_name: each.description or "" for each in parse_docstring(base.__doc__ or "").params}
@@ -100,13 +83,12 @@ def options_of(cls: type) -> Iterator[Option]:
     for name, parameter in inspect.signature(cls).parameters.items():
         kind = kinds.get(name)
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-            given = parameter.default
-            for option in options_of(kind):
-                default = getattr(given, option.name, option.default)
-                yield Option(f"{name}.{option.name}", default, option.text)
+            for inner, default, text in options_of(kind):
+                yield f"{name}.{inner}", getattr(parameter.default, inner, default), text
         elif parameter.kind is not inspect.Parameter.VAR_KEYWORD and "(set from" not in texts.get(name, ""):
             default = "" if parameter.default is inspect.Parameter.empty else parameter.default
-            yield Option(name, default, _first_sentence(texts.get(name, "")))
+            text = " ".join(texts.get(name, "").replace("`", "").split())
+            yield name, default, re.split(r"(?<=[^.]\.)\s+(?=[A-Z])", text, maxsplit=1)[0]
 
 
 def _values_of(words: Sequence[str]) -> dict[str, Any]:
@@ -122,9 +104,8 @@ def _values_of(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _rows(cls: type, prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    for option in options_of(cls):
-        flag = f"{prefix}{option.name}"
-        yield f"--{flag}", _as_text(values.get(flag, option.default)), option.text
+    for name, default, text in options_of(cls):
+        yield f"--{prefix}{name}", _as_text(values.get(f"{prefix}{name}", default)), text
 
 
 def _trainer_row(name: str, text: str, values: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -142,8 +123,3 @@ def _as_text(value: Any) -> str:
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _first_sentence(text: str) -> str:
-    flat = " ".join(text.replace("`", "").split())
-    return re.split(r"(?<=[^.]\.)\s+(?=[A-Z])", flat, maxsplit=1)[0]

@@ -38,7 +38,7 @@ from lit_offrl.cli.options import ACCELERATION, OPTION_GROUPS, TRAINER_DEFAULTS
 from lit_offrl.data.datamodule import D4RLDataModule
 from lit_offrl.errors import RunFailure, UserError
 from lit_offrl.run_folder import RunFolder
-from lit_offrl.system.files import write_atomically
+from lit_offrl.system.files import write_bytes
 from lit_offrl.system.ranks import launched_rank
 from lit_offrl.system.trainer import check_trainer
 
@@ -69,9 +69,8 @@ def run_training(command: str, words: list[str]) -> int:
         raise user_error_behind(error) or error from None
     except RuntimeError as error:
         if isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error):
-            raise RunFailure(
-                "another rank has died or hangs; the last checkpoint is intact: --ckpt_path last"
-            ) from error
+            message = "another rank has died or hangs; the last checkpoint is intact: --ckpt_path last"
+            raise RunFailure(message) from error
         if "loading state_dict" not in str(error):
             raise
         raise UserError("ckpt_path: the checkpoint was made with other model options (sizes differ)") from error
@@ -107,27 +106,21 @@ class OfflineCLI(LightningCLI):
 
     def __init__(self, arguments: list[str], words: list[str]) -> None:
         self.words = words
-        self.folder: RunFolder | None = None
+        self.folder: RunFolder  # found before the classes are instantiated
         self.resumed_step: int | None = None
         self.exit_code = 0
+        mode = {"parser_mode": "omegaconf", "exit_on_error": False}
         super().__init__(
             OfflineAlgorithm,
             D4RLDataModule,
             subclass_mode_model=True,
             save_config_callback=SaveConfig,
-            trainer_defaults={**TRAINER_DEFAULTS, "callbacks": [ResultsFile()]},  # last, after those it asks
+            trainer_defaults={**TRAINER_DEFAULTS, "callbacks": [ResultsFile()]},  # it reads the callbacks before it
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            parser_kwargs={
-                "prog": "python -m lit_offrl",
-                "parser_mode": "omegaconf",
-                "exit_on_error": False,
-                **{name: {"parser_mode": "omegaconf", "exit_on_error": False} for name in self.subcommands()},
-            },
+            parser_kwargs={"prog": "python -m lit_offrl", **mode, **dict.fromkeys(self.subcommands(), mode)},
             args=arguments,
         )
-
-    # ---------------------------------------------------------------- options
 
     def setup_parser(
         self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
@@ -148,9 +141,7 @@ class OfflineCLI(LightningCLI):
         for group, cls in OPTION_GROUPS.items():
             if issubclass(cls, lightning.Callback):
                 parser.add_lightning_class_args(cls, group)
-        parser.add_argument(
-            "--overwrite", type=bool, default=False, help="Start anew in a run folder that holds a run already."
-        )
+        parser.add_argument("--overwrite", type=bool, default=False, help="Start anew in a folder that holds a run.")
         for name, text in ACCELERATION.items():
             kind, default = (bool | Literal["auto"], "auto") if name == "compile" else (bool, False)
             parser.add_argument(f"--{name}", type=kind, default=default, help=text)
@@ -169,15 +160,12 @@ class OfflineCLI(LightningCLI):
         # Lightning would let the checkpoint's hyper-parameters override the command line. Here flags win.
         return
 
-    # ---------------------------------------------------------------- the run folder
-
     def before_instantiate_classes(self) -> None:
         """Find the run folder, and the checkpoint to start from."""
         config = self.config[self.subcommand]
         algorithm = config.model.class_path.rpartition(".")[2].lower()
-        self.folder = RunFolder.of(
-            config.trainer.default_root_dir, algorithm, config.data.dataset, config.seed_everything
-        )
+        root = config.trainer.default_root_dir
+        self.folder = RunFolder.of(root, algorithm, config.data.dataset, config.seed_everything)
         if config.ckpt_path == "auto":
             self._choose_checkpoint(config)
         if config.ckpt_path == "last":
@@ -206,7 +194,6 @@ class OfflineCLI(LightningCLI):
         Raises:
             RunIsFinished: The run has made all its gradient steps.
         """
-        assert self.folder is not None
         config.ckpt_path = "last" if self.folder.last_checkpoint.is_file() else None
         results = self.folder.results()
         if results.get("status") == "finished" and results.get("gradient_steps", 0) >= config.trainer.max_steps:
@@ -216,11 +203,9 @@ class OfflineCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         """Make the trainer with our loggers and callbacks beside the user's; its root is the run folder."""
-        assert self.folder is not None
         trainer_config = self._get(self.config_init, "trainer")
         kwargs["logger"] = self._loggers(trainer_config.get("logger"))
-        given = trainer_config.get("callbacks") or []
-        callbacks = [*given] if isinstance(given, (list, tuple)) else [given]
+        callbacks = _as_list(trainer_config.get("callbacks"))
         if not any(isinstance(callback, EMATargets) for callback in callbacks):
             callbacks.append(EMATargets())
         accelerate = Acceleration(**{name: self._get(self.config_init, name) for name in ACCELERATION})
@@ -234,7 +219,6 @@ class OfflineCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Check all that can be checked before the run; only then touch the run folder."""
-        assert self.folder is not None
         if self.subcommand == "fit":
             check_trainer(self.trainer)
             check_batch_sizes(self.model, self.datamodule.batch_size, self.trainer.world_size)
@@ -266,8 +250,7 @@ class OfflineCLI(LightningCLI):
         Args:
             given: `trainer.logger`: one logger or several; None or True for none, False for metrics.csv alone.
         """
-        assert self.folder is not None
-        users = [] if given is None or isinstance(given, bool) else [*given] if isinstance(given, list) else [given]
+        users = [] if isinstance(given, bool) else _as_list(given)
         if self.subcommand != "fit":
             return [MetricsCSV(self.folder.path, keep_until=math.inf), *users]
         metrics = MetricsCSV(self.folder.path, keep_until=self.resumed_step)
@@ -277,11 +260,8 @@ class OfflineCLI(LightningCLI):
         board = TensorBoardLogger(self.folder.path, name="", version="", purge_step=purge, default_hp_metric=False)
         return [board, metrics, *users]
 
-    # ---------------------------------------------------------------- before and after the run
-
     def before_fit(self) -> None:
         """Print what is about to be trained."""
-        assert self.folder is not None
         if not self.trainer.is_global_zero:
             return
         data, config = self.datamodule, self._get(self.config, "trainer")
@@ -290,19 +270,17 @@ class OfflineCLI(LightningCLI):
             f"{type(self.model).__name__} on {info.id}: {len(transitions):,} transitions in "
             f"{len(transitions.episode_starts):,} episodes of mean return {transitions.episode_returns().mean():.3g}"
         )
-        ranks = self.trainer.world_size
+        ranks = f", shared by {self.trainer.world_size} ranks" if self.trainer.world_size > 1 else ""
         print(
             f"{config['max_steps']:,} gradient steps of batch {data.batch_size} on "
-            f"{self.trainer.strategy.root_device}, {torch.get_num_threads()} threads"
-            + (f", shared by {ranks} ranks" if ranks > 1 else "")
+            f"{self.trainer.strategy.root_device}, {torch.get_num_threads()} threads{ranks}"
         )
         print(f"run folder {self.folder.path}  (curves: tensorboard --logdir {self.folder.path})", flush=True)
         if 0 < config["max_steps"] <= self.model.main_start:
             print(f"note: all of it is pretraining (the main phase begins at step {self.model.main_start:,})")
 
     def after_fit(self) -> None:
-        """Print the scores and where everything lies."""
-        assert self.folder is not None
+        """Print the scores."""
         self._print_scores(f"finished {self.model.gradient_step:,} gradient steps", command="fit")
 
     def after_validate(self) -> None:
@@ -313,13 +291,10 @@ class OfflineCLI(LightningCLI):
 
     def after_predict(self) -> None:
         """Print where the actions are."""
-        assert self.folder is not None
-        if not self.trainer.is_global_zero:
-            return
-        print(f"actions are in {self.folder.path / PredictionsFile.NAME}", flush=True)
+        if self.trainer.is_global_zero:
+            print(f"actions are in {self.folder.path / PredictionsFile.NAME}", flush=True)
 
     def _print_scores(self, event: str, command: str) -> None:
-        assert self.folder is not None
         if not self.trainer.is_global_zero:  # a code other than 0 would have Lightning's launcher kill rank 0
             return
         checkpoint = self._callback(RunCheckpoint)
@@ -330,11 +305,10 @@ class OfflineCLI(LightningCLI):
             return
         evaluation = self._callback(RolloutEvaluation)
         scores = evaluation.scores or self._callback(BanditEvaluation).scores
-        lines = {name: each.line() for name, each in scores.items()}
-        for name, line in lines.items():
+        for name, each in scores.items():
             if name != "policy":
-                print(f"to compare, {name}: {line}")
-        score = lines.get("policy", "not evaluated")
+                print(f"to compare, {name}: {each.line()}")
+        score = scores["policy"].line() if "policy" in scores else "not evaluated"
         reference = f" ({evaluation.reference.name} reference)" if evaluation.reference else ""
         print(f"{event}: {score}{reference}; everything is in {self.folder.path}", flush=True)
 
@@ -350,16 +324,15 @@ class SaveConfig(SaveConfigCallback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Write."""
-        if not trainer.is_global_zero:
-            return
-        self.save_config(trainer, pl_module, "fit")
+        if trainer.is_global_zero:
+            self.save_config(trainer, pl_module, "fit")
 
     def save_config(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Write the configuration as a new run would need it."""
         config = self.config.clone()
         config.ckpt_path, config.overwrite = None, False
         text = self.parser.dump(config, skip_none=False)
-        write_atomically(Path(trainer.default_root_dir) / "config.yaml", lambda path: path.write_text(text))
+        write_bytes(Path(trainer.default_root_dir) / "config.yaml", text.encode())
 
 
 def _gradient_step(checkpoint: Path) -> int:
@@ -374,8 +347,12 @@ def _gradient_step(checkpoint: Path) -> int:
         raise UserError(f"ckpt_path: {checkpoint} is broken ({type(error).__name__})") from error
 
 
+def _as_list(given: Any) -> list[Any]:
+    return [] if given is None else [*given] if isinstance(given, (list, tuple)) else [given]
+
+
 def _silence_lightning() -> None:
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", category=UserWarning, module="torch.utils.data")

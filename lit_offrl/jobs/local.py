@@ -118,23 +118,6 @@ def report_failures(jobs: Sequence[Job], codes: dict[str, int]) -> int:
     return next(iter(failed.values()), 1 if left else 0)
 
 
-def pop_option(words: list[str], name: str) -> str | None:
-    """Remove `--name VALUE` or `--name=VALUE` from `words`; return the value, or None where the option is absent.
-
-    Raises:
-        UserError: There is no value.
-    """
-    for i, word in enumerate(words):
-        flag, equals, value = word.partition("=")
-        if flag == name:
-            if not equals and (i + 1 == len(words) or words[i + 1].startswith("--")):
-                raise UserError(f"{name} needs a value, e.g. {name} 0,1,2")
-            found = value if equals else words[i + 1]
-            del words[i : i + (1 if equals else 2)]
-            return found
-    return None
-
-
 def whole_numbers(name: str, text: str) -> list[int]:
     """Return the numbers of a list such as "0,1,2".
 

@@ -9,6 +9,7 @@ import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from lit_offrl.report import tables
 from lit_offrl.report.rows import Comparison, Report, Task
@@ -86,13 +87,12 @@ def document(report: Report, pictures: Sequence[str]) -> list[Block]:
 
 def _comparison(comparison: Comparison) -> list[Block]:
     blocks: list[Block] = [Heading(f"Over datasets ({comparison.scale})")]
-    names = ", ".join(comparison.scores)
     if not comparison.tasks:
         count = len(comparison.scores)
         return [*blocks, f"No dataset has runs of all {count} algorithms; report folders of algorithms that share one."]
     blocks.append(tables.aggregates(comparison))
     if comparison.left_out:
-        left_out = ", ".join(task.dataset for task in comparison.left_out)
+        names, left_out = ", ".join(comparison.scores), ", ".join(task.dataset for task in comparison.left_out)
         blocks.append(f"Left out, because not all of {names} have runs there: {left_out}.")
     if len(comparison.scores) > 1:
         blocks.append(tables.improvement_table(comparison))
@@ -131,29 +131,6 @@ def _markdown_table(table: Table) -> str:
 
 
 MOST_HEADINGS_WITHOUT_CONTENTS = 3
-STYLE = """
-:root { color-scheme: light dark; --ink: #222; --paper: #fff; --quiet: #666; --line: #ddd; --faint: #eee; --link: #05c }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #ddd; --paper: #181a1b; --quiet: #999; --line: #444; --faint: #2a2c2e; --link: #8bf }
-}
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em }
-body { color: var(--ink); background: var(--paper) } a { color: var(--link) }
-h1, h2 { line-height: 1.2 } h2 { margin-top: 2em; border-bottom: 1px solid var(--line); overflow-wrap: anywhere }
-nav ul { columns: 22em; padding-left: 1.2em }
-figure { margin: 1em 0 } figcaption { color: var(--quiet); padding-top: .4em }
-.table { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .25em .8em; text-align: right; white-space: nowrap } th.word, td.word { text-align: left }
-thead { border-bottom: 2px solid var(--quiet) } tbody tr + tr { border-top: 1px solid var(--faint) }
-tbody tr:hover { background: var(--faint) }
-img { max-width: 100%; display: block; background: #fff; border-radius: 4px }
-footer { color: var(--quiet); font-size: 90%; margin-top: 3em; border-top: 1px solid var(--line) }
-@media print {
-  :root { color-scheme: light; --ink: #000; --paper: #fff; --quiet: #444; --line: #aaa; --faint: #ddd; --link: #000 }
-  body { font-size: 10pt; max-width: none; margin: 0; padding: 0 } nav { display: none }
-  h2 { break-after: avoid } figure, tr { break-inside: avoid } .table { overflow: visible }
-  th, td { padding: .15em .4em; white-space: normal }
-}
-"""
 
 
 def to_html(blocks: Iterable[Block], pictures: Mapping[str, bytes]) -> str:
@@ -179,11 +156,11 @@ def to_html(blocks: Iterable[Block], pictures: Mapping[str, bytes]) -> str:
     method = "\n".join(f"<p>{html.escape(text)}</p>" for text in METHOD)
     if len(contents) > MOST_HEADINGS_WITHOUT_CONTENTS:
         parts.insert(1, f"<nav><ul>{''.join(contents)}</ul></nav>")  # after the title
-    body = "\n".join(parts)
+    body, style = "\n".join(parts), Path(__file__).with_name("page.css").read_text()
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width">\n<title>Report of runs</title>\n'
-        f"<style>{STYLE}</style>\n</head>\n<body>\n{body}\n<footer>\n<h2>How to read it</h2>\n{method}\n</footer>\n"
+        f"<style>\n{style}</style>\n</head>\n<body>\n{body}\n<footer>\n<h2>How to read it</h2>\n{method}\n</footer>\n"
         "</body>\n</html>\n"
     )
 
@@ -229,12 +206,8 @@ def _latex_table(table: Table) -> str:
 
 
 MINUS = "\N{MINUS SIGN}"
-LATEX = str.maketrans(
-    {
-        **{character: f"\\{character}" for character in "&%$#_{}"},
-        **{"\\": r"\textbackslash ", "~": r"\textasciitilde ", MINUS: "$-$", "±": r"$\pm$", ">": "$>$", "<": "$<$"},
-    }
-)
+SPECIAL = {"\\": r"\textbackslash ", "~": r"\textasciitilde ", MINUS: "$-$", "±": r"$\pm$", ">": "$>$", "<": "$<$"}
+LATEX = str.maketrans(SPECIAL | {character: f"\\{character}" for character in "&%$#_{}"})
 
 
 def _latex(text: str) -> str:

@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from lit_offrl.report.rows import Comparison, Report, Row, Task
+from lit_offrl.report.rows import Comparison, Report, Task
 from lit_offrl.report.statistics import bootstrap_interval, mean, performance_profile
 
 # Okabe and Ito (2008): a palette that color-blind readers can distinguish.
@@ -42,11 +42,8 @@ def learning_curves(report: Report, task: Task, colors: Mapping[str, str]) -> Fi
     figure, axis = titled_figure(task.dataset)
     has_curves = False
     rows = report.rows_of(task)
-    others: dict[str, Row] = {}
-    for row in rows:
-        if row.actor != "policy":
-            others.setdefault(row.algorithm, row)
-    for i, (algorithm, row) in enumerate(others.items()):
+    others = {row.algorithm: row for row in reversed(rows) if row.actor != "policy"}
+    for i, (algorithm, row) in enumerate(sorted(others.items())):
         label: str | None = row.name
         if len(others) > MOST_LEGEND_ENTRIES:  # one entry for all; the color is the algorithm's
             label = f"dotted: {row.actor}" if i == 0 else None
@@ -62,8 +59,7 @@ def learning_curves(report: Report, task: Task, colors: Mapping[str, str]) -> Fi
         label = f"{row.name} ({len(curves)} seed{'s' * (len(curves) > 1)})"
         marker = "o" if len(steps) <= MOST_MARKERS else None
         axis.plot(steps, [each.mean() for each in scores], color=color, marker=marker, markersize=3.5, label=label)
-        bands = [band for each in scores if (band := bootstrap_interval([each], mean)) is not None]
-        if bands:
+        if bands := [band for each in scores if (band := bootstrap_interval([each], mean)) is not None]:
             low, high = zip(*bands, strict=True)
             axis.fill_between(steps, low, high, color=color, alpha=BAND_ALPHA, linewidth=0)
     if not has_curves:
@@ -88,8 +84,9 @@ def profiles(comparison: Comparison, colors: Mapping[str, str]) -> Figure:
         share, band = performance_profile(tasks, thresholds)
         axis.plot(thresholds, share, color=colors[name], drawstyle="steps-post", label=name)
         if band is not None:
-            low, high = band
-            axis.fill_between(thresholds, low, high, color=colors[name], alpha=BAND_ALPHA, linewidth=0, step="post")
+            axis.fill_between(
+                thresholds, band[0], band[1], color=colors[name], alpha=BAND_ALPHA, linewidth=0, step="post"
+            )
     axis.set(xlabel=rf"normalized score $\tau$ ({comparison.scale})", ylabel=r"share of runs with score > $\tau$")
     axis.set(xlim=(thresholds[0], thresholds[-1]), ylim=(-0.02, 1.02))
     _legend(figure)

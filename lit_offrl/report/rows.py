@@ -20,12 +20,7 @@ from lit_offrl.report.statistics import Array, Interval, Summary, probability_of
 
 @dataclass(frozen=True)
 class Task:
-    """A dataset with one scale. Only scores of the same task are comparable.
-
-    Attributes:
-        dataset: Name of the dataset.
-        reference: Scale of the scores; None for mean returns.
-    """
+    """A dataset with one scale of scores (None: mean returns). Only scores of the same task are comparable."""
 
     dataset: str
     reference: ScoreReference | None
@@ -43,14 +38,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Row:
-    """One actor of one algorithm on one task.
-
-    Attributes:
-        task: Dataset and scale.
-        algorithm: Name of the algorithm.
-        actor: `policy`, or another actor that was evaluated, e.g. `behavior`.
-        runs: Runs with a score of the actor, one per seed.
-    """
+    """One actor of one algorithm (`policy`, or e.g. `behavior`) on one task, with a run per seed."""
 
     task: Task
     algorithm: str
@@ -136,13 +124,10 @@ class PublishedFigure:
 
     Attributes:
         paper: Name of the paper's own algorithm.
-        table: Name of the paper's table.
         algorithm: Name of the algorithm, as printed.
         dataset: D4RL's id of the dataset.
-        mean: The score.
         spread: The number after the ±; None where none is printed.
         spread_kind: `standard error` or `standard deviation`.
-        arxiv: The paper's arXiv id.
     """
 
     paper: str
@@ -222,33 +207,29 @@ class Report:
     def published(self) -> dict[Task, list[PublishedFigure]]:
         """Published figures by task: only for D4RL's own file of the same id, on D4RL's scale."""
         content: dict[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text())
-        figures = [
-            PublishedFigure(**each, arxiv=content["papers"][each["paper"]]["arxiv"]) for each in content["figures"]
-        ]
         originals = {row.task: row.runs[0].dataset_id for row in self.rows if row.runs[0].source == "d4rl"}
-        return {
-            task: [figure for figure in figures if figure.dataset == originals.get(task) and task.scale == "d4rl"]
-            for task in self.tasks
-        }
+        figures: dict[Task, list[PublishedFigure]] = {task: [] for task in self.tasks}
+        for task in self.tasks:
+            for each in content["figures"]:
+                if task.scale == "d4rl" and each["dataset"] == originals.get(task):
+                    figures[task].append(PublishedFigure(**each, arxiv=content["papers"][each["paper"]]["arxiv"]))
+        return figures
 
     def _notes(self, scoreless: Sequence[Run]) -> list[str]:
         notes = []
         if scoreless:
-            paths = [str(run.path) for run in scoreless]
-            more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-            notes.append(f"Without a score: {', '.join(paths[:3])}{more}.")
+            more = f" and {len(scoreless) - 3} more" if len(scoreless) > 3 else ""
+            notes.append(f"Without a score: {', '.join(str(run.path) for run in scoreless[:3])}{more}.")
         for row in self.policies:
             name = f"{row.algorithm} on {row.task.dataset}"
-            early = [run for run in row.runs if run.step is not None and run.step < run.trained_until]
-            if early:
+            if early := [run for run in row.runs if run.step is not None and run.step < run.trained_until]:
                 where = ", ".join(f"seed {run.seed} at {run.step:,} of {run.trained_until:,}" for run in early)
                 notes.append(f"{name}: the scored checkpoint is not the last one ({where} gradient steps).")
             elif len(set(row.steps)) > 1:
                 notes.append(f"{name}: the seeds were scored after different numbers of gradient steps.")
             elif settings := differing_settings(row.runs):
                 notes.append(f"{name}: the seeds differ in their config.yaml: {', '.join(settings)}.")
-        short = [row for row in self.policies if row.mean_of_last(self.last) is None]
-        if short:
+        if short := [row for row in self.policies if row.mean_of_last(self.last) is None]:
             fewest = min(len(run.evaluations) for row in short for run in row.runs)
             hint = f"; --last {fewest} averages what all have" if fewest > 1 else ""
             where = f"{len(short)} of {len(self.policies)} rows"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,25 +16,14 @@ from lit_offrl.envs.scores import ScoreReference
 from lit_offrl.errors import UserError
 
 # Settings that may differ between the seeds of one row without a note.
-IGNORED_SETTINGS = (
-    "seed_everything",
-    "default_root_dir",
-    "ckpt_path",
-    "overwrite",
-    "pretrained",
-    "devices",
-    "accelerator",
-)
+IGNORED_SETTINGS = {
+    "seed_everything", "default_root_dir", "ckpt_path", "overwrite", "pretrained", "devices", "accelerator",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Score:
-    """Mean score of one actor of one run.
-
-    Attributes:
-        value: The normalized score; the mean return where the run has no reference.
-        episodes: Number of episodes; None where unknown.
-    """
+    """Mean score of one actor of one run: normalized, or the mean return where the run has no reference."""
 
     value: float
     episodes: int | None
@@ -44,14 +34,11 @@ class Run:
     """One run folder; None where a value is unknown.
 
     Attributes:
-        path: The folder.
         algorithm: Name of the algorithm; `distinguish_runs` adds a folder where several runs have the same name.
         dataset: Id of the dataset; `distinguish_runs` adds a digest or a scale where one id has several.
         dataset_id: The id as results.json gives it.
         source: Source of the dataset, e.g. `d4rl`.
         sha256: Digest of the dataset.
-        seed: Seed of the training.
-        finished: Whether the training is complete.
         step: Gradient steps of the checkpoint that was scored.
         reference: Scale of the scores; None for returns.
         scores: Final scores by actor; `policy` is the algorithm's own policy.
@@ -122,9 +109,14 @@ def _read_run(file: Path) -> Run:
     results: dict[str, Any] = json.loads(file.read_text())
     if not isinstance(results, dict):
         raise ValueError("it holds no JSON object")
-    reference = _reference(results.get("score_reference") or {})
+    entry = results.get("score_reference") or {}
+    low, high = _number(entry.get("min")), _number(entry.get("max"))
+    reference = None
+    if entry.get("name") is not None and low is not None and high is not None:
+        reference = ScoreReference(str(entry["name"]), low, high)
+    key = "return_mean" if reference is None else "normalized"
     actors = {"policy": results.get("scores") or {}, **(results.get("comparison") or {})}
-    scores = {name: _score(each, reference) for name, each in actors.items()}
+    values = {name: (_number(each.get(key)), each.get("episodes")) for name, each in actors.items()}
     data_return = _number(results.get("dataset_return_mean"))
     bandit = dict(results.get("bandit") or {})
     beta = _number(bandit.pop("beta", None))
@@ -141,24 +133,12 @@ def _read_run(file: Path) -> Run:
         finished=results.get("status") == "finished",
         step=None if step is None else int(step),
         reference=reference,
-        scores={name: score for name, score in scores.items() if score is not None},
+        scores={name: Score(value, episodes) for name, (value, episodes) in values.items() if value is not None},
         data_score=reference.normalize(data_return) if reference and data_return is not None else data_return,
         evaluations=_evaluations(file.with_name("eval.csv"), reference),
         bandit={actor: {name: _number(value) for name, value in each.items()} for actor, each in measures.items()},
         beta=beta,
     )
-
-
-def _reference(entry: Mapping[str, Any]) -> ScoreReference | None:
-    low, high = _number(entry.get("min")), _number(entry.get("max"))
-    if entry.get("name") is None or low is None or high is None:
-        return None
-    return ScoreReference(str(entry["name"]), low, high)
-
-
-def _score(entry: Mapping[str, Any], reference: ScoreReference | None) -> Score | None:
-    value = _number(entry.get("return_mean" if reference is None else "normalized"))
-    return None if value is None else Score(value, entry.get("episodes"))
 
 
 def _number(value: object) -> float | None:
@@ -201,24 +181,15 @@ def distinguish_runs(runs: Sequence[Run]) -> list[Run]:
             dataset += f" [{run.reference.minimum:g} to {run.reference.maximum:g}]"
         renamed.append(replace(run, dataset=dataset))
         keys[run.algorithm, bool(run.bandit)].append((dataset, run.reference, run.seed, run.beta))
-    folders = _without_common_parents({run.root for run in runs})
     ambiguous = {name for name, each in keys.items() if len(set(each)) < len(each)}
+    parts = {run.root: Path(run.root).parts for run in runs}
+    common = len(os.path.commonprefix([each[:-1] for each in parts.values()]))  # noqa: RUF071 (of tuples, not of strings)
     return [
-        replace(run, algorithm=f"{run.algorithm} ({folders[run.root]})")
+        replace(run, algorithm=f"{run.algorithm} ({'/'.join(parts[run.root][common:])})")
         if (run.algorithm, bool(run.bandit)) in ambiguous
         else run
         for run in renamed
     ]
-
-
-def _without_common_parents(paths: Iterable[str]) -> dict[str, str]:
-    """Return each path without the leading parts that all paths share; at least its last part remains."""
-    parts = {path: Path(path).parts for path in paths}
-    shortest = min(map(len, parts.values()), default=1)
-    common = 0
-    while common < shortest - 1 and len({each[common] for each in parts.values()}) == 1:
-        common += 1
-    return {path: "/".join(each[common:]) for path, each in parts.items()}
 
 
 def differing_settings(runs: Sequence[Run]) -> list[str]:
@@ -229,4 +200,4 @@ def differing_settings(runs: Sequence[Run]) -> list[str]:
         return []
     differing = settings[0].union(*settings) - settings[0].intersection(*settings)
     names = {line.partition(":")[0].lstrip("- ") for line in differing if ":" in line and not line.startswith("#")}
-    return sorted(names - set(IGNORED_SETTINGS))
+    return sorted(names - IGNORED_SETTINGS)

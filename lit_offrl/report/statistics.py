@@ -27,8 +27,7 @@ SEED = 0
 def interquartile_mean(scores: Array) -> Array:
     """Return the mean along the last axis without the floor(n/4) lowest and the floor(n/4) highest of n scores."""
     n = scores.shape[-1]
-    cut = n // 4
-    return np.asarray(np.sort(scores, axis=-1)[..., cut : n - cut].mean(axis=-1))
+    return np.asarray(np.sort(scores, axis=-1)[..., n // 4 : n - n // 4].mean(axis=-1))
 
 
 def mean(scores: Array) -> Array:
@@ -53,10 +52,9 @@ def bootstrap_interval(tasks: Sequence[Array], statistic: Callable[[Array], Arra
 
 @dataclass(frozen=True)
 class Summary:
-    """Statistics of the scores of one algorithm on one task; None where they need more than one seed.
+    """Statistics of the scores of one algorithm on one task, one per seed; None where they need more than one seed.
 
     Attributes:
-        mean: Mean over seeds.
         std: Sample standard deviation over seeds (divisor n - 1).
         standard_error: std / sqrt(n).
         iqm: Interquartile mean.
@@ -116,14 +114,9 @@ def probability_of_improvement(x: Sequence[Array], y: Sequence[Array]) -> tuple[
     if not (_have_several_seeds(x) and _have_several_seeds(y)):
         return probability, None
     rng = np.random.default_rng(SEED)
-    drawn = np.mean(
-        [
-            ((_resampling_weights(rng, len(each)) @ each) * _resampling_weights(rng, each.shape[1])).sum(axis=1)
-            for each in wins
-        ],
-        axis=0,
-    )
-    low, high = _interval(drawn)
+    left_and_right = [(_resampling_weights(rng, len(each)), _resampling_weights(rng, each.shape[1])) for each in wins]
+    drawn = [((left @ each) * right).sum(axis=1) for each, (left, right) in zip(wins, left_and_right, strict=True)]
+    low, high = _interval(np.mean(drawn, axis=0))
     return probability, (float(low), float(high))
 
 

@@ -20,14 +20,7 @@ MOST_COLUMNS = 6  # of algorithms; with more of them than of datasets, algorithm
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
-
-    Attributes:
-        columns: Headers of the columns.
-        rows: Cells.
-        caption: Description below the table.
-        text_columns: Number of leading columns that hold words; the others hold numbers.
-    """
+    """A table: headers, cells, and a caption below. The first `text_columns` columns hold words, the others numbers."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]

@@ -196,8 +196,7 @@ def _trial_line(trial: FrozenTrial, study: optuna.Study) -> str:
         step = max(reported) if reported else 0
         what = f"pruned at step {step:,}, {reported.get(step, float('nan')):.5g};"
     else:
-        best = studies.best_trial(study)
-        assert best is not None
+        best = study.best_trial
         standing = "the best so far" if best.number == trial.number else f"best {best.value:.5g} of {best.number}"
         what = f"{trial.value:.5g} ({standing});"
     seconds = trial.duration.total_seconds() if trial.duration else 0.0
@@ -224,9 +223,9 @@ def _write_results(search: Search, study: optuna.Study, plan: Plan) -> None:
     states = Counter(trial.state for trial in study.get_trials(deepcopy=False))
     complete, pruned, failed = (states[each] for each in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
     print(f"{complete + pruned} finished trials: {complete} complete, {pruned} pruned; {failed} failed or broken off")
-    best = studies.best_trial(study)
-    if best is None:
+    if not complete:
         raise UserError("no trial is complete: give the search more trials or hours")
+    best = study.best_trial
     print(f"best: {search.objective.metric} {best.value:.5g} of trial {best.number}: {_in_words(best.params)}")
     config = plan.resolve(best.params, {"trainer.default_root_dir": str(search.folder / "best")})
     score = f"# {search.objective.metric} {best.value:.6g}: trial {best.number} of the search in {search.folder}\n"

@@ -37,7 +37,6 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner,
 from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lit_offrl.errors import RunFailure, UserError, did_you_mean, one_line
@@ -103,7 +102,10 @@ def open_study(
         try:
             storage = _storage(search)
             study = _create_or_load(search, storage)
-            if study.user_attrs.get("search") not in (None, common) and _is_void(study):
+            trials = study.get_trials(deepcopy=False)
+            void = bool(trials) and all(trial.state == TrialState.FAIL for trial in trials)
+            # The search may change if all trials failed, e.g. because the config was refused.
+            if void and study.user_attrs.get("search") not in (None, common):
                 optuna.delete_study(study_name=search.name, storage=storage)
                 study = _create_or_load(search, storage)
         except UserError:
@@ -142,12 +144,6 @@ def _storage(search: Search) -> BaseStorage:
     # Workers wait for each other; a short timeout would make them fail.
     arguments = {"timeout": DATABASE_TIMEOUT_S} if name.startswith("sqlite") else {}
     return RDBStorage(name, engine_kwargs={"connect_args": arguments})
-
-
-def _is_void(study: optuna.Study) -> bool:
-    """Return whether all trials failed, e.g. because the config was refused: then the search may change."""
-    trials = study.get_trials(deepcopy=False)  # without trials, another worker is making the study
-    return bool(trials) and all(trial.state == TrialState.FAIL for trial in trials)
 
 
 def _storage_name(search: Search) -> str:
@@ -431,10 +427,3 @@ def busy_hours(trials: Sequence[FrozenTrial]) -> float:
         seconds += max((until - max(start, covered)).total_seconds(), 0.0)
         covered = max(covered, until)
     return seconds / 3600
-
-
-def best_trial(study: optuna.Study) -> FrozenTrial | None:
-    """Return the best complete trial, the earliest of equal ones; None if there is none."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    sign = 1 if study.direction == StudyDirection.MAXIMIZE else -1
-    return max(complete, key=lambda trial: (sign * (trial.value or 0.0), -trial.number), default=None)
