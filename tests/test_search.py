@@ -27,10 +27,10 @@ from optuna.trial import TrialState, create_trial
 from test_cli import failure
 
 from lit_offrl.cli import main
+from lit_offrl.cli.plan import Plan
 from lit_offrl.errors import RunFailure, UserError
 from lit_offrl.search import study as studies
 from lit_offrl.search.pictures import pictures
-from lit_offrl.search.plan import Plan
 from lit_offrl.search.space import Objective, Parameter, Search, read_search
 from lit_offrl.search.trial import Outcome, SeedRun, mean_of_last, run_trial
 

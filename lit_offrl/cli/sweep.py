@@ -25,7 +25,7 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 def run_sweep(words: list[str]) -> int:
     """Run `sweep --config FILE`; return the exit code."""
     options = _parser().parse_args(words)
-    from lit_offrl.search.plan import run_search
+    from lit_offrl.cli.plan import run_search
     from lit_offrl.search.space import read_search
 
     search = read_search(find_config(options.config), _changes(options))

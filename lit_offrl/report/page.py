@@ -8,8 +8,8 @@ import html
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from lit_offrl.report import tables
 from lit_offrl.report.rows import Comparison, Report, Task
@@ -40,16 +40,14 @@ CURVES = (
 )
 
 
-@dataclass(frozen=True)
-class Heading:
+class Heading(NamedTuple):
     """A heading."""
 
     text: str
     level: int = 2
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A picture: the name of its PNG file and a caption."""
 
     name: str
@@ -86,13 +84,14 @@ def document(report: Report, pictures: Sequence[str]) -> list[Block]:
 
 
 def _comparison(comparison: Comparison) -> list[Block]:
-    blocks: list[Block] = [Heading(f"Over datasets ({comparison.scale})")]
+    title = Heading(f"Over datasets ({comparison.scale})")
+    names = ", ".join(comparison.scores)
     if not comparison.tasks:
-        count = len(comparison.scores)
-        return [*blocks, f"No dataset has runs of all {count} algorithms; report folders of algorithms that share one."]
-    blocks.append(tables.aggregates(comparison))
+        hint = "report folders of algorithms that share one"
+        return [title, f"No dataset has runs of all {len(comparison.scores)} algorithms; {hint}."]
+    blocks: list[Block] = [title, tables.aggregates(comparison)]
     if comparison.left_out:
-        names, left_out = ", ".join(comparison.scores), ", ".join(task.dataset for task in comparison.left_out)
+        left_out = ", ".join(task.dataset for task in comparison.left_out)
         blocks.append(f"Left out, because not all of {names} have runs there: {left_out}.")
     if len(comparison.scores) > 1:
         blocks.append(tables.improvement_table(comparison))

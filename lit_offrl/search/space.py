@@ -11,9 +11,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from lit_offrl.cli.configs import read_config
 from lit_offrl.errors import UserError, did_you_mean, require
 
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
@@ -231,7 +231,12 @@ def read_search(path: str | Path, changes: Mapping[str, Any]) -> Search:
     Raises:
         UserError: The file does not exist, a key is unknown or missing, or a value is out of range.
     """
-    content = read_config(str(path))
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"config: no file {path}") from error
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"config: {path} cannot be read: {error}") from error
     entries = _mapping(content, "", [field.name for field in fields(Search)])
     overrides = _mapping(entries.get("overrides") or {}, "overrides") | dict(changes.get("overrides", {}))
     entries = {**entries, **changes}

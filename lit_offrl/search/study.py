@@ -74,10 +74,6 @@ WORKER, HEARTBEAT, FAILURE, WITHDRAWN, ORIGIN, RETRIES = (
 )  # fmt: skip
 
 
-class LostTrialError(Exception):
-    """Another worker took over the trial, because this one seemed dead, e.g. while its machine was suspended."""
-
-
 def open_study(
     search: Search,
     distributions: Mapping[str, Distribution],
@@ -102,12 +98,12 @@ def open_study(
         try:
             storage = _storage(search)
             study = _create_or_load(search, storage)
-            trials = study.get_trials(deepcopy=False)
-            void = bool(trials) and all(trial.state == TrialState.FAIL for trial in trials)
-            # The search may change if all trials failed, e.g. because the config was refused.
-            if void and study.user_attrs.get("search") not in (None, common):
-                optuna.delete_study(study_name=search.name, storage=storage)
-                study = _create_or_load(search, storage)
+            if study.user_attrs.get("search") not in (None, common):
+                trials = study.get_trials(deepcopy=False)
+                # The search may change if all trials failed, e.g. because the config was refused.
+                if trials and all(trial.state == TrialState.FAIL for trial in trials):
+                    optuna.delete_study(study_name=search.name, storage=storage)
+                    study = _create_or_load(search, storage)
         except UserError:
             raise
         except ImportError as error:
@@ -230,9 +226,6 @@ class Worker:
     """Runs trials of a study until the study is complete.
 
     Attributes:
-        search: The search.
-        study: The study.
-        distributions: The space.
         train: Trains one trial. Arguments: the trial, the number of its first attempt, a function to call several times
             per second, and file descriptors that its processes keep open.
         report_trial: Called with each trial that ends.
@@ -335,10 +328,7 @@ class Worker:
             nonlocal beaten
             if time.monotonic() - beaten >= HEARTBEAT_S:
                 beaten = time.monotonic()
-                try:
-                    trial.set_user_attr(HEARTBEAT, time.time())
-                except UpdateFinishedTrialError as error:
-                    raise LostTrialError from error
+                trial.set_user_attr(HEARTBEAT, time.time())
 
         try:
             outcome = self.train(trial, origin, tick, [lock])
@@ -348,7 +338,7 @@ class Worker:
                 self.study.tell(trial, state=TrialState.PRUNED)
             else:
                 self.study.tell(trial, outcome.score)
-        except (LostTrialError, UpdateFinishedTrialError):
+        except UpdateFinishedTrialError:  # e.g. this machine was suspended
             self.report(f"trial {trial.number}: taken over by another worker, which thought this one dead")
             return
         except BaseException:  # stopped: another worker, or a restart, continues the trial
@@ -380,14 +370,11 @@ class Worker:
         worker = str(trial.user_attrs.get(WORKER, ""))
         if worker.rpartition("-")[0] == socket.gethostname():
             path = self.locks / worker
-            try:
-                with path.open("r+") as file:
-                    dead = lock_descriptor(file.fileno(), blocking=False)
+            with suppress(OSError), path.open("r+") as file:  # no such file: the other worker has another folder
+                dead = lock_descriptor(file.fileno(), blocking=False)
                 if dead:  # else the worker lives, or one of its runs, which is about to stop
                     path.unlink(missing_ok=True)
                 return dead
-            except OSError:  # no such file, e.g. because the other worker has another folder
-                pass
         beat, now = trial.user_attrs.get(HEARTBEAT), time.monotonic()
         known, since = self._heartbeats.setdefault(trial.number, (beat, now))
         if known != beat:

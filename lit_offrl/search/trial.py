@@ -7,6 +7,7 @@ DDP run need the same command line, which holds the parameters as flags.
 from __future__ import annotations
 
 import csv
+import json
 import math
 import signal
 import time
@@ -14,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lit_offrl.run_folder import RunFolder
 from lit_offrl.search.space import Objective
 from lit_offrl.system.processes import start_detached, stop
 
@@ -51,8 +51,11 @@ class SeedRun:
     @property
     def finished(self) -> bool:
         """Whether the training is finished, e.g. before a restart of the search."""
-        results = RunFolder(self.folder).results()
-        return (results.get("stage"), results.get("status")) == ("fit", "finished")
+        try:
+            results = json.loads((self.folder / "results.json").read_text())
+        except (OSError, json.JSONDecodeError):
+            return False
+        return bool((results["stage"], results["status"]) == ("fit", "finished"))
 
     @property
     def metrics(self) -> Path:

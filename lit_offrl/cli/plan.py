@@ -129,9 +129,8 @@ class Plan:
         """Yield the lines that are printed at the start."""
         search, objective = self.search, self.search.objective
         model = str(look_up(self.config, "model.class_path")).rpartition(".")[2]
-        limits = [] if search.trials is None else [f"{search.trials} trials"]
-        if search.hours is not None:
-            limits.append(f"{search.hours:g} hours of trials")
+        limits = [f"{search.trials} trials"] if search.trials is not None else []
+        limits += [f"{search.hours:g} hours of trials"] if search.hours is not None else []
         many = f"{len(self.distributions)} parameter{'s' * (len(self.distributions) != 1)}"
         yield (
             f"searching {many} of {model} on {look_up(self.config, 'data.dataset')}: "
@@ -206,10 +205,7 @@ def _trial_line(trial: FrozenTrial, study: optuna.Study) -> str:
 
 def _in_words(parameters: Mapping[str, Any]) -> str:
     names = short_names(list(parameters))
-    return ", ".join(
-        f"{names[key]} {value:.4g}" if isinstance(value, float) else f"{names[key]} {value}"
-        for key, value in parameters.items()
-    )
+    return ", ".join(f"{names[key]} {f'{v:.4g}' if isinstance(v, float) else v}" for key, v in parameters.items())
 
 
 def _duration(seconds: float) -> str:
