@@ -102,7 +102,7 @@ class OfflineCLI(LightningCLI):
         words: Words as they were typed.
     """
 
-    _parsers: ClassVar[dict[str, Any]] = {}
+    _parsers: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def __init__(self, arguments: list[str], words: list[str]) -> None:
         self.words = words
@@ -125,12 +125,13 @@ class OfflineCLI(LightningCLI):
     def setup_parser(
         self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
     ) -> None:
-        """Build the parsers once per process: that takes most of a second, and a search parses dozens of configs."""
-        if not OfflineCLI._parsers:
+        """Build the parser of a command once per process: it takes most of a second, and a search needs it often."""
+        command = self.words[0]
+        if command not in OfflineCLI._parsers:
             before = set(vars(self))
             super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
-            OfflineCLI._parsers = {name: value for name, value in vars(self).items() if name not in before}
-        vars(self).update(OfflineCLI._parsers)
+            OfflineCLI._parsers[command] = {name: value for name, value in vars(self).items() if name not in before}
+        vars(self).update(OfflineCLI._parsers[command])
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Return the one subcommand that is asked for: the parser of each takes a tenth of a second to build."""
