@@ -45,7 +45,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSpec, Phase, Target, frozen_copy
+from lit_offrl.algorithms.base import Actor, Info, Memory, OfflineAlgorithm, OptimizerSpec, Phase, Target, frozen_copy
 from lit_offrl.algorithms.critic_losses import conservative_penalty, implicit_q_loss, in_support_q_loss
 from lit_offrl.algorithms.energy_guided import (
     NEXT_SUPPORT_STREAM,
@@ -462,7 +462,11 @@ class AEPO(OfflineAlgorithm):
         return sample_guided(self.process, self.behavior, guidance, observations, noise, scales, self.rescale)
 
     def sample_each(
-        self, observations: Tensor, actors: Sequence[str], generators: Mapping[str, torch.Generator | None]
+        self,
+        observations: Tensor,
+        actors: Sequence[str],
+        generators: Mapping[str, torch.Generator | None],
+        memories: Sequence[Memory] = (),
     ) -> Tensor:
         """Sample all actors at once: they are one diffusion with different scales of guidance."""
         noise = draw_for_actors(observations, self.action_dim, actors, generators)

@@ -56,10 +56,6 @@ class EnsembleCritic(CriticOptions):
     Attributes:
         members: Networks in each ensemble.
         layer_norm: Whether Q has LayerNorm.
-        discount: Discount factor.
-        target_rate: Rate at which all target networks move.
-        learning_rate: Step size.
-        hidden_dim: Width of the three hidden layers.
     """
 
     members: Count = 10

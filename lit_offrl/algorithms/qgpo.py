@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSpec, Phase, Target, frozen_copy
+from lit_offrl.algorithms.base import Actor, Info, Memory, OfflineAlgorithm, OptimizerSpec, Phase, Target, frozen_copy
 from lit_offrl.algorithms.critic_losses import in_support_q_loss
 from lit_offrl.algorithms.energy_guided import (
     NEXT_SUPPORT_STREAM,
@@ -72,10 +72,6 @@ class InSupportCritic(CriticOptions):
         steps: Gradient steps that train the critic, and f beside it; `max_steps` includes them.
         batch_size: Transitions of each batch that the critic is trained on; the behavior model takes all.
         backup_beta: Inverse temperature of the softmax in the backup.
-        discount: Discount factor.
-        target_rate: Rate at which the target networks move.
-        learning_rate: Step size.
-        hidden_dim: Width of the three hidden layers.
     """
 
     steps: Steps = 500_000
@@ -308,7 +304,11 @@ class QGPO(OfflineAlgorithm):
         return sample_guided(self.process, self.behavior, guidance, observations, noise, scales)
 
     def sample_each(
-        self, observations: Tensor, actors: Sequence[str], generators: Mapping[str, torch.Generator | None]
+        self,
+        observations: Tensor,
+        actors: Sequence[str],
+        generators: Mapping[str, torch.Generator | None],
+        memories: Sequence[Memory] = (),
     ) -> Tensor:
         """Sample all actors at once: they are one diffusion with different scales of guidance."""
         noise = draw_for_actors(observations, self.action_dim, actors, generators)
