@@ -78,11 +78,10 @@ def test_nobody_but_main_imports_the_command_line():
 def test_the_package_imports_on_every_system():
     unix_only = {"fcntl", "grp", "posix", "pwd", "resource", "termios"}
     for path in PACKAGE.rglob("*.py"):
-        if path.parent.name != "native":  # Linux only
-            nodes = [*ast.walk(ast.parse(path.read_text()))]
-            names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-            names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
-            assert not names & unix_only, path.name
+        nodes = [*ast.walk(ast.parse(path.read_text()))]
+        names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+        assert not names & unix_only, path.name
 
 
 @pytest.mark.parametrize(
