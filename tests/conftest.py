@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,17 @@ REPOSITORY = Path(__file__).parent.parent
 def _few_threads() -> None:
     torch.set_num_threads(1)  # the networks of the tests are too small for more
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # nor may the commands that they start wait for one another
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_files_left(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[None]:
+    """Check that the tests, and the processes that they start, leave no files in the temporary folder."""
+    assert pytestconfig.cache is not None
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(pytestconfig.cache.mkdir("torchinductor"))  # kept for the next time
+    folder = tmp_path_factory.mktemp("t", numbered=False)  # a short name, because the paths of sockets must be short
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+    yield
+    assert not [path.name for path in folder.iterdir() if path.is_file()]
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import lightning
 import pytest
 import torch
 from conftest import run_folder
-from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, TINY, batch, nested
+from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, batch, nested, tiny_options
 
 from lit_offrl import algorithms
 from lit_offrl.algorithms import OfflineAlgorithm, aepo, energy_guided, optimizers
@@ -26,7 +26,7 @@ from lit_offrl.cli import main
 from lit_offrl.errors import UserError
 from lit_offrl.networks import bottleneck, energy_guidance, gradients
 
-EVERY = [name for name in algorithms.__all__ if name != "OfflineAlgorithm"]
+EVERY = [*algorithms.ALGORITHMS]
 # Small, and every kind of update within a few steps.
 BDPO = {"warmup_steps": 3, "actor_every": 2, "pretrain_steps": 3}
 STAGES = {"pretrain_steps": 3, "critic.steps": 3}
@@ -45,7 +45,12 @@ STEPS = 13
 
 def make(cls: type[OfflineAlgorithm], device: str = "cpu", **options: Any) -> OfflineAlgorithm:
     torch.manual_seed(0)
-    algorithm = cls(OBSERVATION_DIM, ACTION_DIM, seed=3, **nested({**TINY.get(cls.__name__, {}), **options})).to(device)
+    algorithm = cls(
+        OBSERVATION_DIM,
+        ACTION_DIM,
+        seed=3,
+        **nested({**(tiny_options(cls.__name__) if cls.__name__ in algorithms.ALGORITHMS else {}), **options}),
+    ).to(device)
     algorithm.configure_optimizers()
     algorithm.main_steps = 10
     EMATargets().on_fit_start(None, algorithm)  # type: ignore[arg-type]
@@ -75,7 +80,7 @@ def failed(note: str) -> None:
 def test_every_update_can_be_traced_whole_and_is_the_same(name: str):
     """`fullgraph`: no scalar is read, no shape and no branch depends on data. Eager kernels: the bits are the same."""
     torch._dynamo.reset()
-    cls, options = getattr(algorithms, name), OPTIONS[name]
+    cls, options = getattr(algorithms, name), OPTIONS.get(name, {"pretrain_steps": 3})
     eager, traced = make(cls, **options), make(cls, **options)
     traced.run_update = CompiledUpdates(failed, backend="eager")
     assert train(eager) == train(traced)
@@ -87,7 +92,7 @@ def test_every_update_can_be_traced_whole_and_is_the_same(name: str):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("name", EVERY)
 def test_replayed_updates_are_the_same(name: str):
-    cls, options = getattr(algorithms, name), OPTIONS[name]
+    cls, options = getattr(algorithms, name), OPTIONS.get(name, {"pretrain_steps": 3})
     eager, captured = make(cls, "cuda", **options), make(cls, "cuda", **options)
     captured.run_update = CapturedUpdates(failed)
     captured.run_update.WARM_UP = 1
@@ -103,7 +108,7 @@ def test_updates_stay_on_their_device(name: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(optimizers, "adam_kernel", torch.ops.lit_offrl.adam)  # the kernel itself knows no such device
     for module in (bottleneck, energy_guidance, gradients, energy_guided, aepo):
         monkeypatch.setattr(module, "full_precision", lambda like: nullcontext())  # nor does autocast
-    algorithm = make(getattr(algorithms, name), "meta", **OPTIONS[name])
+    algorithm = make(getattr(algorithms, name), "meta", **OPTIONS.get(name, {"pretrain_steps": 3}))
     rows, candidates = on("meta", batch()), torch.rand(STATES, 3, ACTION_DIM, device="meta")
     for phase in algorithm.phases():
         if isinstance(algorithm, algorithms.EDA):
@@ -170,7 +175,7 @@ def test_a_resumed_compiled_run_equals_an_uninterrupted_one_bit_for_bit():
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_rehearsed_update_leaves_nothing_behind(name: str):
-    algorithm = make(getattr(algorithms, name), **OPTIONS[name])
+    algorithm = make(getattr(algorithms, name), **OPTIONS.get(name, {"pretrain_steps": 3}))
     phase = algorithm.phases()[-1]
     phase.prepare(batch())
     adams = algorithm.optimizer_set.adams.values()

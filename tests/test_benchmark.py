@@ -204,13 +204,18 @@ def benchmark(loops: ModuleType) -> ModuleType:
     return load_tool("benchmark")  # which imports the loops
 
 
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "DTQL": {"hidden_dim": 8, "acting": {"candidates": 4}},
-    "EDA": {"diffusion": {"hidden_dim": 16}, "critic": {"hidden_dim": 8}},
+    "EDA": {
+        "diffusion": {"hidden_dim": 16},
+        "critic": {"hidden_dim": 8},
+        "candidates_per_state": 2,
+        "alignment_batch_size": 16,
+    },
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", ["DTQL", pytest.param("EDA", marks=pytest.mark.slow)])
 def test_benchmark_measures_and_compares(
     benchmark: ModuleType,
     name: str,

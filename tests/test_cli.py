@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
@@ -24,6 +25,8 @@ import torch
 import yaml
 from conftest import DATASET, REPOSITORY, run_folder
 
+import lit_offrl
+from lit_offrl import algorithms
 from lit_offrl.cli import main
 from lit_offrl.data import sources
 
@@ -336,24 +339,76 @@ def test_a_broken_checkpoint(tiny: Words, tmp_path: Path, capsys: pytest.Capture
     assert "is broken" in failure(capsys, tiny(f"--ckpt_path={broken}"))
 
 
-BASES = [path for path in sorted((REPOSITORY / "conf").glob("*_*.yaml")) if not path.name.startswith("quick")]
-OVERLAYS = [*(REPOSITORY / "conf").glob("quick*.yaml"), *(REPOSITORY / "conf" / "tasks").rglob("*.yaml")]
+def test_a_users_logger_stands_beside_ours(tiny: Words, tmp_path: Path):
+    logger = ("--trainer.logger=lightning.pytorch.loggers.CSVLogger", f"--trainer.logger.save_dir={tmp_path / 'own'}")
+    assert main(tiny("--evaluation.enabled=false", "--trainer.max_steps=10", *logger)) == 0
+    folder = run_folder(tmp_path / "runs")
+    assert (folder / "metrics.csv").is_file()
+    assert list(folder.glob("events.out.tfevents.*"))
+    assert list((tmp_path / "own").rglob("metrics.csv"))
 
 
-@pytest.mark.parametrize("path", BASES, ids=lambda p: p.stem)
-def test_every_config_parses(path: Path, capsys: pytest.CaptureFixture[str]):
-    for overlay in [[], *([each] for each in OVERLAYS if path.name in each.read_text())]:
-        configs = [f"--config={p}" for p in (path, *overlay)]
-        with pytest.raises(SystemExit) as exit_:
-            main(["fit", *configs, "--print_config"])
-        assert exit_.value.code in (0, None)
-        printed = yaml.safe_load(capsys.readouterr().out)
-        assert printed["model"]["class_path"].endswith(path.stem.partition("_")[0].upper())
+def test_without_loggers_metrics_csv_stays(tiny: Words, tmp_path: Path):
+    assert main(tiny("--evaluation.enabled=false", "--trainer.max_steps=10", "--trainer.logger=false")) == 0
+    folder = run_folder(tmp_path / "runs")
+    assert (folder / "metrics.csv").is_file()
+    assert not list(folder.glob("events.out.tfevents.*"))
 
 
-def test_every_overlay_says_what_it_overlays():
-    for overlay in OVERLAYS:
-        assert any(path.name in overlay.read_text().splitlines()[0] for path in BASES), overlay.name
+def test_help_of_fit_is_short_and_shows_the_values_of_a_config(capsys: pytest.CaptureFixture[str]):
+    assert main(["fit", "--config", "quick/eda_mujoco", "--data.batch_size=8", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < 90
+    assert max(map(len, lines)) <= 130
+    shown = {words[0]: words[1] for words in map(str.split, lines) if len(words) > 1 and words[0].startswith("--")}
+    assert shown["--model.init_args.critic.steps"] == "6000"
+    assert shown["--data.batch_size"] == "8"
+    assert main(["fit", "--help"]) == 0
+    assert "Name an algorithm" in capsys.readouterr().out
+
+
+def test_all_options_are_shown_on_request(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit", "--help-all"])
+    assert exit_.value.code in (0, None)
+    assert "--tensorboard.histograms" in capsys.readouterr().out
+
+
+def test_algorithms_are_listed(capsys: pytest.CaptureFixture[str]):
+    assert main(["algorithms"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n{name} " in f"\n{out}" for name in algorithms.ALGORITHMS)
+    assert "OfflineAlgorithm" not in out
+
+
+def test_public_names():
+    names = {*algorithms.ALGORITHMS, "OfflineAlgorithm", "D4RLDataModule", "load_policy", "main", "__version__"}
+    assert set(lit_offrl.__all__) == names
+    for name in names:
+        assert getattr(lit_offrl, name) is not None
+    assert lit_offrl.DTQL is algorithms.DTQL
+    with pytest.raises(AttributeError, match="no attribute 'DTQ'"):
+        lit_offrl.DTQ  # noqa: B018
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_the_configs(tmp_path: Path):
+    copy = tmp_path / "source"  # the build leaves files beside the sources
+    shutil.copytree(REPOSITORY, copy, ignore=shutil.ignore_patterns(".git", "runs", "*.egg-info", "build"))
+    words = ["wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(copy)]
+    subprocess.run([sys.executable, "-m", "pip", *words], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    conf = REPOSITORY / "conf"
+    expected = {f"lit_offrl/conf/{path.relative_to(conf)}" for path in conf.rglob("*.yaml")}
+    assert expected <= names
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = "from lit_offrl.cli.configs import find_config; print(find_config('quick/dtql_antmaze'))"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert Path(found.stdout.strip()) == tmp_path / "site" / "lit_offrl" / "conf" / "quick" / "dtql_antmaze.yaml"
 
 
 def test_data_commands(minari_root: Path, capsys: pytest.CaptureFixture[str]):

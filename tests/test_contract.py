@@ -7,7 +7,7 @@ import inspect
 import lightning
 import pytest
 import torch
-from tiny import TINY, nested
+from tiny import nested, tiny_options
 
 from lit_offrl import algorithms
 from lit_offrl.algorithms import OfflineAlgorithm
@@ -17,7 +17,7 @@ from lit_offrl.callbacks.ema import EMATargets
 from lit_offrl.data.transitions import BlockSampler
 from lit_offrl.errors import UserError
 
-ALGORITHMS = [getattr(algorithms, name) for name in algorithms.__all__ if name != "OfflineAlgorithm"]
+ALGORITHMS = [*algorithms.ALGORITHMS.values()]
 OBSERVATION_DIM, ACTION_DIM, BATCH_SIZE = 5, 3, 16
 # With these options a single update of the main phase moves every network.
 NO_STAGES = {"critic.steps": 0, "critic.batch_size": 256}
@@ -31,7 +31,7 @@ DETERMINISTIC = {"BDPODeterministic"}
 
 def make(cls: type[OfflineAlgorithm], seed: int = 0) -> OfflineAlgorithm:
     torch.manual_seed(0)
-    options = {**TINY[cls.__name__], "pretrain_steps": 0, **OPTIONS.get(cls.__name__, {})}
+    options = {**tiny_options(cls.__name__), "pretrain_steps": 0, **OPTIONS.get(cls.__name__, {})}
     algorithm = cls(OBSERVATION_DIM, ACTION_DIM, seed=seed, **nested(options))
     algorithm.configure_optimizers()
     algorithm.dataset_observations = torch.randn(BATCH_SIZE, OBSERVATION_DIM)

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo
-from lit_offrl.envs.make import environment_for, make_env
+from lit_offrl.envs.make import environment_for, make_env, no_files_left
 from lit_offrl.envs.rollout import Array, Episode, Policy, Rollouts, StoppedEarly
 from lit_offrl.envs.scores import ScoreReference, reference_for
 from lit_offrl.errors import RunFailure, UserError
@@ -103,7 +103,8 @@ def test_dictionary_observations_are_concatenated_in_the_order_of_the_keys(
 ) -> None:
     kwargs = {} if "Kitchen" in env_id else EPISODIC
     env = make_env(EnvironmentInfo(env_id, kwargs, 10), keys)
-    raw = gym.make(env_id, disable_env_checker=True, **kwargs)
+    with no_files_left():
+        raw = gym.make(env_id, disable_env_checker=True, **kwargs)
     flat, expected = env.reset(seed=7)[0], raw.reset(seed=7)[0]
     for _ in range(3):
         assert flat.dtype == np.float32

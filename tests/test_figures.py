@@ -25,7 +25,9 @@ MEASURES = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run; nothing was said about evaluation."""
     root = tmp_path_factory.mktemp("runs")
-    assert main(words(root)) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "GRID", 20)  # coarse maps
+        assert main(words(root)) == 0
     return root / "dtql" / DATASET / "seed_0"
 
 

@@ -1,6 +1,7 @@
 """The import rule: data flows one way, and the light commands stay light."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -71,7 +72,8 @@ def test_algorithms_do_not_import_each_other():
 
 def test_nobody_but_main_imports_the_command_line():
     for path in PACKAGE.rglob("*.py"):
-        if path.stem != "__main__" and path.parent.name != "cli":
+        # The root's `main` is imported when it is first used.
+        if path.stem != "__main__" and path.parent.name != "cli" and path != PACKAGE / "__init__.py":
             assert "cli" not in imported_rooms(path), path.name
 
 
@@ -82,6 +84,12 @@ def test_the_package_imports_on_every_system():
         names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
         names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
         assert not names & unix_only, path.name
+
+
+def test_a_wheel_has_every_room():
+    rooms = [path.parent.relative_to(PACKAGE.parent) for path in PACKAGE.rglob("__init__.py")]
+    named = re.findall(r'^ {4}"(lit_offrl[.a-z_]*)",$', (PACKAGE.parent / "pyproject.toml").read_text(), re.MULTILINE)
+    assert sorted(named) == sorted([".".join(room.parts) for room in rooms] + ["lit_offrl.conf"])
 
 
 @pytest.mark.parametrize(

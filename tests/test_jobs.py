@@ -47,13 +47,24 @@ def test_each_seed_is_the_run_it_would_be_alone(
     assert "seed 0 | finished 90 gradient steps" in said
     assert "2 of 2 finished" in said
 
+
+@pytest.mark.slow  # four processes; what each of them does with --ckpt_path=auto is part of the next test
+def test_the_same_command_trains_only_seeds_that_are_not_finished(
+    tiny: Callable[..., list[str]], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    together = tmp_path / "together"
+    words = tiny(f"--trainer.default_root_dir={together}", NO_SCORE, "--seeds=0,1")
+    assert main(words) == 0
+    trained = state(together, 1)
+    capfd.readouterr()
     before = folder(together, 0).last_checkpoint.stat().st_mtime_ns
     folder(together, 1).last_checkpoint.unlink()
     (folder(together, 1).path / "results.json").unlink()
-    assert main(tiny(f"--trainer.default_root_dir={together}", NO_SCORE, "--seeds=0,1")) == 0
+    assert main(words) == 0
     assert "seed 0 | finished already" in capfd.readouterr().out
     assert folder(together, 0).last_checkpoint.stat().st_mtime_ns == before
-    for key, value in state(alone, 1).items():
+    for key, value in trained.items():
         assert torch.equal(value, state(together, 1)[key]), key
 
 

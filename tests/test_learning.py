@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
 
 from lit_offrl.cli import main
 
@@ -15,9 +14,18 @@ from lit_offrl.cli import main
 @pytest.mark.parametrize("maze", ["umaze", "medium"])
 def test_quick_pointmaze_reaches_the_planner(maze: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    configs = [f"--config={REPOSITORY / 'conf' / name}" for name in ("dtql_pointmaze.yaml", "quick_pointmaze.yaml")]
     dataset = f"offrl/pointmaze/{maze}-v0"
-    assert main(["fit", *configs, f"--data.dataset={dataset}", f"--trainer.default_root_dir={tmp_path}"]) == 0
+    assert (
+        main(
+            [
+                "fit",
+                "--config=quick/dtql_pointmaze",
+                f"--data.dataset={dataset}",
+                f"--trainer.default_root_dir={tmp_path}",
+            ]
+        )
+        == 0
+    )
     results = json.loads((tmp_path / "dtql" / dataset / "seed_0" / "results.json").read_text())
     assert results["scores"]["success_rate"] >= 0.95 * results["score_reference"]["max"]
     assert results["dataset_return_mean"] < 0.6

@@ -25,6 +25,7 @@ def hopper(minari_root: Path) -> str:
     return dataset
 
 
+@pytest.mark.slow
 def test_a_row_of_paths_over_value_landscapes(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     words = ["bdpo11", f"--root={tmp_path}", "--sets", "moons", "--trainer.max_steps=6", "--data.batch_size=64"]
     words += ["--model.init_args.pretrain_steps=3", "--model.init_args.warmup_steps=1", "--bandit.figures=false"]
@@ -54,6 +55,7 @@ def test_two_rows_of_a_column_and_no_run_twice(tool: ModuleType, tmp_path: Path,
     assert all(file.stat().st_mtime_ns == time for file, time in written.items())
 
 
+@pytest.mark.slow
 def test_curves_of_alignment_share_behavior_models_and_critics(
     tool: ModuleType,
     hopper: str,
@@ -89,6 +91,7 @@ def test_curves_of_alignment_share_behavior_models_and_critics(
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_one_training_acts_with_every_scale_and_rescaling(
     tool: ModuleType, hopper: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
@@ -111,6 +114,7 @@ def test_one_training_acts_with_every_scale_and_rescaling(
     assert (tmp_path / "aepo2.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_samples_of_guided_policies_beside_the_target(
     tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

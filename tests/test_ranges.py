@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
-from tiny import TINY, nested
+from tiny import TINY, nested, tiny_options
 
 import lit_offrl.algorithms.base
 from lit_offrl import algorithms
@@ -21,7 +21,7 @@ from lit_offrl.callbacks.rollout import RolloutEvaluation
 from lit_offrl.errors import UserError
 from lit_offrl.ranges import Range, flat, plain
 
-ALGORITHMS = [getattr(algorithms, name) for name in algorithms.__all__ if name != "OfflineAlgorithm"]
+ALGORITHMS = [*algorithms.ALGORITHMS.values()]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_groups_are_dataclasses_or_dictionaries_and_are_stored_as_plain_values()
 
 @pytest.mark.parametrize("name", ["DTQLKL", "BDPOGaussian"])
 def test_a_subclass_stores_its_own_arguments_and_those_that_it_passes_on(name: str):
-    algorithm = getattr(algorithms, name)(3, 2, seed=7, **nested(TINY[name]))
+    algorithm = getattr(algorithms, name)(3, 2, seed=7, **nested(tiny_options(name)))
     assert algorithm.hparams["seed"] == 7
     assert algorithm.hparams["hidden_dim"] == 16
     assert not {"nll_weight", "diffusion_steps", "clip", "options", "common"} & set(algorithm.hparams)
@@ -121,7 +121,7 @@ def test_a_subclass_stores_its_own_arguments_and_those_that_it_passes_on(name: s
 @pytest.mark.parametrize("cls", ALGORITHMS)
 def test_a_policy_is_loaded_from_its_checkpoint_alone(cls: type[OfflineAlgorithm], tmp_path: Path):
     torch.manual_seed(0)
-    algorithm = cls(3, 2, seed=4, **nested(TINY[cls.__name__]))
+    algorithm = cls(3, 2, seed=4, **nested(tiny_options(cls.__name__)))
     algorithm.units.observation_mean.fill_(2.0)
     algorithm.units.action_scale.fill_(3.0)
     algorithm.gradient_step = 10**6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from conftest import run_folder
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lit_offrl.callbacks import video
 from lit_offrl.cli import main
 from lit_offrl.data.info import EnvironmentInfo
 from lit_offrl.envs.film import HEIGHT, MOST_FRAMES, NoVideo, film
@@ -40,6 +42,7 @@ def test_episodes_stand_side_by_side_and_move(tmp_path: Path):
     assert np.array_equal(frames[1][:, HEIGHT + 4 :], frames[3][:, HEIGHT + 4 :])  # it has ended: it stands still
 
 
+@pytest.mark.slow  # a minute of rendering
 def test_long_episodes_are_thinned(tmp_path: Path):
     # Actions beyond the end of an episode do not matter for how many frames there are.
     with Image.open(film_or_skip(tmp_path / "hopper.gif", (1500,))) as gif:
@@ -65,8 +68,13 @@ def test_a_maze_is_a_map(tmp_path: Path):
     np.testing.assert_allclose(cells.mean(1)[5:-5], cells.mean(1)[::-1][5:-5], atol=0.2)  # no perspective
 
 
-def test_a_run_leaves_its_video_and_tensorboard_shows_it(tiny: Words, tmp_path: Path):
+def test_a_run_leaves_its_video_and_tensorboard_shows_it(tiny: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     film_or_skip(tmp_path / "hopper.gif", (1,))
+
+    def film_20_steps(environment: EnvironmentInfo, seeds: Any, actions: Any, path: Path) -> None:
+        film(environment, seeds, [each[:20] for each in actions], path)  # a frame takes a tenth of a second
+
+    monkeypatch.setattr(video, "film", film_20_steps)
     assert main(tiny("--video.episodes=2")) == 0
     folder = run_folder(tmp_path / "runs")
     events = EventAccumulator(str(folder))

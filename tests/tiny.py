@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from conftest import REPOSITORY
 from torch import Tensor, nn
 
+from lit_offrl.algorithms import ALGORITHMS
 from lit_offrl.algorithms.base import OfflineAlgorithm, OptimizerSpec
 from lit_offrl.batch import Batch
 
@@ -104,6 +106,15 @@ TINY: dict[str, dict[str, object]] = {
 }
 
 
+def tiny_options(name: str) -> dict[str, object]:
+    """Return the options of an algorithm in `TINY`; of others, general ones that the constructor has."""
+    if name in TINY:
+        return TINY[name]
+    parameters = inspect.signature(ALGORITHMS[name]).parameters
+    general = {"pretrain_steps": 20, "hidden_dim": 16}
+    return {option: value for option, value in general.items() if option in parameters}
+
+
 def nested(options: Mapping[str, object]) -> dict[str, Any]:
     """Return options of a constructor of options with dotted names; keyword arguments have `__` for the dot."""
     result: dict[str, Any] = {}
@@ -132,12 +143,13 @@ def words(root: Path, model: str, *extra: str, **options: object) -> list[str]:
         )
     all_options = {
         "model": model,
-        **{f"model.init_args.{name}": value for name, value in {**TINY[model], **dotted(options)}.items()},
+        **{f"model.init_args.{name}": value for name, value in {**tiny_options(model), **dotted(options)}.items()},
         "data.dataset": data,
         "data.batch_size": 8,
         "data.block_size": 7,
         "data.steps_per_epoch": 10,
         "evaluation.enabled": False,
+        "tensorboard.histograms": False,
         "checkpoint.keep_every_n_epochs": 1,
         "trainer.max_steps": 60,
         "trainer.accelerator": "cpu",

@@ -1,11 +1,17 @@
-"""Algorithms, one file each."""
+"""Algorithms, one file each. To add one, import it here: the command line, the tests and `lit_offrl.NAME` follow."""
 
-from lit_offrl.algorithms.aepo import AEPO
-from lit_offrl.algorithms.base import OfflineAlgorithm
-from lit_offrl.algorithms.bdpo import BDPO
-from lit_offrl.algorithms.bdpo_ablations import BDPODeterministic, BDPOGaussian
-from lit_offrl.algorithms.dtql import DTQL, DTQLKL
-from lit_offrl.algorithms.eda import EDA
-from lit_offrl.algorithms.qgpo import QGPO
+from lit_offrl.algorithms.aepo import AEPO as AEPO
+from lit_offrl.algorithms.base import OfflineAlgorithm as OfflineAlgorithm
+from lit_offrl.algorithms.bdpo import BDPO as BDPO
+from lit_offrl.algorithms.bdpo_ablations import BDPODeterministic as BDPODeterministic
+from lit_offrl.algorithms.bdpo_ablations import BDPOGaussian as BDPOGaussian
+from lit_offrl.algorithms.dtql import DTQL as DTQL
+from lit_offrl.algorithms.dtql import DTQLKL as DTQLKL
+from lit_offrl.algorithms.eda import EDA as EDA
+from lit_offrl.algorithms.qgpo import QGPO as QGPO
 
-__all__ = ["AEPO", "BDPO", "DTQL", "DTQLKL", "EDA", "QGPO", "BDPODeterministic", "BDPOGaussian", "OfflineAlgorithm"]
+ALGORITHMS: dict[str, type[OfflineAlgorithm]] = {
+    name: each
+    for name, each in sorted(globals().items())
+    if isinstance(each, type) and issubclass(each, OfflineAlgorithm) and each is not OfflineAlgorithm
+}

@@ -5,7 +5,7 @@ Where the authors' code differs from the paper, and which we follow:
 1. sigma_n^2 is beta_n, in sampling and in the penalty (code): with the posterior variance of Eq. 8 and Appendix D the
    penalty at n = 1 is infinite. At n = 1 the sampler adds no noise, but the penalty is still weighted with beta_1.
 2. eta: the code's is 5 to 10 times smaller than Table 3. Ours is the code's, whose scale of penalty we share;
-   conf/tasks/bdpo_paper has the paper's.
+   conf/tasks/bdpo.yaml has both.
 3. The penalty compares raw noise predictions; the mean that is sampled from has its estimate of a^0 clipped (code).
 4. The penalty is summed over action dimensions and diffusion steps and averaged over the sampled paths, also where
    the backup takes the maximum of Q over them (code).

@@ -12,29 +12,33 @@ from lit_offrl.jobs.local import pop_option, run_seeds
 from lit_offrl.system.ranks import launched_rank
 
 HELP = """\
-usage: python -m lit_offrl <command> [options]
+usage: lit-offrl <command> [options]      (or python -m lit_offrl <command> [options])
 
 Offline reinforcement learning with diffusion policies.
 
 commands:
-  fit        train:  fit --config conf/dtql_antmaze.yaml [--config conf/quick.yaml] [flags]
-  validate   score a checkpoint:  validate --ckpt_path runs/.../checkpoints/last.ckpt
-  test       the same, under the name of a final test
-  predict    actions for the dataset's observations
-  data       list, info ID, check PATH, convert SRC DST, collect ID
-  sweep      search hyper-parameters:  sweep --config conf/search/dtql_antmaze.yaml
-  report     tables, learning curves and confidence intervals of runs:  report runs/
-  <command> --help shows a command's options
+  fit         train:  fit --config quick/dtql_antmaze  (minutes)  or  --config dtql_antmaze  (the paper's settings)
+  validate    score a checkpoint:  validate --ckpt_path runs/.../checkpoints/last.ckpt
+  test        the same, under the name of a final test
+  predict     write the policy's actions for the dataset's observations
+  algorithms  list the algorithms
+  data        list, info ID, check PATH, convert SRC DST, collect ID
+  sweep       search hyper-parameters:  sweep --config search/dtql_pointmaze
+  grid        train all runs of a table:  grid paper/dtql  (without a name: list the tables)
+  report      tables, learning curves and confidence intervals of runs:  report runs/
 
-flags people type most:
-  --data.dataset offrl/antmaze/umaze-v0    --data.batch_size 256
-  --trainer.max_steps 20000                --seed_everything 1
-  --model.init_args.<hyper-parameter> X    --trainer.default_root_dir runs
+<command> --help shows the options of a command. People type most, after fit:
+  --config NAME                            a config of the package, or a file; later ones win, options win over all
+  --model DTQL --task hopper-medium-v2     the values of a paper for one task
+  --data.dataset offrl/antmaze/umaze-v0    a dataset id, or the path of a file
+  --model.init_args.<hyper-parameter> X    fit --model DTQL --help lists them
+  --trainer.max_steps 20000                gradient steps
+  --trainer.default_root_dir runs          folder of the runs
+  --seed_everything 1                      or several seeds: --seeds 0,1,2,3,4 [--parallel 2]
   --ckpt_path last                         go on with a run that was stopped
-  --seeds 0,1,2,3,4 [--parallel 2]         several seeds at once, each in a process of its own
 """
 TRAINING = ("fit", "validate", "test", "predict")
-COMMANDS = (*TRAINING, "data", "sweep", "report")
+COMMANDS = (*TRAINING, "algorithms", "data", "sweep", "grid", "report")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,10 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(words[0], words[1:])
     except UserError as error:
-        sys.stderr.write(f"{_rank()}error: {one_line(error)}\n")
+        sys.stderr.write(f"{_rank_prefix()}error: {one_line(error)}\n")
         return 2
     except RunFailure as error:
-        sys.stderr.write(f"{_rank()}error: {one_line(error)}\n")
+        sys.stderr.write(f"{_rank_prefix()}error: {one_line(error)}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
@@ -65,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _rank() -> str:
-    """Return which of several processes says something; nothing for the first one."""
+def _rank_prefix() -> str:
+    """Return the prefix of an error message: the number of this process, or nothing for the first process."""
     return f"[rank {rank}] " if (rank := launched_rank()) else ""
 
 
@@ -83,7 +87,19 @@ def _run(command: str, words: list[str]) -> int:
         from lit_offrl.cli.report import run_report
 
         return run_report(words)
-    if command == "fit" and (seeds := pop_option(words, "--seeds")) is not None:
+    if command == "grid":
+        from lit_offrl.cli.grid import run_grid
+
+        return run_grid(words)
+    if command == "algorithms":
+        from lit_offrl.cli.algorithms import run_algorithms
+
+        return run_algorithms(words)
+    if (
+        command == "fit"
+        and not {"-h", "--help", "--help-all"} & {*words}
+        and (seeds := pop_option(words, "--seeds")) is not None
+    ):
         return run_seeds(words, seeds, pop_option(words, "--parallel"))
     if command in TRAINING:
         from lit_offrl.cli.training import run_training

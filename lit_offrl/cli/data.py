@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lit_offrl.cli.configs import task_tables
 from lit_offrl.cli.parser import CommandParser
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def _list(options: argparse.Namespace) -> int:
     print()
     for source in SOURCES:
         print(source.help())
+    counts = ", ".join(f"{table.model} for {len(table.names)}" for table in task_tables())
+    print(f"values of papers for original D4RL files, by `fit --model DTQL --task hopper-medium-v2`: {counts}")
     return 0
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from lit_offrl.cli.configs import find_config, flatten
 from lit_offrl.cli.parser import CommandParser
 from lit_offrl.errors import UserError, did_you_mean
 
@@ -34,7 +35,7 @@ def run_sweep(words: list[str]) -> int:
     options = _parser().parse_args(words)
     from lit_offrl.search.space import read_search
 
-    search = read_search(options.config, _changes(options))
+    search = read_search(find_config(options.config), _changes(options))
     try:
         with _sigterm_interrupts():
             return _sweep(search)
@@ -49,7 +50,9 @@ def _parser() -> CommandParser:
         description="Search hyper-parameters. The same command again goes on where it was stopped or killed, and "
         "joins in where it runs already.",
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="a search, e.g. conf/search/dtql_antmaze.yaml")
+    parser.add_argument(
+        "--config", required=True, metavar="NAME", help="a search, by file or name: search/dtql_antmaze"
+    )
     parser.add_argument("--trials", type=int, metavar="N", help="end with N finished trials, over all workers")
     parser.add_argument("--hours", type=float, metavar="H", help="begin no trial after H hours of trials")
     parser.add_argument("--seeds", metavar="0,1", help="train each trial with these seeds; its score is the mean")
@@ -58,7 +61,7 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--storage", help="x.db (SQLite), x.log (journal file) or a database URL; by default study.db in the folder"
     )
-    parser.add_argument("--folder", metavar="DIR", help="where everything goes; by default runs/search/<name of FILE>")
+    parser.add_argument("--folder", metavar="DIR", help="where everything goes; by default runs/search/NAME")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a config key for all trials; repeatable"
     )
@@ -197,7 +200,7 @@ class Plan:
             **{f"space.{key}": value for key, value in space.items()},
             "objective": f"{objective.direction} {objective.metric}, last {objective.last}",
             "seeds": list(self.search.seeds),
-            **{key: value for key, value in _flat(self.config) if key not in space},
+            **{key: value for key, value in flatten(self.config) if key not in space},
         }
 
     def lines(self, study: optuna.Study) -> Iterator[str]:
@@ -271,14 +274,6 @@ class Plan:
             )
             for seed in self.search.seeds
         ]
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 # -------------------------------------------------------------------------------------------------- what is printed

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 import logging
 import math
-import re
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import lightning
 import torch
@@ -22,7 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
-from lit_offrl import algorithms
+from lit_offrl.algorithms import OfflineAlgorithm
 from lit_offrl.callbacks.acceleration import Acceleration
 from lit_offrl.callbacks.bandit import BanditEvaluation
 from lit_offrl.callbacks.checkpoint import RunCheckpoint
@@ -33,11 +31,12 @@ from lit_offrl.callbacks.predictions import PredictionsFile
 from lit_offrl.callbacks.progress import GradientStepBar
 from lit_offrl.callbacks.results import ResultsFile
 from lit_offrl.callbacks.rollout import RolloutEvaluation
-from lit_offrl.callbacks.tensorboard import TensorBoardDetails
 from lit_offrl.callbacks.throughput import Throughput
-from lit_offrl.callbacks.video import RolloutVideo
+from lit_offrl.cli.configs import expand_words
+from lit_offrl.cli.errors import explain, user_error_behind
+from lit_offrl.cli.options import ACCELERATION, OPTION_GROUPS, TRAINER_DEFAULTS
 from lit_offrl.data.datamodule import D4RLDataModule
-from lit_offrl.errors import RunFailure, UserError, did_you_mean
+from lit_offrl.errors import RunFailure, UserError
 from lit_offrl.run_folder import RunFolder
 from lit_offrl.system.files import write_atomically
 from lit_offrl.system.ranks import launched_rank
@@ -45,51 +44,29 @@ from lit_offrl.system.trainer import check_trainer
 
 T = TypeVar("T")
 
-TRAINER_DEFAULTS = {
-    "accelerator": "auto",
-    "devices": 1,
-    "max_epochs": -1,  # max_steps ends a run
-    "num_sanity_val_steps": 0,
-    "log_every_n_steps": 1,  # the unit is a block, whose means are one logging event
-    "use_distributed_sampler": False,
-    "enable_model_summary": False,
-    "default_root_dir": "runs",
-}
 
-
-ACCELERATION = {
-    "compile": "Compile each kind of update, whole, with torch.compile: pays in long runs.",
-    "cuda_graph": "On a GPU, replay each kind of update as one CUDA graph.",
-    "tf32": "Let a GPU multiply matrices in TensorFloat-32.",
-}
-OPTION_GROUPS: dict[str, type] = {
-    "data": D4RLDataModule,
-    "evaluation": RolloutEvaluation,
-    "bandit": BanditEvaluation,
-    "checkpoint": RunCheckpoint,
-    "distributed": DistributedTraining,
-    "tensorboard": TensorBoardDetails,
-    "video": RolloutVideo,
-    "trainer": lightning.Trainer,
-}
-
-
-class NothingToDo(Exception):  # noqa: N818
-    """The run that is asked for is finished."""
+class RunIsFinished(Exception):  # noqa: N818 (it is no error)
+    """The run has been trained already."""
 
 
 def run_training(command: str, words: list[str]) -> int:
     """Run one of Lightning's subcommands; return the exit code."""
-    _quieten()
+    if any(word in ("-h", "--help") for word in words):
+        from lit_offrl.cli.help import short_help
+
+        sys.stdout.write(short_help(command, words))
+        return 0
+    _silence_lightning()
+    arguments = expand_words(["--help" if word == "--help-all" else word for word in words])
     try:
-        cli = OfflineCLI([command, *_with_config_of_checkpoint(words)], [command, *words])
-    except NothingToDo as reason:
+        cli = OfflineCLI([command, *arguments], [command, *words])
+    except RunIsFinished as reason:
         print(reason, flush=True)
         return 0
     except ArgumentError as error:
         raise UserError(explain(str(error))) from error
     except (MisconfigurationException, ValueError) as error:
-        raise _user_error_behind(error) or error from None
+        raise user_error_behind(error) or error from None
     except RuntimeError as error:
         if isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error):
             raise RunFailure(
@@ -106,7 +83,7 @@ def run_training(command: str, words: list[str]) -> int:
 
 
 def resolved_config(words: list[str]) -> dict[str, Any]:
-    """Return the configuration that the words of a `fit` amount to, without running anything.
+    """Return the configuration of a `fit` with these words, without running anything.
 
     Raises:
         UserError: A key or a value is wrong.
@@ -118,24 +95,15 @@ def resolved_config(words: list[str]) -> dict[str, Any]:
     return config
 
 
-def _user_error_behind(error: BaseException | None) -> UserError | None:
-    """Return the bad input that a parser or Lightning has wrapped into an error of its own."""
-    while error is not None:
-        if isinstance(error, UserError):
-            return error
-        if isinstance(error, MisconfigurationException):
-            return UserError(str(error))
-        error = error.__cause__ or error.__context__
-    return None
-
-
 class OfflineCLI(LightningCLI):
     """The training command line. Adds the project's callbacks and loggers, and the run folder they write to.
 
     Args:
-        arguments: Words of the command line, with what is added to them.
+        arguments: Words of the command line, with paths of configs and values of `--task`; see `expand_words`.
         words: Words as they were typed.
     """
+
+    _parsers: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, arguments: list[str], words: list[str]) -> None:
         self.words = words
@@ -143,7 +111,7 @@ class OfflineCLI(LightningCLI):
         self.resumed_step: int | None = None
         self.exit_code = 0
         super().__init__(
-            algorithms.OfflineAlgorithm,
+            OfflineAlgorithm,
             D4RLDataModule,
             subclass_mode_model=True,
             save_config_callback=SaveConfig,
@@ -159,10 +127,24 @@ class OfflineCLI(LightningCLI):
             args=arguments,
         )
 
-    # ---------------------------------------------------------------- what can be typed
+    # ---------------------------------------------------------------- options
+
+    def setup_parser(
+        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
+    ) -> None:
+        """Build the parsers once per process: that takes most of a second, and a search parses dozens of configs."""
+        if not OfflineCLI._parsers:
+            before = set(vars(self))
+            super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+            OfflineCLI._parsers = {name: value for name, value in vars(self).items() if name not in before}
+        vars(self).update(OfflineCLI._parsers)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Return the one subcommand that is asked for: the parser of each takes a tenth of a second to build."""
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name == self.words[0]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add our callbacks' options, and what follows from others instead of being typed."""
+        """Add the options of the project's callbacks, and set those that follow from other options."""
         for group, cls in OPTION_GROUPS.items():
             if issubclass(cls, lightning.Callback):
                 parser.add_lightning_class_args(cls, group)
@@ -170,7 +152,8 @@ class OfflineCLI(LightningCLI):
             "--overwrite", type=bool, default=False, help="Start anew in a run folder that holds a run already."
         )
         for name, text in ACCELERATION.items():
-            parser.add_argument(f"--{name}", type=bool, default=False, help=text)
+            kind, default = (bool | Literal["auto"], "auto") if name == "compile" else (bool, False)
+            parser.add_argument(f"--{name}", type=kind, default=default, help=text)
         for name in ("observation_dim", "action_dim"):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
         for target in ("model.init_args.seed", "data.seed"):
@@ -196,7 +179,7 @@ class OfflineCLI(LightningCLI):
             config.trainer.default_root_dir, algorithm, config.data.dataset, config.seed_everything
         )
         if config.ckpt_path == "auto":
-            self._settle_checkpoint(config)
+            self._choose_checkpoint(config)
         if config.ckpt_path == "last":
             config.ckpt_path = str(self.folder.last_checkpoint)
             if not self.folder.last_checkpoint.is_file():
@@ -215,24 +198,27 @@ class OfflineCLI(LightningCLI):
         D4RLDataModule(**config.data.as_dict()).prepare_data()
         config.weights_only = True
         if self.subcommand in ("validate", "test"):
-            config.verbose = False  # the line at the end says it all
+            config.verbose = False  # our line at the end has the scores
 
-    def _settle_checkpoint(self, config: Any) -> None:
-        """Take up a run wherever it is: at its checkpoint, at its start, or not at all where it is finished."""
+    def _choose_checkpoint(self, config: Any) -> None:
+        """Go on from the run's last checkpoint; start the run where it has none.
+
+        Raises:
+            RunIsFinished: The run has made all its gradient steps.
+        """
         assert self.folder is not None
         config.ckpt_path = "last" if self.folder.last_checkpoint.is_file() else None
         results = self.folder.results()
         if results.get("status") == "finished" and results.get("gradient_steps", 0) >= config.trainer.max_steps:
-            raise NothingToDo(f"finished already; everything is in {self.folder.path}")
+            raise RunIsFinished(f"finished already; everything is in {self.folder.path}")
         if config.ckpt_path is None:
-            config.overwrite = True  # what a run left that had not come to its first checkpoint
+            config.overwrite = True  # a run that was stopped before its first checkpoint may have left files
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         """Make the trainer with our loggers and callbacks beside the user's; its root is the run folder."""
         assert self.folder is not None
         trainer_config = self._get(self.config_init, "trainer")
-        if trainer_config.get("logger") in (None, True):
-            kwargs["logger"] = self._loggers()
+        kwargs["logger"] = self._loggers(trainer_config.get("logger"))
         given = trainer_config.get("callbacks") or []
         callbacks = [*given] if isinstance(given, (list, tuple)) else [given]
         if not any(isinstance(callback, EMATargets) for callback in callbacks):
@@ -274,20 +260,27 @@ class OfflineCLI(LightningCLI):
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         return next(callback for callback in callbacks if isinstance(callback, cls))
 
-    def _loggers(self) -> list[Any]:
+    def _loggers(self, given: Any) -> list[Any]:
+        """Return the run's loggers: metrics.csv always, TensorBoard while training, and the user's.
+
+        Args:
+            given: `trainer.logger`: one logger or several; None or True for none, False for metrics.csv alone.
+        """
         assert self.folder is not None
+        users = [] if given is None or isinstance(given, bool) else [*given] if isinstance(given, list) else [given]
         if self.subcommand != "fit":
-            return [MetricsCSV(self.folder.path, keep_until=math.inf)]
+            return [MetricsCSV(self.folder.path, keep_until=math.inf), *users]
+        metrics = MetricsCSV(self.folder.path, keep_until=self.resumed_step)
+        if given is False:
+            return [metrics]
         purge = None if self.resumed_step is None else self.resumed_step + 1
-        return [
-            TensorBoardLogger(self.folder.path, name="", version="", purge_step=purge, default_hp_metric=False),
-            MetricsCSV(self.folder.path, keep_until=self.resumed_step),
-        ]
+        board = TensorBoardLogger(self.folder.path, name="", version="", purge_step=purge, default_hp_metric=False)
+        return [board, metrics, *users]
 
     # ---------------------------------------------------------------- before and after the run
 
     def before_fit(self) -> None:
-        """Say what is about to happen."""
+        """Print what is about to be trained."""
         assert self.folder is not None
         if not self.trainer.is_global_zero:
             return
@@ -308,31 +301,31 @@ class OfflineCLI(LightningCLI):
             print(f"note: all of it is pretraining (the main phase begins at step {self.model.main_start:,})")
 
     def after_fit(self) -> None:
-        """Say what came of it and where everything lies."""
+        """Print the scores and where everything lies."""
         assert self.folder is not None
-        self._say_scores(f"finished {self.model.gradient_step:,} gradient steps", resume="fit")
+        self._print_scores(f"finished {self.model.gradient_step:,} gradient steps", command="fit")
 
     def after_validate(self) -> None:
-        """Say the score."""
-        self._say_scores(f"checkpoint at gradient step {self.model.gradient_step:,}", resume="validate")
+        """Print the scores."""
+        self._print_scores(f"checkpoint at gradient step {self.model.gradient_step:,}", command="validate")
 
     after_test = after_validate
 
     def after_predict(self) -> None:
-        """Say where the actions are."""
+        """Print where the actions are."""
         assert self.folder is not None
         if not self.trainer.is_global_zero:
             return
         print(f"actions are in {self.folder.path / PredictionsFile.NAME}", flush=True)
 
-    def _say_scores(self, what: str, resume: str) -> None:
+    def _print_scores(self, event: str, command: str) -> None:
         assert self.folder is not None
         if not self.trainer.is_global_zero:  # a code other than 0 would have Lightning's launcher kill rank 0
             return
         checkpoint = self._callback(RunCheckpoint)
         if checkpoint.stop_signal is not None:
-            command = f"python -m lit_offrl {resume} --ckpt_path {self.folder.last_checkpoint}"
-            print(f"stopped at gradient step {self.model.gradient_step:,}; go on with: {command}", flush=True)
+            words = f"python -m lit_offrl {command} --ckpt_path {self.folder.last_checkpoint}"
+            print(f"stopped at gradient step {self.model.gradient_step:,}; go on with: {words}", flush=True)
             self.exit_code = 128 + checkpoint.stop_signal
             return
         evaluation = self._callback(RolloutEvaluation)
@@ -343,7 +336,7 @@ class OfflineCLI(LightningCLI):
                 print(f"to compare, {name}: {line}")
         score = lines.get("policy", "not evaluated")
         reference = f" ({evaluation.reference.name} reference)" if evaluation.reference else ""
-        print(f"{what}: {score}{reference}; everything is in {self.folder.path}", flush=True)
+        print(f"{event}: {score}{reference}; everything is in {self.folder.path}", flush=True)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -369,19 +362,6 @@ class SaveConfig(SaveConfigCallback):
         write_atomically(Path(trainer.default_root_dir) / "config.yaml", lambda path: path.write_text(text))
 
 
-def _with_config_of_checkpoint(words: list[str]) -> list[str]:
-    """Put the config.yaml of a checkpoint's run folder first where the user gave a checkpoint and no config."""
-    if any(word.partition("=")[0] in ("--config", "-c") for word in words):
-        return words
-    for i, word in enumerate(words):
-        name, _, value = word.partition("=")
-        value = value or (words[i + 1] if i + 1 < len(words) else "")
-        if name == "--ckpt_path" and Path(value).is_file():
-            config = RunFolder.of_checkpoint(value).path / "config.yaml"
-            return ["--config", str(config), *words] if config.is_file() else words
-    return words
-
-
 def _gradient_step(checkpoint: Path) -> int:
     if not checkpoint.is_file():
         raise UserError(f"ckpt_path: no checkpoint at {checkpoint}")
@@ -394,49 +374,8 @@ def _gradient_step(checkpoint: Path) -> int:
         raise UserError(f"ckpt_path: {checkpoint} is broken ({type(error).__name__})") from error
 
 
-def _quieten() -> None:
+def _silence_lightning() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", category=UserWarning, module="torch.utils.data")
-
-
-# ---------------------------------------------------------------------------------------------------------- errors
-
-
-def explain(message: str) -> str:
-    """Reduce a parser's nested message to one line: the key, what is wrong, and what was probably meant."""
-    text = " ".join(message.split())
-    key = _first(r'[Pp]arser key "([^"]+)"', text)
-    if option := _first(r"Option '([^']+)' is not accepted", text):
-        full = f"{key}.init_args.{option}" if key == "model" else (f"{key}.{option}" if key else option)
-        return f"no option '{full}'{did_you_mean(option, _known_options())}; --help lists them"
-    if option := _first(r"[Uu]nrecognized arguments: (.+)", text):
-        return f"unrecognized: {option}{did_you_mean(option.split()[0].split('=')[0].lstrip('-'), _flags())}"
-    if name := _first(r"Expected a dot import path string: (\S+)", text):
-        names = [c for c in algorithms.__all__ if c != "OfflineAlgorithm"]
-        return f"{key}: no class '{name}'{did_you_mean(name, names)}; there are {', '.join(names)}"
-    if wrong := re.search(r"class_path \S+ Parser key \"(\S+)\": Expected an? <class '(\w+)'>. Got value: (\S+)", text):
-        return f"{key}.init_args.{wrong[1]}: must be {wrong[2]}, not {wrong[3]}"
-    if path := _first(r'[Pp]ath "?([^"]+?)"? (?:not accessible|does not exist)', text):
-        return f"config: no file {path}"
-    return f"{key}: {text}" if key and key not in text else text
-
-
-def _first(pattern: str, text: str) -> str | None:
-    match = re.search(pattern, text)
-    return match[1] if match else None
-
-
-def _parameters(cls: type) -> list[str]:
-    return list(inspect.signature(cls).parameters)
-
-
-def _known_options() -> list[str]:
-    classes = (*(getattr(algorithms, name) for name in algorithms.__all__), *OPTION_GROUPS.values())
-    return [name for cls in classes for name in _parameters(cls)]
-
-
-def _flags() -> list[str]:
-    grouped = [f"{group}.{name}" for group, cls in OPTION_GROUPS.items() for name in _parameters(cls)]
-    return ["config", "ckpt_path", "seed_everything", "overwrite", *ACCELERATION, "model", *grouped]

@@ -153,6 +153,8 @@ def _write(building: Path, dataset: CollectedDataset, journal: Journal, steps: i
     from gymnasium.spaces import Dict
     from minari.data_collector import EpisodeBuffer
 
+    from lit_offrl.envs.make import no_files_left
+
     env = make_environment(dataset)
     env.close()
     is_dictionary = isinstance(env.observation_space, Dict)
@@ -170,7 +172,7 @@ def _write(building: Path, dataset: CollectedDataset, journal: Journal, steps: i
             )
 
     building.mkdir(parents=True)
-    with _minari_root(building), warnings.catch_warnings():
+    with _minari_root(building), no_files_left(), warnings.catch_warnings():  # Minari builds the environment, too
         warnings.simplefilter("ignore")  # Minari asks for an e-mail address, gymnasium for newer environments
         stored = minari.create_dataset_from_buffers(
             dataset.id,

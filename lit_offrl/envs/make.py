@@ -67,7 +67,7 @@ def build_env(environment: EnvironmentInfo) -> gym.Env[Any, Any]:
     Raises:
         UserError: The environment is unknown, its package is missing, or it cannot be built.
     """
-    with _silence(), _no_files_left():
+    with _silence(), no_files_left():
         if environment.env_id not in gym.registry:
             with contextlib.suppress(ImportError):
                 import gymnasium_robotics
@@ -143,9 +143,12 @@ def _silence() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _no_files_left() -> Iterator[None]:
-    # gymnasium-robotics writes the model of each maze into the temporary folder and leaves it there. The file is named
-    # by the time, so that processes that build at the same moment would share it: each gets a folder of its own.
+def no_files_left() -> Iterator[None]:
+    """Give code that builds environments a temporary folder of its own, which is removed afterwards.
+
+    Gymnasium-Robotics writes the model of every maze into the temporary folder, reads it once, and leaves it there. The
+    file's name is the time, so that processes which build at the same moment would also share the file.
+    """
     with tempfile.TemporaryDirectory() as folder:
         usual, tempfile.tempdir = tempfile.tempdir, folder
         try:

@@ -94,7 +94,7 @@ def run_seeds(words: Sequence[str], seeds: str, at_once: str | None = None) -> i
     Raises:
         UserError: A number is wrong, or `words` hold an option of a single run.
     """
-    numbers = _whole_numbers("--seeds", seeds)
+    numbers = whole_numbers("--seeds", seeds)
     if len(set(numbers)) < len(numbers):
         raise UserError(f"--seeds: {seeds} names a seed twice")
     for single in ("--seed_everything", "--ckpt_path"):
@@ -103,7 +103,7 @@ def run_seeds(words: Sequence[str], seeds: str, at_once: str | None = None) -> i
     fresh = any(word.replace("=", " ").lower().startswith("--overwrite") for word in words)
     resume = [] if fresh else ["--ckpt_path=auto"]
     jobs = [Job(f"seed {seed}", ["fit", *words, f"--seed_everything={seed}", *resume]) for seed in numbers]
-    codes = run_jobs(jobs, None if at_once is None else _whole_numbers("--parallel", at_once)[0])
+    codes = run_jobs(jobs, None if at_once is None else whole_numbers("--parallel", at_once)[0])
     return report_failures(jobs, codes)
 
 
@@ -135,7 +135,16 @@ def pop_option(words: list[str], name: str) -> str | None:
     return None
 
 
-def _whole_numbers(name: str, text: str) -> list[int]:
+def whole_numbers(name: str, text: str) -> list[int]:
+    """Return the numbers of a list such as "0,1,2".
+
+    Args:
+        name: The option's name in the error message.
+        text: The list, with or without brackets.
+
+    Raises:
+        UserError: The text is no list of whole numbers from 0.
+    """
     try:
         numbers = [int(each) for each in text.strip("[]").split(",")]
     except ValueError:

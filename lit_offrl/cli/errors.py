@@ -1,0 +1,64 @@
+"""One line for each error of the training commands: the option, what is wrong with it, and what was probably meant."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from lit_offrl.algorithms import ALGORITHMS
+from lit_offrl.cli.options import ACCELERATION, OPTION_GROUPS
+from lit_offrl.errors import UserError, did_you_mean
+
+
+def user_error_behind(error: BaseException | None) -> UserError | None:
+    """Return the bad input that the parser or Lightning has wrapped into an error of its own."""
+    while error is not None:
+        if isinstance(error, UserError):
+            return error
+        if isinstance(error, MisconfigurationException):
+            return UserError(str(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def explain(message: str) -> str:
+    """Reduce a parser's nested message to one line: the key, what is wrong, and what was probably meant."""
+    text = " ".join(message.split())
+    key = _first(r'[Pp]arser key "([^"]+)"', text)
+    if "fit.data.dataset" in text and "required" in text:
+        return "data.dataset is missing: give --data.dataset offrl/antmaze/umaze-v0, or a config with --config"
+    if option := _first(r"Option '([^']+)' is not accepted", text):
+        full = f"{key}.init_args.{option}" if key == "model" else (f"{key}.{option}" if key else option)
+        return f"no option '{full}'{did_you_mean(option, _known_options())}; --help-all lists them"
+    if option := _first(r"[Uu]nrecognized arguments: (.+)", text):
+        return f"unrecognized: {option}{did_you_mean(option.split()[0].split('=')[0].lstrip('-'), _flags())}"
+    if name := _first(r"Expected a dot import path string: (\S+)", text):
+        names = list(ALGORITHMS)
+        return f"{key}: no class '{name}'{did_you_mean(name, names)}; there are {', '.join(names)}"
+    if wrong := re.search(r"class_path \S+ Parser key \"(\S+)\": Expected an? <class '(\w+)'>. Got value: (\S+)", text):
+        return f"{key}.init_args.{wrong[1]}: must be {wrong[2]}, not {wrong[3]}"
+    if path := _first(r'[Pp]ath "?([^"]+?)"? (?:not accessible|does not exist)', text):
+        return f"config: no file {path}"
+    return f"{key}: {text}" if key and key not in text else text
+
+
+def _first(pattern: str, text: str) -> str | None:
+    match = re.search(pattern, text)
+    return match[1] if match else None
+
+
+def _parameters(cls: type) -> list[str]:
+    return list(inspect.signature(cls).parameters)
+
+
+def _known_options() -> list[str]:
+    classes = (*ALGORITHMS.values(), *OPTION_GROUPS.values())
+    return [name for cls in classes for name in _parameters(cls)]
+
+
+def _flags() -> list[str]:
+    grouped = [f"{group}.{name}" for group, cls in OPTION_GROUPS.items() for name in _parameters(cls)]
+    own = ["config", "task", "variant", "ckpt_path", "seed_everything", "seeds", "parallel", "overwrite", "model"]
+    return [*own, *ACCELERATION, *grouped]

@@ -1,0 +1,134 @@
+"""The `grid` subcommand: train every algorithm, task and seed of a table, and report the runs."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Any
+
+from lit_offrl.cli.configs import CONF, TaskTable, algorithm_of, config_names, find_config, read_config
+from lit_offrl.cli.parser import CommandParser
+from lit_offrl.errors import UserError, did_you_mean, require
+from lit_offrl.jobs.local import Job, report_failures, run_jobs, whole_numbers
+
+DESCRIPTION = """Train every run of a grid, some at a time, and report them. A grid is a YAML file of conf/grids, or a
+file of your own. Finished runs are left alone and interrupted runs go on, so that a grid can be stopped and started at
+any time, and shared out over machines by --only or --seeds where the machines share the folder of runs. All other
+options are options of `fit`, for every run."""
+ENTRIES = {"tasks", "variant", "configs", "datasets"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table: an algorithm on a dataset.
+
+    Attributes:
+        algorithm: Name of the algorithm, in lower case as in run folders.
+        dataset: Dataset id.
+        words: Options of `fit` that choose both.
+    """
+
+    algorithm: str
+    dataset: str
+    words: tuple[str, ...]
+
+    def job(self, seed: int, root: str, words: Sequence[str]) -> Job:
+        """Return the training of one seed."""
+        own = (f"--seed_everything={seed}", f"--trainer.default_root_dir={root}", "--ckpt_path=auto")
+        return Job(f"{self.algorithm} {self.dataset} {seed}", ["fit", *self.words, *own, *words])
+
+
+def run_grid(words: list[str]) -> int:
+    """Run `grid NAME`; return the exit code."""
+    parser = CommandParser(prog="python -m lit_offrl grid", description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("grid", nargs="?", metavar="NAME", help="name or file of a grid; without it, list the grids")
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="runs of this '<algorithm> <dataset> <seed>'")
+    parser.add_argument("--seeds", metavar="0,1,2", help="in place of the grid's")
+    parser.add_argument("--parallel", metavar="N", help="runs at a time; by default one for each core")
+    parser.add_argument("--root", metavar="DIR", help="folder of the runs; by default runs/NAME")
+    parser.add_argument("--list", action="store_true", help="print the commands and stop")
+    options, fit_words = parser.parse_known_args(words)
+    if options.grid is None:
+        if fit_words:
+            raise UserError(f"grid: give the name of a grid; there are {', '.join(config_names('grids'))}")
+        print("\n".join(_listing()))
+        return 0
+    seeds, cells = read_grid(options.grid)
+    if options.seeds is not None:
+        seeds = whole_numbers("--seeds", options.seeds)
+    at_once = None if options.parallel is None else whole_numbers("--parallel", options.parallel)[0]
+    root = options.root or f"runs/{grid_name(options.grid)}"
+    # Seeds are the outer loop: a grid that is stopped early then has runs of every cell.
+    jobs = [cell.job(seed, root, fit_words) for seed in seeds for cell in cells]
+    jobs = [job for job in jobs if fnmatch(job.name, options.only)]
+    if not jobs:
+        raise UserError(f"--only {options.only} matches no run of {options.grid}; --list shows them")
+    if options.list:
+        for job in jobs:
+            print(shlex.join(["python", "-m", "lit_offrl", *job.words]))
+        return 0
+    from lit_offrl.cli.report import run_report
+
+    code = report_failures(jobs, run_jobs(jobs, at_once))
+    return run_report([root]) or code
+
+
+def grid_name(grid: str) -> str:
+    """Return the name of a grid that is given by its name or its file."""
+    path = find_config(grid, "grids", "grid")
+    packaged = path.is_relative_to(CONF / "grids")
+    return path.relative_to(CONF / "grids").with_suffix("").as_posix() if packaged else path.stem
+
+
+def read_grid(grid: str) -> tuple[list[int], list[Cell]]:
+    """Return the seeds and the cells of a grid.
+
+    Args:
+        grid: Name of a packaged grid, or path of a file: `seeds`, a list, and `runs`, a list of entries. An entry names
+            either `tasks`, a table of `conf/tasks`, and optionally one of its variants; or `configs`, and optionally
+            the `datasets` to train each of them on.
+
+    Raises:
+        UserError: There is no such grid, or an entry is wrong.
+    """
+    content = read_config(grid, "grids", "grid")
+    seeds, runs = content.get("seeds"), content.get("runs")
+    whole = isinstance(seeds, list) and bool(seeds) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    require(whole, f"seeds in {grid}", "a list of whole numbers", seeds)
+    require(isinstance(runs, list) and bool(runs), f"runs in {grid}", "a list of entries", runs)
+    assert isinstance(seeds, list)
+    assert isinstance(runs, list)
+    return seeds, [cell for entry in runs for cell in _cells(entry, grid)]
+
+
+def _cells(entry: Any, grid: str) -> Iterator[Cell]:
+    valid = isinstance(entry, dict) and ("tasks" in entry) != ("configs" in entry)
+    require(valid, f"each entry of runs in {grid}", "either tasks: or configs: with their values", entry)
+    if unknown := sorted(set(entry) - ENTRIES):
+        raise UserError(f"{grid}: no key '{unknown[0]}'{did_you_mean(unknown[0], ENTRIES)}")
+    if "tasks" in entry:
+        table = TaskTable.of(str(entry["tasks"]))
+        variant = entry.get("variant")
+        chosen = [] if variant is None else [f"--variant={variant}"]
+        for task in table.names:
+            table.values(task, variant)  # raises where there is no such variant
+            yield Cell(table.model.lower(), task, (f"--model={table.model}", f"--task={task}", *chosen))
+        return
+    for name in entry["configs"]:
+        config = read_config(name)
+        algorithm = algorithm_of(config)
+        if algorithm is None:
+            raise UserError(f"{grid}: {name} sets no model.class_path")
+        for dataset in entry.get("datasets") or [config["data"]["dataset"]]:
+            yield Cell(algorithm.lower(), dataset, (f"--config={name}", f"--data.dataset={dataset}"))
+
+
+def _listing() -> Iterator[str]:
+    names = config_names("grids")
+    width = max(map(len, names))
+    for name in names:
+        seeds, cells = read_grid(name)
+        comment = (CONF / "grids" / f"{name}.yaml").read_text().partition("\n")[0].removeprefix("# ")
+        yield f"{name:{width}}  {len(cells) * len(seeds):>4} runs  {comment}"
