@@ -287,12 +287,12 @@ class QGPO(OfflineAlgorithm):
         if self.learns_energy:
             return self.energy.gradient(noisy_actions, time, observations)
 
-        def value(noisy_actions: Tensor) -> Tensor:
+        def value(noisy_actions: Tensor, time: Tensor, observations: Tensor) -> Tensor:
             alpha, sigma = self.process.scales(time, noisy_actions)
             clean = x0_from_epsilon(noisy_actions, self.behavior(noisy_actions, time, observations), alpha, sigma)
             return self.beta * self.best_q(observations, clean)
 
-        return action_gradient(value, noisy_actions)
+        return action_gradient(value, noisy_actions, time, observations)
 
     def scale_of(self, actor: str) -> float:
         """Return the guidance scale of one of `actors()`; 0 for all until the behavior model is final."""
