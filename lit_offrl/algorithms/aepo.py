@@ -168,7 +168,7 @@ def energy_terms(
 
 
 class AEPO(OfflineAlgorithm):
-    """A diffusion policy guided by an energy that is regressed on a closed form, not on sampled expectations.
+    """A diffusion policy guided by an energy that is regressed on a closed form instead of sampled expectations.
 
         f_t(s, a_t) = log E_{mu(a_0 | a_t, s)} exp(beta Q(s, a_0))                                          (Eq. 12)
         grad log pi_t = grad log mu_t + omega grad f_t,  rescaled to the norm of grad log mu_t         (Eqs. 13, 45)

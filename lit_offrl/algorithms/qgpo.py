@@ -85,7 +85,7 @@ def contrastive_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class QGPO(OfflineAlgorithm):
-    """A diffusion policy guided by an energy that tells which of K noisy behavior actions have the better Q.
+    """A diffusion policy guided by an energy that is trained to classify which of K noisy actions has the better Q.
 
         f_t(s, a_t) = log E_{mu(a_0 | a_t, s)} exp(beta Q(s, a_0))                                    (Theorem 3.1)
         grad log pi_t = grad log mu_t + omega grad f_t
