@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -13,10 +14,11 @@ from typing import Any, Protocol
 import lightning
 import numpy as np
 import torch
+from gymnasium.spaces import Box
 from numpy.typing import NDArray
 from torchmetrics import MeanMetric, SumMetric
 
-from lit_offrl.algorithms.base import OfflineAlgorithm
+from lit_offrl.algorithms.base import Memory, OfflineAlgorithm
 from lit_offrl.callbacks.base import AlgorithmCallback, evaluation_mode, say
 from lit_offrl.callbacks.checkpoint import agree_to_stop, stop_received, stop_requested
 from lit_offrl.callbacks.distributed import gather_objects
@@ -162,8 +164,15 @@ class RolloutEvaluation(AlgorithmCallback):
         self.reference = reference_for(datamodule.info)
         keys = datamodule.info.observation_keys
         probe = make_env(environment, keys)
-        shapes = (probe.observation_space.shape, probe.action_space.shape)
+        spaces = probe.observation_space, probe.action_space
         probe.close()
+        for what, space in zip(("observations", "actions"), spaces, strict=True):
+            if not isinstance(space, Box):
+                raise UserError(
+                    f"{environment.env_id} has {what} of kind {type(space).__name__}; this package trains on state "
+                    "vectors and continuous actions only"
+                )
+        shapes = tuple(space.shape for space in spaces)
         expected = ((datamodule.observation_dim,), (datamodule.action_dim,))
         if shapes != expected:
             raise UserError(
@@ -274,9 +283,12 @@ class RolloutEvaluation(AlgorithmCallback):
         own_seeds = range(self.seed, self.seed + episodes)[rank::ranks]
         generators = {name: torch.Generator(device=algorithm.device).manual_seed(seed) for name in actors}
 
+        memories: dict[int, Memory] = defaultdict(dict)  # by the place of the episode: one for each
+
         def policy(observations: NDArray[np.float32], places: Sequence[int]) -> NDArray[np.float32]:
             names = [actors[place // len(own_seeds)] for place in places]
-            actions = algorithm.act_each(torch.from_numpy(observations).to(algorithm.device), names, generators)
+            kept = [memories[place] for place in places]
+            actions = algorithm.act_each(torch.from_numpy(observations).to(algorithm.device), names, generators, kept)
             return np.asarray(actions.float().cpu())
 
         played = self._rollouts.run(policy, [*own_seeds] * len(actors), should_stop=lambda: stop_received(trainer))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 
-from lit_offrl.algorithms.base import OfflineAlgorithm
+from lit_offrl.algorithms.base import Memory, OfflineAlgorithm
 from lit_offrl.callbacks.base import AlgorithmCallback, evaluation_mode
 from lit_offrl.callbacks.checkpoint import stop_requested
 from lit_offrl.callbacks.rollout import RolloutEvaluation
@@ -81,8 +82,12 @@ class RolloutVideo(AlgorithmCallback):
         played: list[list[NDArray[np.float32]]] = [[] for _ in seeds]
         generator = torch.Generator(device=algorithm.device).manual_seed(evaluation.seed + algorithm.gradient_step)
 
+        memories: dict[int, Memory] = defaultdict(dict)
+
         def policy(observations: NDArray[np.float32], places: Sequence[int]) -> NDArray[np.float32]:
-            actions = algorithm.act(torch.from_numpy(observations).to(algorithm.device), generator)
+            kept = [memories[place] for place in places]
+            observed = torch.from_numpy(observations).to(algorithm.device)
+            actions = algorithm.act(observed, generator, memories=kept)
             chosen: NDArray[np.float32] = actions.float().cpu().numpy()
             for place, action in zip(places, chosen, strict=True):
                 played[place].append(action)
