@@ -13,13 +13,15 @@ from lit_offrl.run_folder import GrowingCSV
 
 
 class MetricsCSV(Logger):
-    """A logger that survives resuming, unlike Lightning's own, which starts its file anew.
+    """Logs to metrics.csv. Lightning's CSVLogger does not serve: it starts the file anew when a run is resumed.
 
     Args:
         folder: The run folder.
         keep_until: Gradient step of the checkpoint that training resumes from: later rows go. Infinity keeps all;
             None is for a new run.
     """
+
+    name = version = ""  # not part of the path
 
     def __init__(self, folder: str | Path, keep_until: float | None = None) -> None:
         super().__init__()
@@ -28,23 +30,8 @@ class MetricsCSV(Logger):
         self._file: GrowingCSV | None = None
 
     @property
-    def name(self) -> str:
-        """Unused by the run folder's layout."""
-        return ""
-
-    @property
-    def version(self) -> str:
-        """Unused by the run folder's layout."""
-        return ""
-
-    @property
     def save_dir(self) -> str:
-        """The run folder; `trainer.log_dir` is this where no TensorBoard logger comes first."""
-        return str(self._folder)
-
-    @property
-    def log_dir(self) -> str:
-        """The run folder."""
+        """The run folder; Lightning's `trainer.log_dir` where this logger is the first."""
         return str(self._folder)
 
     @property
@@ -60,6 +47,5 @@ class MetricsCSV(Logger):
         """Append a row."""
         self.experiment.append({"step": step, **{name: float(value) for name, value in metrics.items()}})
 
-    @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: they are in config.yaml."""
