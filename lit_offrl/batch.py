@@ -10,7 +10,9 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """Transitions, float32, with any leading dimensions: `[batch, ...]` an update, `[updates, batch, ...]` a block.
+    """Transitions, float32, with any leading dimensions.
+
+    `[batch, ...]` for an update and `[updates, batch, ...]` for a block; segments have `[..., steps, ...]`.
 
     Attributes:
         observations: `[..., observation_dim]`.
@@ -19,6 +21,8 @@ class Batch(NamedTuple):
         next_observations: `[..., observation_dim]`.
         terminals: `[...]`, 1 where the episode ended in a terminal state (no bootstrapping), else 0.
         rows: `[...]`, int64, which rows of the dataset these are; None in batches that come from no dataset.
+        mask: Of segments `[..., steps]`: 1 for the steps of the episode that the segment begins in, 0 for those beyond
+            its end, which repeat its last transition; None where transitions are drawn one by one.
     """
 
     observations: Tensor
@@ -27,6 +31,7 @@ class Batch(NamedTuple):
     next_observations: Tensor
     terminals: Tensor
     rows: Tensor | None = None
+    mask: Tensor | None = None
 
     def updates(self) -> Iterator[Batch]:
         """Split a block `[updates, batch, ...]` into the batches of its updates."""

@@ -84,16 +84,6 @@ SCALING_BATCHES = (64, 256, 1024, 4096, 8192)
 # are filled, and fill them for the reference that comes next.
 ACTIONS = 10
 REST = 0.05  # seconds: threads of the row before wait at full load for a while, and would be counted to the next
-TARGETS = {
-    ("DTQL", "training", "eager"): 2.0,
-    ("DTQL", "training", "compiled"): 2.5,
-    ("BDPO", "training", "eager"): 1.6,
-    ("BDPO", "training", "compiled"): 2.0,
-    ("EDA", "critic", "eager"): 1.5,
-    ("EDA", "one sample, 1 state", "eager"): 3.0,
-    ("AEPO", "act, 1 state", "eager"): 2.0,
-}
-
 UNITS = {"step": "steps", "call": "calls", "batch": "batches", "environment step": "environment steps"}
 
 
@@ -681,12 +671,11 @@ def costs(rows: Sequence[Row], results: Sequence[Result], gemm: float) -> str:
         reference = by_key.get((*row.key, "reference"))
         rate = None if result.flops is None else result.flops / result.median
         times = None if reference is None else ratio(result, reference)
-        wanted = TARGETS.get((row.subject, row.what, row.variant))
         lines.append([
             f"{row.subject}: {row.what}" + ("" if row.variant == "eager" else f" ({row.variant})"),
             row.shape, str(row.batch_size or ""), f"{1 / result.median:,.3g} {UNITS[row.unit]}/s", 1000 * result.median,
             None if reference is None else 1000 * reference.median,
-            None if times is None else f"{times:.2f}" + ("" if wanted is None else f" (target {wanted})"),
+            None if times is None else f"{times:.2f}",
             None if result.flops is None else result.flops / 1e9, None if rate is None else rate / 1e9,
             None if rate is None else f"{rate / gemm:.0%}", megabytes(result), megabytes(reference),
         ])  # fmt: skip

@@ -45,7 +45,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSpec, Phase, Target, frozen_copy
+from lit_offrl.algorithms.base import Actor, Info, Memory, OfflineAlgorithm, OptimizerSpec, Phase, Target, frozen_copy
 from lit_offrl.algorithms.critic_losses import conservative_penalty, implicit_q_loss, in_support_q_loss
 from lit_offrl.algorithms.energy_guided import (
     NEXT_SUPPORT_STREAM,
@@ -168,7 +168,7 @@ def energy_terms(
 
 
 class AEPO(OfflineAlgorithm):
-    """A diffusion policy guided by an energy that is regressed on a closed form, not on sampled expectations.
+    """A diffusion policy guided by an energy that is regressed on a closed form instead of sampled expectations.
 
         f_t(s, a_t) = log E_{mu(a_0 | a_t, s)} exp(beta Q(s, a_0))                                          (Eq. 12)
         grad log pi_t = grad log mu_t + omega grad f_t,  rescaled to the norm of grad log mu_t         (Eqs. 13, 45)
@@ -462,7 +462,11 @@ class AEPO(OfflineAlgorithm):
         return sample_guided(self.process, self.behavior, guidance, observations, noise, scales, self.rescale)
 
     def sample_each(
-        self, observations: Tensor, actors: Sequence[str], generators: Mapping[str, torch.Generator | None]
+        self,
+        observations: Tensor,
+        actors: Sequence[str],
+        generators: Mapping[str, torch.Generator | None],
+        memories: Sequence[Memory] = (),
     ) -> Tensor:
         """Sample all actors at once: they are one diffusion with different scales of guidance."""
         noise = draw_for_actors(observations, self.action_dim, actors, generators)

@@ -6,7 +6,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,8 @@ from lit_offrl.errors import UserError
 from lit_offrl.ranges import Seed, Steps
 
 M = TypeVar("M", bound=nn.Module)
-Actor = Callable[[Tensor, torch.Generator | None], Tensor]
+Actor = Callable[..., Tensor]  # see `OfflineAlgorithm.sample_actions`
+Memory = dict[str, Any]  # what a policy keeps within one episode; empty at its beginning
 
 
 class OfflineAlgorithm(TrainingModule):
@@ -52,6 +53,11 @@ class OfflineAlgorithm(TrainingModule):
         pretrained: Checkpoint of another run whose networks of the same names and shapes start this one.
         seed: Seed of the training noise (set from `seed_everything`).
     """
+
+    segment_length = (
+        1  # transitions per row of a minibatch: above 1 `Batch` has fields `[batch, steps, ...]` and a mask
+    )
+    has_memory = False  # whether actors keep a `Memory` per episode (history, action chunk), see `sample_actions`
 
     def __init__(
         self,
@@ -112,7 +118,11 @@ class OfflineAlgorithm(TrainingModule):
 
     @abstractmethod
     def sample_actions(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Return actions `[batch, action_dim]` at `observations` `[batch, observation_dim]`; `act` clamps them."""
+        """Return actions `[batch, action_dim]` at `observations` `[batch, observation_dim]`; `act` clamps them.
+
+        Where `has_memory`, actors have a third parameter `memories`: a `Memory` per row, to read and to write. The
+        memory of an episode is empty at its first step and is passed again at its later steps.
+        """
 
     def actors(self) -> dict[str, Actor]:
         """Return what can act, by name; the score of the first, the policy, is the run's score."""
@@ -150,36 +160,53 @@ class OfflineAlgorithm(TrainingModule):
     # ---------------------------------------------------------------- acting
 
     @torch.no_grad()
-    def act(self, observations: Tensor, generator: torch.Generator | None = None, actor: str = "policy") -> Tensor:
+    def act(
+        self,
+        observations: Tensor,
+        generator: torch.Generator | None = None,
+        actor: str = "policy",
+        memories: Sequence[Memory] | None = None,
+    ) -> Tensor:
         """Return actions in the dataset's units at observations in the environment's units.
 
         Args:
             observations: `[batch, observation_dim]`.
             generator: Stream of the policy's noise; the global one where None.
             actor: One of `actors()`.
+            memories: One per row, kept by the caller from step to step; None where every row begins an episode.
 
         Returns:
             Actions, `[batch, action_dim]`.
         """
-        return self.act_each(observations, [actor] * len(observations), {actor: generator})
+        return self.act_each(observations, [actor] * len(observations), {actor: generator}, memories)
 
     @torch.no_grad()
     def act_each(
-        self, observations: Tensor, actors: Sequence[str], generators: Mapping[str, torch.Generator | None]
+        self,
+        observations: Tensor,
+        actors: Sequence[str],
+        generators: Mapping[str, torch.Generator | None],
+        memories: Sequence[Memory] | None = None,
     ) -> Tensor:
         """Return actions as `act` does, each row by the actor that is named for it, with noise of that actor's own."""
-        actions = self.sample_each(self.units.normalize(observations), actors, generators)
+        memories = [{} for _ in actors] if memories is None else memories
+        actions = self.sample_each(self.units.normalize(observations), actors, generators, memories)
         return self.units.restore_actions(self.units.clamp(actions))
 
     def sample_each(
-        self, observations: Tensor, actors: Sequence[str], generators: Mapping[str, torch.Generator | None]
+        self,
+        observations: Tensor,
+        actors: Sequence[str],
+        generators: Mapping[str, torch.Generator | None],
+        memories: Sequence[Memory] = (),
     ) -> Tensor:
         """Return the actions of several actors, one for each row; overridden where one call can serve all actors."""
         by_name = self.actors()
         actions = observations.new_empty(len(observations), self.action_dim)
         for name in dict.fromkeys(actors):
             rows = [i for i, each in enumerate(actors) if each == name]
-            actions[rows] = by_name[name](observations[rows], generators[name])
+            kept = ([memories[i] for i in rows],) if self.has_memory else ()
+            actions[rows] = by_name[name](observations[rows], generators[name], *kept)
         return actions
 
 

@@ -17,9 +17,9 @@ Where the authors' code differs from the paper, and which we follow:
 9. Losses are means over the ensemble (code); Eq. 18 is a sum. It matters to the clipping.
 10. The actor's cosine schedule counts its own steps, so that its learning rate hardly falls (code).
 
-Ours differs from both in two details that change no expectation: the diffusion steps of a batch are stratified, so that
-how many rows have n = 1 is known beforehand, and target networks follow once an update is complete, so that the actor
-sees the critics' targets one step of averaging younger.
+Ours differs from both in two details that change no expectation. The diffusion steps of a batch are stratified, so that
+the number of rows with n = 1 is known beforehand. Target networks are updated after a complete update, so that the
+actor uses the target critics before their last averaging step.
 """
 
 from __future__ import annotations
@@ -56,10 +56,6 @@ class EnsembleCritic(CriticOptions):
     Attributes:
         members: Networks in each ensemble.
         layer_norm: Whether Q has LayerNorm.
-        discount: Discount factor.
-        target_rate: Rate at which all target networks move.
-        learning_rate: Step size.
-        hidden_dim: Width of the three hidden layers.
     """
 
     members: Count = 10
@@ -67,7 +63,7 @@ class EnsembleCritic(CriticOptions):
 
 
 class BDPO(OfflineAlgorithm):
-    """A diffusion policy kept to the behavior diffusion by the KL divergence along its path of denoising.
+    """A diffusion policy kept close to a behavior diffusion model by the KL divergence along the denoising path.
 
         l_n(s, a^n) = || mu_n^actor - mu_n^behavior ||^2 / (2 beta_n)                                    (Eqs. 10, 11)
         LCB_k x_k   = mean_k x_k - rho std_k x_k

@@ -10,22 +10,24 @@ Where the authors' code differs from the paper, and which we follow:
 4. ln(sigma) is logistic around ln 0.5 with scale 0.5, truncated to [0.002, 80] (code).
 5. Q networks have LayerNorm, V has none; F has no activation after its first layer (code; the paper is silent).
 6. The expectile regression of V reads the online Q, not a target Q (both; Algorithm 1 only hints at targets).
-7. Target critics follow in the main phase only and serve candidate selection alone (code).
-8. The critic's learning rate does not follow the task's (code: always 3e-4).
+7. Target critics are updated in the main phase only and are used for candidate selection only (code).
+8. The critic's learning rate does not change with the task (code: always 3e-4).
 9. The NLL term is the normal log-density of atanh(a / 1.001) without the tanh Jacobian (code; the same gradients).
 10. Bootstrapping is r + discount * V(s'); Eq. 7's discount on r is a misprint (code).
 
 Of Algorithm 2:
 
-11. The paper's policy starts as the diffusion model; its code copies the weights but then reads the raw output of F as
-    the action, at inputs that F has not seen, so that it starts as nothing. `generator` offers both.
+11. The paper's policy starts as the diffusion model. Its code copies the weights, but uses the raw output of F as the
+    action, at inputs that F was never trained on, so that the copy has no effect. `generator` offers both.
 12. The copy is made after pretraining (both; the authors' 2-D figures are of random weights: `copy_behavior: false`).
-13. Generated actions are not clamped (both), so neither are their denoised values, i.e. the fake score (ours). The code
-    clamps it: where Q drives an action out of the box, real and fake estimates then agree, and nothing brings it back.
+13. Generated actions are not clamped (both), so their denoised values, the fake score, are not clamped either (ours).
+    The code clamps the fake score: if Q drives an action out of the box, real and fake estimates then agree, and the
+    KL gradient vanishes.
 14. The diffusion model keeps training beside the policy (code; the paper stops it).
 15. The weight in the KL gradient is a mean over dimensions, which may be 0 (both): we keep it above the smallest noise
     level, since the action and its estimate can meet on the border of the box.
-16. Candidates are clamped to the box before the critic scores them (ours: it is what will be done; the code does not).
+16. Candidates are clamped to the box before the critic scores them (ours: clamped actions are executed; not in the
+    code).
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ GENERATOR_SIGMA, AUTHORS_SIGMA_DATA = 2.5, 0.5
 
 
 class DTQL(OfflineAlgorithm):
-    """A one-step policy kept by a diffusion model's own loss inside the region that the model trusts.
+    """A one-step policy that the loss of a diffusion model of the behavior keeps near the data.
 
         L(phi)    = E [ w(sigma) || D_phi(a + sigma e, sigma, s) - a ||^2 ]                                  (Eq. 2)
         L_TR      = the same loss at a_theta ~ pi_theta(. | s), as a function of theta                       (Eq. 4)
@@ -256,7 +258,7 @@ class DTQL(OfflineAlgorithm):
 
 
 class DTQLKL(DTQL):
-    """DTQL with the KL divergence from the diffusion model in the place of the trust region, and an implicit policy.
+    """DTQL with the KL divergence instead of the trust region, and an implicit one-step policy.
 
         a_theta         = pi_theta(s, epsilon), a one-step generator
         grad L_KL       = E [ (D_xi(a_t, sigma, s) - D_phi(a_t, sigma, s)) / w  grad a_theta ]   (Appendix C)

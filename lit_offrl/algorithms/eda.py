@@ -76,7 +76,7 @@ class Labels(NamedTuple):
 
 
 class EDA(OfflineAlgorithm):
-    """A diffusion policy that is aligned with Q by telling the best of K candidates by its density.
+    """A diffusion policy whose density is fine-tuned to classify which of K candidate actions has the best Q.
 
         epsilon(a_t | s, t) = - sigma_t grad f(a_t | s, t),  f = log density + C(s, t)                    (Eqs. 9, 11)
         L_mu = E [ || sigma_t grad f_mu(a_t | s, t) + epsilon ||^2 ]                                          (Eq. 10)
@@ -289,7 +289,7 @@ class EDA(OfflineAlgorithm):
         return {**self.critic_loss(batch)[1], "behavior_loss": self.behavior_loss(batch)}
 
     def critic_update(self, batch: Batch) -> Info:
-        """Train the critic; its target follows by its callback."""
+        """Train the critic; `EMATargets` moves its target."""
         loss, info = self.critic_loss(self.first_rows(batch, self.critic_options.batch_size))
         self.minimize("critic", loss)
         return info

@@ -41,6 +41,7 @@ class TrainingModule(lightning.LightningModule):
         units: Units of the dataset and of the networks.
     """
 
+    segment_length: int
     pretrained: str | None
     optimizer_set: Optimizers  # made by `configure_optimizers`
 
@@ -127,7 +128,9 @@ class TrainingModule(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         """Find the dataset's observations in the table that minibatches are drawn from."""
-        table = self.trainer.train_dataloader
+        table: Any = self.trainer.train_dataloader
+        if self.segment_length > 1:
+            table.segment_length = self.segment_length
         self.dataset_observations = getattr(table, "observations", None)
         self.dataset_next_observations = getattr(table, "next_observations", None)
 

@@ -48,10 +48,6 @@ class ImplicitQ(CriticOptions):
 
     Attributes:
         expectile: Expectile tau of the value regression.
-        discount: Discount factor.
-        target_rate: Rate at which the target networks move.
-        learning_rate: Step size.
-        hidden_dim: Width of the hidden layers.
     """
 
     expectile: OpenUnitInterval = 0.7
@@ -64,11 +60,6 @@ class StagedImplicitQ(ImplicitQ):
     Attributes:
         steps: Gradient steps of the critic's phase; `max_steps` includes them.
         batch_size: Transitions of each batch that the critic is trained on; the behavior model takes all.
-        expectile: Expectile tau of the value regression.
-        discount: Discount factor.
-        target_rate: Rate at which the target networks move.
-        learning_rate: Step size.
-        hidden_dim: Width of the hidden layers.
     """
 
     steps: Steps = 500_000
@@ -84,13 +75,6 @@ class SupportedCritic(StagedImplicitQ):
             CQL's penalty upon that backup.
         backup_beta: Inverse temperature of the softmax backup; null for the policy's beta.
         conservatism: Weight of the penalty of `conservative`.
-        steps: Gradient steps of the critic's phase; `max_steps` includes them.
-        batch_size: Transitions of each batch that the critic is trained on; the behavior model takes all.
-        expectile: Expectile tau of the value regression of `implicit`.
-        discount: Discount factor.
-        target_rate: Rate at which the target networks move.
-        learning_rate: Step size.
-        hidden_dim: Width of the hidden layers.
     """
 
     kind: Literal["implicit", "in_support", "conservative"] = "implicit"

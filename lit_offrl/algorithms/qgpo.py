@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSpec, Phase, Target, frozen_copy
+from lit_offrl.algorithms.base import Actor, Info, Memory, OfflineAlgorithm, OptimizerSpec, Phase, Target, frozen_copy
 from lit_offrl.algorithms.critic_losses import in_support_q_loss
 from lit_offrl.algorithms.energy_guided import (
     NEXT_SUPPORT_STREAM,
@@ -72,10 +72,6 @@ class InSupportCritic(CriticOptions):
         steps: Gradient steps that train the critic, and f beside it; `max_steps` includes them.
         batch_size: Transitions of each batch that the critic is trained on; the behavior model takes all.
         backup_beta: Inverse temperature of the softmax in the backup.
-        discount: Discount factor.
-        target_rate: Rate at which the target networks move.
-        learning_rate: Step size.
-        hidden_dim: Width of the three hidden layers.
     """
 
     steps: Steps = 500_000
@@ -89,7 +85,7 @@ def contrastive_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class QGPO(OfflineAlgorithm):
-    """A diffusion policy guided by an energy that tells which of K noisy behavior actions have the better Q.
+    """A diffusion policy guided by an energy that is trained to classify which of K noisy actions has the better Q.
 
         f_t(s, a_t) = log E_{mu(a_0 | a_t, s)} exp(beta Q(s, a_0))                                    (Theorem 3.1)
         grad log pi_t = grad log mu_t + omega grad f_t
@@ -291,12 +287,12 @@ class QGPO(OfflineAlgorithm):
         if self.learns_energy:
             return self.energy.gradient(noisy_actions, time, observations)
 
-        def value(noisy_actions: Tensor) -> Tensor:
+        def value(noisy_actions: Tensor, time: Tensor, observations: Tensor) -> Tensor:
             alpha, sigma = self.process.scales(time, noisy_actions)
             clean = x0_from_epsilon(noisy_actions, self.behavior(noisy_actions, time, observations), alpha, sigma)
             return self.beta * self.best_q(observations, clean)
 
-        return action_gradient(value, noisy_actions)
+        return action_gradient(value, noisy_actions, time, observations)
 
     def scale_of(self, actor: str) -> float:
         """Return the guidance scale of one of `actors()`; 0 for all until the behavior model is final."""
@@ -308,7 +304,11 @@ class QGPO(OfflineAlgorithm):
         return sample_guided(self.process, self.behavior, guidance, observations, noise, scales)
 
     def sample_each(
-        self, observations: Tensor, actors: Sequence[str], generators: Mapping[str, torch.Generator | None]
+        self,
+        observations: Tensor,
+        actors: Sequence[str],
+        generators: Mapping[str, torch.Generator | None],
+        memories: Sequence[Memory] = (),
     ) -> Tensor:
         """Sample all actors at once: they are one diffusion with different scales of guidance."""
         noise = draw_for_actors(observations, self.action_dim, actors, generators)

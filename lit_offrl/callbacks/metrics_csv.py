@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +28,17 @@ class MetricsCSV(Logger):
         super().__init__()
         self._folder = Path(folder)
         self._keep_until = keep_until
-        self._file: GrowingCSV | None = None
 
     @property
     def save_dir(self) -> str:
         """The run folder; Lightning's `trainer.log_dir` where this logger is the first."""
         return str(self._folder)
 
-    @property
+    @functools.cached_property
     @rank_zero_experiment
     def experiment(self) -> GrowingCSV:
-        """The file."""
-        if self._file is None:
-            self._file = GrowingCSV(self._folder / "metrics.csv", ["step"], self._keep_until)
-        return self._file
+        """The file, opened at the first use."""
+        return GrowingCSV(self._folder / "metrics.csv", ["step"], self._keep_until)
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

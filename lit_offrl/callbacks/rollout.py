@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -13,9 +14,10 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
+from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
-from lit_offrl.algorithms.base import OfflineAlgorithm
+from lit_offrl.algorithms.base import Memory, OfflineAlgorithm
 from lit_offrl.callbacks.base import find_datamodule, print_line
 from lit_offrl.callbacks.checkpoint import agree_to_stop, stop_received, stop_requested
 from lit_offrl.callbacks.distributed import gather_objects
@@ -149,8 +151,15 @@ class RolloutEvaluation(Evaluation):
         self.reference = reference_for(datamodule.info)
         make = partial(make_env, environment, datamodule.info.observation_keys)
         probe = make()
-        shapes = (probe.observation_space.shape, probe.action_space.shape)
+        spaces = probe.observation_space, probe.action_space
         probe.close()
+        for what, space in zip(("observations", "actions"), spaces, strict=True):
+            if not isinstance(space, Box):
+                raise UserError(
+                    f"{environment.env_id} has {what} of kind {type(space).__name__}; this package trains on state "
+                    "vectors and continuous actions only"
+                )
+        shapes = tuple(space.shape for space in spaces)
         expected = ((datamodule.observation_dim,), (datamodule.action_dim,))
         if shapes != expected:
             raise UserError(
@@ -158,8 +167,6 @@ class RolloutEvaluation(Evaluation):
                 "train with --evaluation.enabled false"
             )
         self._rollouts = Rollouts(make, self.num_envs, self.processes)
-
-    # ---------------------------------------------------------------- Lightning's hooks
 
     def setup(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, stage: str) -> None:
         """Build the environments, except in `predict`."""
@@ -220,8 +227,6 @@ class RolloutEvaluation(Evaluation):
         super().load_state_dict(state_dict)
         self._must_repeat = state_dict["due"]
 
-    # ---------------------------------------------------------------- the work
-
     def _evaluate(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, *, final: bool) -> bool:
         """Play episodes, keep their scores and write them; return False, and keep nothing, if asked to stop."""
         episodes = self.final_episodes if final else self.episodes
@@ -255,10 +260,12 @@ class RolloutEvaluation(Evaluation):
         seed = self.seed + algorithm.gradient_step + RANK_STREAM * rank
         own_seeds = range(self.seed, self.seed + episodes)[rank::ranks]
         generators = {name: torch.Generator(device=algorithm.device).manual_seed(seed) for name in actors}
+        memories: dict[int, Memory] = defaultdict(dict)  # of each episode, by its place
 
         def policy(observations: NDArray[np.float32], places: Sequence[int]) -> NDArray[np.float32]:
             names = [actors[place // len(own_seeds)] for place in places]
-            actions = algorithm.act_each(torch.from_numpy(observations).to(algorithm.device), names, generators)
+            kept = [memories[place] for place in places]
+            actions = algorithm.act_each(torch.from_numpy(observations).to(algorithm.device), names, generators, kept)
             return np.asarray(actions.float().cpu())
 
         played = self._rollouts.run(policy, [*own_seeds] * len(actors), should_stop=lambda: stop_received(trainer))

@@ -23,26 +23,21 @@ class Throughput(AlgorithmCallback):
         self.train_s = 0.0
         self.eval_s = 0.0
         self.steps = 0
-        self._mark = 0.0
-        self._mark_step = 0
+        self.block_start = 0.0  # on the clock; moved by each evaluation, whose time is not training
+        self._step = 0
 
     def on_train_start(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Start the clock."""
-        self._mark, self._mark_step = time.perf_counter(), algorithm.gradient_step
+        self.block_start, self._step = time.perf_counter(), algorithm.gradient_step
 
     def on_block_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Add the block's steps and time."""
         now = time.perf_counter()
-        steps, seconds = algorithm.gradient_step - self._mark_step, now - self._mark
+        steps, seconds = algorithm.gradient_step - self._step, now - self.block_start
         self.train_s += seconds
         self.steps += steps
-        self._mark, self._mark_step = now, algorithm.gradient_step
+        self.block_start, self._step = now, algorithm.gradient_step
         algorithm.block_metrics["time/gradient_steps_per_s"] = steps / max(seconds, 1e-9)
-
-    def add_evaluation(self, seconds: float) -> None:
-        """Add the time of an evaluation that has just ended."""
-        self.eval_s += seconds
-        self._mark = time.perf_counter()
 
     def results(self) -> dict[str, Any]:
         """Return the `time` entry of results.json."""
@@ -70,4 +65,5 @@ def evaluation_mode(trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> 
         algorithm.train(training)
         throughput = find_callback(trainer, Throughput)
         if throughput is not None:
-            throughput.add_evaluation(time.perf_counter() - started)
+            throughput.block_start = time.perf_counter()
+            throughput.eval_s += throughput.block_start - started

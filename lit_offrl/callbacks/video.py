@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lit_offrl.algorithms.base import OfflineAlgorithm
+from lit_offrl.algorithms.base import Memory, OfflineAlgorithm
 from lit_offrl.callbacks.base import AlgorithmCallback, find_callback, find_datamodule, tensorboard_writers
 from lit_offrl.callbacks.checkpoint import stop_requested
 from lit_offrl.callbacks.rollout import RolloutEvaluation
@@ -87,11 +88,12 @@ class RolloutVideo(AlgorithmCallback):
         seeds = range(evaluation.seed, evaluation.seed + self.episodes)
         played: list[list[NDArray[np.float32]]] = [[] for _ in seeds]
         generator = torch.Generator(device=algorithm.device).manual_seed(evaluation.seed + algorithm.gradient_step)
+        memories: dict[int, Memory] = defaultdict(dict)
 
         def policy(observations: NDArray[np.float32], places: Sequence[int]) -> NDArray[np.float32]:
-            actions = np.asarray(
-                algorithm.act(torch.from_numpy(observations).to(algorithm.device), generator).float().cpu()
-            )
+            kept = [memories[place] for place in places]
+            observed = torch.from_numpy(observations).to(algorithm.device)
+            actions = np.asarray(algorithm.act(observed, generator, memories=kept).float().cpu())
             for place, action in zip(places, actions, strict=True):
                 played[place].append(action)
             return actions

@@ -69,7 +69,13 @@ def short_help(command: str, words: Sequence[str]) -> str:
     model = str(values.get("model.class_path") or values.get("model") or "").rpartition(".")[2]
     cls = ALGORITHMS.get(model)
     blocks = [
-        ("run", [*RUN, *((f"--{name}", "true", text) for name, text in ACCELERATION.items())]),
+        (
+            "run",
+            [
+                *RUN,
+                *((f"--{name}", "auto" if name == "compile" else "false", text) for name, text in ACCELERATION.items()),
+            ],
+        ),
         ("data", list(_rows(OPTION_GROUPS["data"], "data.", values))),
         (
             f"model {model}" if cls else "model",

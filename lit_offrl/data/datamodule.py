@@ -256,8 +256,12 @@ class D4RLDataModule(lightning.LightningDataModule):
         """Return the block sampler over the table, on the training device."""
         table, widths = self.shared_table()
         assert self.trainer is not None
+        device = self.trainer.strategy.root_device
+        ends = self.transitions.episode_ends
+        if self.held_out is not None:
+            ends = ends[~self.held_out]
         return BlockSampler(
-            table.to(self.trainer.strategy.root_device),
+            table.to(device),
             widths,
             self.batch_size,
             self.block_size,
@@ -266,6 +270,7 @@ class D4RLDataModule(lightning.LightningDataModule):
             self.seed,
             self.trainer.global_rank,
             self.trainer.world_size,
+            torch.from_numpy(ends).to(device),
         )
 
     def val_dataloader(self) -> DataLoader[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,11 @@ class BlockSampler:
         seed: Seed of the indices.
         rank: Number of this process among those that share each minibatch.
         ranks: Number of processes. Each draws the whole minibatch and keeps the rows `rank`, `rank + ranks`, ...
+        episode_ends: Whether each row is the last of its episode, bool `[n]`; needed for segments only.
+
+    Attributes:
+        segment_length: Consecutive transitions per row of a minibatch. Above 1 the fields are `[updates, batch,
+            segment_length, ...]` with a mask, see `Batch`; a segment never crosses the end of its episode.
     """
 
     def __init__(
@@ -132,6 +138,7 @@ class BlockSampler:
         seed: int = 0,
         rank: int = 0,
         ranks: int = 1,
+        episode_ends: Tensor | None = None,
     ) -> None:
         self.table = table
         self.widths = widths
@@ -142,6 +149,8 @@ class BlockSampler:
         self.rank = rank
         self.ranks = ranks
         self.generator = torch.Generator(device=table.device).manual_seed(seed)
+        self.episode_ends = episode_ends
+        self.segment_length = 1
         self.step = 0  # gradient steps drawn, over all epochs
         self.blocks_in_epoch = 0
 
@@ -183,7 +192,21 @@ class BlockSampler:
         # One draw per gradient step: a draw per block would make the indices depend on the grouping into blocks.
         return torch.randint(len(self.table), (self.batch_size,), generator=self.generator, device=self.table.device)
 
+    @cached_property
+    def _last_rows(self) -> Tensor:
+        """The last row of the episode of each row, int64 `[n]`."""
+        assert self.episode_ends is not None, "segments need the ends of the episodes"
+        ends = self.episode_ends.nonzero()[:, 0]
+        return ends[torch.searchsorted(ends, torch.arange(len(self.table), device=ends.device))]
+
     def _block(self, rows: Tensor) -> Batch:
+        if self.segment_length == 1:
+            return self._gather(rows)
+        steps = rows[..., None] + torch.arange(self.segment_length, device=rows.device)
+        last = self._last_rows[rows][..., None]
+        return self._gather(torch.minimum(steps, last))._replace(rows=rows, mask=(steps <= last).float())
+
+    def _gather(self, rows: Tensor) -> Batch:
         observations, actions, rewards, next_observations, terminals = torch.split(
             self.table[rows], list(self.widths), dim=-1
         )

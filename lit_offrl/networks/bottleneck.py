@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -82,4 +84,4 @@ class BottleneckNetwork(nn.Module):
 
     def gradient(self, actions: Tensor, time: Tensor, observations: Tensor, masks: Tensor | None = None) -> Tensor:
         """Return df/da, `[..., action_dim]`, with the same dropout in f and in its gradient; see `forward`."""
-        return action_gradient(lambda actions: self(actions, time, observations, masks), actions)
+        return action_gradient(partial(self, masks=masks), actions, time, observations)

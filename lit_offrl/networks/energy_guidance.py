@@ -124,4 +124,4 @@ class EnergyNetwork(nn.Module):
 
     def gradient(self, actions: Tensor, time: Tensor, observations: Tensor) -> Tensor:
         """Return df/da, `[..., action_dim]`; see `forward`."""
-        return action_gradient(lambda actions: self(actions, time, observations), actions)
+        return action_gradient(self, actions, time, observations)

@@ -10,19 +10,23 @@ import torch
 from torch import Tensor
 
 
-def action_gradient(function: Callable[[Tensor], Tensor], actions: Tensor) -> Tensor:
-    """Return df/da, `[..., action_dim]`, of a scalar function f of each action.
+def action_gradient(function: Callable[..., Tensor], actions: Tensor, *conditions: Tensor) -> Tensor:
+    """Return df/da, `[..., action_dim]`, of a scalar function f of each action, in full precision.
 
-    The gradient is taken in full precision and can be differentiated again, for example with respect to a network's
-    parameters. Lightning evaluates in inference mode, where `torch.func.grad` works and `torch.autograd.grad` does not.
+    Where gradients are enabled, the result can be differentiated again with respect to parameters and conditions.
+    `torch.func.grad` would do the same, but takes twice as long for a single state.
 
     Args:
-        function: Maps actions `[..., action_dim]` to values `[...]`. Each value depends on its own action only.
+        function: Maps actions and conditions to values `[...]`. Each value depends on its own action only.
         actions: Where to take the gradient, `[..., action_dim]`.
+        conditions: Further arguments of `function`, e.g. times and observations.
     """
-    with full_precision(actions):
-        gradient: Tensor = torch.func.grad(lambda actions: function(actions).sum())(actions)
-    return gradient
+    differentiable = torch.is_grad_enabled()
+    # Lightning evaluates in inference mode: autograd is off there, and tensors made there must be copied to enter it.
+    with torch.inference_mode(False), torch.enable_grad(), full_precision(actions):
+        inputs = [each.clone() for each in (actions.detach(), *conditions)]
+        values = function(inputs[0].requires_grad_(), *inputs[1:])
+        return torch.autograd.grad(values.sum(), inputs[0], create_graph=differentiable)[0]
 
 
 def full_precision(like: Tensor) -> AbstractContextManager[Any]:
