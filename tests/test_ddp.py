@@ -28,7 +28,7 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from torch import Tensor
 
 from lit_offrl import algorithms
-from lit_offrl.callbacks.distributed import DistributedTraining, average, check_equal, gather_rows
+from lit_offrl.callbacks.distributed import DistributedTraining, average, check_equal, gather_objects, gather_rows
 from lit_offrl.callbacks.ema import EMATargets
 from lit_offrl.callbacks.rollout import Scores
 from lit_offrl.cli import main
@@ -122,7 +122,8 @@ def work(rank: int, port: int, folder: Path, precision: str) -> None:
     rows = torch.arange(6.0).view(6, 1)
     result["gathered"] = gather_rows(rows[rank::2])
     result["averages"] = average([rows[: 2 + rank][:2] + rank, torch.tensor(float(rank))])
-    result["scores"] = Scores.of(EPISODES if rank == 0 else [], None)
+    shares = gather_objects(EPISODES if rank == 0 else [])
+    result["scores"] = Scores.of([episode for share in shares for episode in share], None)
     algorithm = algorithms.DTQL(OBSERVATION_DIM, ACTION_DIM, hidden_dim=8)
     check_equal(algorithm)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Updates as one compiled function, or as one CUDA graph. Off or on, training is the same but for its speed."""
+"""Updates as compiled functions, or as CUDA graphs: the same training at another speed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import lightning
 import torch
@@ -36,18 +34,18 @@ def kind_of(algorithm: OfflineAlgorithm, phase: Phase) -> Kind:
 class Acceleration(AlgorithmCallback):
     """Runs updates compiled, or replays them as CUDA graphs; where that fails, one line says why, and they run eagerly.
 
-    Noise comes from the algorithm's own stream, in the same order, so that a run can be resumed with or without
+    Noise comes from the algorithm's stream in the same order, so that a run can be resumed with or without
     acceleration. A resumed run equals an uninterrupted one bit for bit if both have the same settings; compiled and
     eager updates differ by the rounding of fused operations. On several devices updates run eagerly.
 
     Args:
         compile: Compile each kind of update by `torch.compile`, whole: losses, gradients and optimizers in one
-            function. `auto` does so in runs of at least 100,000 gradient steps, where it pays. The compiled code is
-            kept in a cache on disk, from which later runs take it.
+            function. `auto` does so in runs of at least 100,000 gradient steps, where it pays. A cache on disk keeps
+            the compiled code for later runs.
         cuda_graph: On a GPU, capture each kind of update, targets included, as one CUDA graph and replay it: the same
-            kernels, so the same bits, without the cost of launching them. Elsewhere there is nothing to capture.
-        tf32: Let a GPU multiply matrices in TensorFloat-32, with 10 bits of mantissa. Off, products are float32's.
-            What divides by small numbers (1 / c_out of EDM, 1 / alpha_t) is elementwise, and float32's in any case.
+            kernels, so the same bits, without the cost of launching them. No effect on other devices.
+        tf32: Let a GPU multiply matrices in TensorFloat-32, with 10 bits of mantissa, instead of float32. Divisions by
+            small numbers (1 / c_out of EDM, 1 / alpha_t) are elementwise, and in float32 in any case.
 
     Raises:
         UserError: Both ways at once, or a torch that cannot compile gradients.
@@ -68,65 +66,44 @@ class Acceleration(AlgorithmCallback):
         self._precision = ""
 
     def on_fit_start(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
-        """Take over the running of updates."""
+        """Let the algorithm run its updates in the chosen way."""
         self._precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
-        note = partial(_note, trainer)
+
+        def note(text: str) -> None:
+            if trainer.progress_bar_callback is not None:
+                trainer.progress_bar_callback.print(text)
+            elif trainer.is_global_zero:
+                print(text, file=sys.stderr)
+
         is_long = can_compile() and trainer.max_steps >= self.COMPILED_FROM and trainer.world_size == 1
         compiles = is_long and not self.cuda_graph if self.compile == "auto" else self.compile
         if trainer.world_size > 1 and (compiles or self.cuda_graph):
             note("note: updates run eagerly on several devices")
         elif compiles:
             algorithm.run_update = CompiledUpdates(note)
-        elif self.cuda_graph and _can_capture(algorithm.device, note):
+        elif self.cuda_graph and algorithm.device.type != "cuda":
+            note(f"note: cuda_graph has no effect on the device {algorithm.device.type}")
+        elif self.cuda_graph and torch.is_autocast_enabled("cuda"):
+            note("note: cuda_graph is off: it needs --trainer.precision 32-true")
+        elif self.cuda_graph:
             algorithm.run_update = CapturedUpdates(note)
 
     def on_fit_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
-        """Give it back."""
+        """Restore eager updates and the former precision."""
         algorithm.run_update = run_eagerly
         torch.set_float32_matmul_precision(self._precision)
 
 
 def can_compile() -> bool:
-    """Return whether this torch can compile updates, which take gradients themselves."""
+    """Return whether this torch can compile updates, which compute gradients themselves."""
     return hasattr(torch._dynamo.config, "trace_autograd_ops")
 
 
-def _note(trainer: lightning.Trainer, text: str) -> None:
-    if trainer.progress_bar_callback is not None:
-        trainer.progress_bar_callback.print(text)
-    elif trainer.is_global_zero:
-        print(text, file=sys.stderr)
-
-
-def _can_capture(device: torch.device, note: Callable[[str], None]) -> bool:
-    if device.type != "cuda":
-        note(f"note: cuda_graph has no effect on the device {device.type}")
-    elif torch.is_autocast_enabled("cuda"):
-        note("note: cuda_graph is off: it needs --trainer.precision 32-true")
-    else:
-        return True
-    return False
-
-
-# ---------------------------------------------------------------- compiled
-
-
-@dataclass
-class _Compiled:
-    """One kind of update.
-
-    Attributes:
-        names: Names of the scalars that it reports.
-        draws: The noise that it draws.
-        function: Maps a batch and that noise to the values of the scalars.
-        is_proven: Whether its first call, which compiles it, has succeeded.
-    """
-
-    names: tuple[str, ...]
-    draws: list[Draw]
-    function: Callable[[Batch, list[Tensor]], Tensor]
-    is_proven: bool = False
+class _Compiled(NamedTuple):
+    names: tuple[str, ...]  # of the scalars that the update reports
+    draws: list[Draw]  # the noise that it draws
+    run: Callable[[Batch, list[Tensor]], Tensor]  # maps a batch and that noise to the values of the scalars
 
 
 class CompiledUpdates:
@@ -141,8 +118,10 @@ class CompiledUpdates:
         self.note = note
         self.backend = backend
         self._kinds: dict[Kind, _Compiled] = {}
+        self._succeeded: set[Kind] = set()  # kinds whose first call, which compiles them, has succeeded
         self._failed = False
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(caches / "lit_offrl" / "compiled"))
 
     def __call__(self, algorithm: OfflineAlgorithm, phase: Phase, batch: Batch) -> Named:
         """Run an update and move the targets."""
@@ -150,43 +129,35 @@ class CompiledUpdates:
             return run_eagerly(algorithm, phase, batch)
         kind = kind_of(algorithm, phase)
         if kind not in self._kinds:
-            names, draws = rehearse(algorithm, phase, batch)
-            self._kinds[kind] = _Compiled(names, draws, self._compile(algorithm, phase.update, kind))
-        compiled = self._kinds[kind]
-        noise = [algorithm.noise.draw_from_stream(draw) for draw in compiled.draws]
+            self._kinds[kind] = self._compile(algorithm, phase, batch, kind)
+        names, draws, run = self._kinds[kind]
+        noise = [algorithm.noise.draw_from_stream(draw) for draw in draws]
         started = time.perf_counter()
         try:
-            values = compiled.function(batch, noise)
+            with torch._dynamo.config.patch(trace_autograd_ops=True, recompile_limit=64):
+                values = run(batch, noise)
         except Exception as error:  # of the tracer, the compiler or what it calls
-            if compiled.is_proven:
+            if kind in self._succeeded:
                 raise
-            self._failed = True  # while compiling: nothing has been changed yet
+            self._failed = True  # while compiling: no network has changed yet
             self.note(f"note: updates run eagerly: they could not be compiled ({one_line(error)[:200]})")
             with algorithm.noise.replaying(noise):
                 return run_eagerly(algorithm, phase, batch)
-        if not compiled.is_proven:
-            compiled.is_proven = True
+        if kind not in self._succeeded:
+            self._succeeded.add(kind)
             self.note(f"note: compiled an update of the phase {phase.name} in {time.perf_counter() - started:.0f} s")
         algorithm.update_targets()
-        return compiled.names, values
+        return names, values
 
-    def _compile(
-        self, algorithm: OfflineAlgorithm, update: Callable[[Batch], Any], kind: Kind
-    ) -> Callable[[Batch, list[Tensor]], Tensor]:
-        _, active, _ = kind
+    def _compile(self, algorithm: OfflineAlgorithm, phase: Phase, batch: Batch, kind: Kind) -> _Compiled:
+        names, draws = rehearse(algorithm, phase, batch)
+        update, (_, active, _) = phase.update, kind
 
-        def function(batch: Batch, noise: list[Tensor]) -> Tensor:
+        def run(batch: Batch, noise: list[Tensor]) -> Tensor:
             with algorithm.noise.replaying(noise), algorithm.tracing(active):
                 return torch.stack(list(update(batch).values()))
 
-        compiled = torch.compile(function, fullgraph=True, dynamic=False, backend=self.backend)
-
-        def run(batch: Batch, noise: list[Tensor]) -> Tensor:
-            with torch._dynamo.config.patch(trace_autograd_ops=True, recompile_limit=64):
-                values: Tensor = compiled(batch, noise)
-            return values
-
-        return run
+        return _Compiled(names, draws, torch.compile(run, fullgraph=True, dynamic=False, backend=self.backend))
 
 
 def rehearse(algorithm: OfflineAlgorithm, phase: Phase, batch: Batch) -> tuple[tuple[str, ...], list[Draw]]:
@@ -208,36 +179,25 @@ def rehearse(algorithm: OfflineAlgorithm, phase: Phase, batch: Batch) -> tuple[t
     return names, draws
 
 
-def cache_folder() -> Path:
-    """Return the package's folder of things that can be made again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit_offrl"
-
-
-# ---------------------------------------------------------------- captured
-
-
-@dataclass
-class _Captured:
-    """One kind of update as a CUDA graph, with the memory that it reads and writes."""
-
+class _Captured(NamedTuple):
     graph: torch.cuda.CUDAGraph
-    batch: Batch
-    names: tuple[str, ...]
-    values: Tensor
+    batch: Batch  # the memory that the graph reads
+    names: tuple[str, ...]  # of the scalars that the update reports
+    values: Tensor  # the memory that the graph writes them to
 
 
 class CapturedUpdates:
     """Replays updates as CUDA graphs, one for each kind.
 
-    A graph reads its batch from memory that each update's batch is copied into, learning rates from tensors that the
-    algorithm fills, and noise from the algorithm's own generator, which is registered with it: a replay advances the
-    stream as the update itself would.
+    A graph reads its batch from memory into which each update's batch is copied, learning rates from tensors that the
+    algorithm fills, and noise from the algorithm's generator, which is registered with the graph: a replay advances the
+    stream as an eager update does.
 
     Args:
         note: Called with one line if capturing fails.
     """
 
-    WARM_UP = 3  # updates of a kind that run as they are, on the stream of capture, until libraries have settled
+    WARM_UP = 3  # eager updates of a kind, on the stream of capture: libraries allocate their memory in the first calls
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self.note = note
@@ -247,7 +207,7 @@ class CapturedUpdates:
         self._failed = False
 
     def __call__(self, algorithm: OfflineAlgorithm, phase: Phase, batch: Batch) -> Named:
-        """Run an update and what follows it."""
+        """Run an update and move the targets."""
         kind = kind_of(algorithm, phase)
         if self._failed or self._seen[kind] < self.WARM_UP:
             self._seen[kind] += 1
@@ -264,7 +224,10 @@ class CapturedUpdates:
                 self.note(f"note: updates run eagerly: they could not be captured ({one_line(error)[:200]})")
                 return run_eagerly(algorithm, phase, batch)
         captured = self._graphs[kind]
-        _copy(captured.batch, batch)
+        pairs = [(a, b) for a, b in zip(captured.batch, batch, strict=True) if a is not None and b is not None]
+        for dtype in {a.dtype for a, _ in pairs}:  # one copying kernel for each
+            same = [(a, b) for a, b in pairs if a.dtype == dtype]
+            torch._foreach_copy_([a for a, _ in same], [b for _, b in same])
         captured.graph.replay()
         return captured.names, captured.values
 
@@ -276,10 +239,3 @@ class CapturedUpdates:
         with torch.cuda.graph(graph, stream=self._stream):
             names, values = run_eagerly(algorithm, phase, static)
         return _Captured(graph, static, names, values)
-
-
-def _copy(to: Batch, batch: Batch) -> None:
-    pairs = [(a, b) for a, b in zip(to, batch, strict=True) if a is not None and b is not None]
-    for dtype in {a.dtype for a, _ in pairs}:
-        same = [(a, b) for a, b in pairs if a.dtype == dtype]
-        torch._foreach_copy_([a for a, _ in same], [b for _, b in same])

@@ -1,9 +1,8 @@
-"""Bandits: how close samples of the policy are to the distribution that it should have."""
+"""Bandits: the distance between samples of the policy and the distribution that it should have."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import lightning
@@ -12,24 +11,24 @@ import torch
 from torch import Tensor
 
 from lit_offrl.algorithms.base import OfflineAlgorithm
-from lit_offrl.callbacks.base import AlgorithmCallback, evaluation_mode, say
+from lit_offrl.callbacks.base import find_datamodule, print_line
 from lit_offrl.callbacks.checkpoint import stop_requested
-from lit_offrl.callbacks.rollout import log_directly, log_in_hook
+from lit_offrl.callbacks.evaluation import Evaluation
+from lit_offrl.callbacks.throughput import evaluation_mode
 from lit_offrl.data.bandits import find_bandit
-from lit_offrl.data.datamodule import D4RLDataModule
 from lit_offrl.data.sources import source_of
 from lit_offrl.ranges import NonNegative, Range, checked
 
 
 @dataclass(frozen=True)
 class BanditScores:
-    """Samples of one actor measured against the target p*(x) ~ q(x) exp(beta label(x)).
+    """Measures of one actor's samples against the target p*(x) ~ q(x) exp(beta label(x)).
 
     Attributes:
-        mean_label: Mean label of the samples; a sample's is that of the nearest data point.
+        mean_label: Mean label of the samples; a sample has the label of the nearest data point.
         target_mean_label: The same under the target.
-        mode_mass_error: Total variation distance, in [0, 1], between how samples and target spread over the modes; None
-            in sets without modes.
+        mode_mass_error: Total variation distance, in [0, 1], between the shares of the modes in samples and target;
+            None in sets without modes.
         energy_distance: 2 E|x - y| - E|x - x'| - E|y - y'| of samples x and target samples y, unbiased: 0 on average
             where they agree.
         off_mode_fraction: Share of samples away from the data, see `Bandit.off_mode_distance`.
@@ -72,9 +71,8 @@ class BanditTarget:
         points: Target samples, `[samples, 2]`: points resampled from a larger draw than the dataset, by their weights.
     """
 
-    DRAWN = 200_000
-    # Data points that samples are compared with, one by one: spaced more narrowly than any off-mode distance.
-    REFERENCE_POINTS = 10_000
+    DRAWN = 200_000  # points that the target is resampled from
+    REFERENCE_POINTS = 10_000  # data points for nearest neighbors: their distances are below every off-mode distance
 
     def __init__(self, dataset: str, beta: float, samples: int) -> None:
         self.dataset = dataset
@@ -94,7 +92,7 @@ class BanditTarget:
         """Return the scores of samples `[n, 2]`, in the dataset's units."""
         bandit = self.bandit
         distance, nearest = _distances(points, self._reference).min(dim=1)
-        modes = self._modes[nearest.numpy()]
+        labels, modes = self._labels[nearest.numpy()], self._modes[nearest.numpy()]
         if bandit.centers is not None:
             distance = _distances(points, torch.from_numpy(bandit.centers).float()).amin(dim=1)
         off_mode = distance.numpy() > bandit.off_mode_distance
@@ -107,7 +105,7 @@ class BanditTarget:
             best = np.isclose(bandit.mode_labels, bandit.mode_labels.max())
             best_mode_fraction = float((best[modes] & ~off_mode).mean())
         return BanditScores(
-            mean_label=float(self._labels[nearest.numpy()].mean()),
+            mean_label=float(labels.mean()),
             target_mean_label=self.mean_label,
             mode_mass_error=mode_mass_error,
             energy_distance=energy_distance(points, self.points),
@@ -117,7 +115,7 @@ class BanditTarget:
 
 
 def _distances(x: Tensor, y: Tensor) -> Tensor:
-    # Without the usual detour over squared norms, whose rounding errors are as large as small distances.
+    # Not by squared norms, whose rounding errors are as large as small distances.
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
@@ -131,11 +129,11 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     return float(2 * _distances(x, y).mean() - within_x - within_y)
 
 
-class BanditEvaluation(AlgorithmCallback):
-    """Takes the place of rollouts where the dataset is a bandit, on the same occasions: scores, a line, and figures.
+class BanditEvaluation(Evaluation):
+    """Replaces rollouts where the dataset is a bandit, at the same times: scores, a line, and figures.
 
-    Elsewhere it does nothing. Each evaluation draws its noise from a stream of its own, a function of the gradient step
-    alone, so evaluating changes nothing about training.
+    With other datasets it does nothing. Each evaluation draws its noise from its own stream, a function of the gradient
+    step alone, so that evaluations change nothing about training.
 
     Args:
         beta: Inverse temperature of the target distribution q(x) exp(beta label(x)).
@@ -143,32 +141,29 @@ class BanditEvaluation(AlgorithmCallback):
         figures: Whether to draw, into `figures/` of the run folder and to TensorBoard.
     """
 
+    SCORES = BanditScores
+
     @checked("bandit")
     def __init__(
         self, beta: NonNegative = 3.0, samples: Annotated[int, Range(2, 1_000_000)] = 2000, figures: bool = True
     ) -> None:
+        super().__init__()
         self.beta = beta
         self.samples = samples
         self.figures = figures
-        self.scores: dict[str, BanditScores] = {}
-        self.scored_step: int | None = None
         self._target: BanditTarget | None = None
-
-    # ---------------------------------------------------------------- Lightning's hooks
 
     def setup(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, stage: str) -> None:
         """Make the target, if the dataset is a bandit."""
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        if stage == "predict" or not isinstance(datamodule, D4RLDataModule):
-            return
-        if not source_of(datamodule.info).plays_episodes:
+        datamodule = find_datamodule(trainer)
+        if stage != "predict" and datamodule is not None and not source_of(datamodule.info).plays_episodes:
             self._target = BanditTarget(datamodule.info.id, self.beta, self.samples)
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Evaluate, unless Lightning validates only because the run is asked to stop."""
         if self._target is not None and not trainer.sanity_checking and not stop_requested(trainer):
             self._evaluate(trainer, algorithm, self._target)
-            log_in_hook(algorithm, self.scores)
+            self.log_in_hook(algorithm)
 
     on_test_epoch_end = on_validation_epoch_end
 
@@ -177,30 +172,19 @@ class BanditEvaluation(AlgorithmCallback):
         if self._target is None or stop_requested(trainer) or self.scored_step == algorithm.gradient_step:
             return
         self._evaluate(trainer, algorithm, self._target)
-        log_directly(trainer, algorithm, self.scores)
+        self.log_directly(trainer, algorithm)
 
     on_fit_end = on_train_end  # of a run resumed with nothing left to train
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the latest scores."""
-        return {"scores": {name: asdict(each) for name, each in self.scores.items()}, "scored_step": self.scored_step}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the scores of the checkpoint."""
-        self.scores = {name: BanditScores(**each) for name, each in state_dict["scores"].items()}
-        self.scored_step = state_dict["scored_step"]
-
-    # ---------------------------------------------------------------- the work
-
     def _evaluate(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, target: BanditTarget) -> None:
+        step = self.scored_step = algorithm.gradient_step
         with evaluation_mode(trainer, algorithm):
-            generator = torch.Generator(device=algorithm.device).manual_seed(algorithm.gradient_step)
+            generator = torch.Generator(device=algorithm.device).manual_seed(step)
             states = torch.zeros(self.samples, algorithm.observation_dim, device=algorithm.device)
             points = {name: algorithm.act(states, generator, name).float().cpu() for name in algorithm.actors()}
             self.scores = {name: target.measure(each) for name, each in points.items()}
-            self.scored_step = algorithm.gradient_step
             if trainer.state.fn == "fit":
-                say(trainer, f"step {algorithm.gradient_step}: {self.scores['policy'].line()}")
+                print_line(trainer, f"step {step}: {self.scores['policy'].line()}")
             if self.figures and trainer.is_global_zero:
                 self._draw(trainer, algorithm, target, points)
 
@@ -209,28 +193,22 @@ class BanditEvaluation(AlgorithmCallback):
     ) -> None:
         from lit_offrl.callbacks import figures  # matplotlib is slow to import, and not needed elsewhere
 
-        data = target.data
+        data, step = target.data, algorithm.gradient_step
         samples = {rf"target, $\beta$ = {target.beta:g}": target.points}
-        samples |= {
-            f"{name}, {self.scores[name].off_mode_fraction:.1%} off-mode": each for name, each in points.items()
-        }
+        for name, each in points.items():
+            samples[f"{name}, {self.scores[name].off_mode_fraction:.1%} off-mode"] = each
         drawn = {"samples": figures.samples_figure(data.points, data.labels, samples, target.bandit.bound)}
-        extent = 1.1 * float(np.abs(data.points).max())  # farther out the maps would show little else
+        extent = 1.1 * float(np.abs(data.points).max())  # a wider map would show less of its region with data
         maps = figures.action_maps(algorithm, extent)
         if maps:
-            paths = figures.action_paths(
-                algorithm, torch.Generator(algorithm.device).manual_seed(algorithm.gradient_step)
-            )
+            paths = figures.action_paths(algorithm, torch.Generator(algorithm.device).manual_seed(step))
             drawn["maps"] = figures.maps_figure(data.points, data.labels, maps, extent, paths)
-        folder = Path(trainer.default_root_dir) / "figures"
         for name, figure in drawn.items():
-            figure.suptitle(
-                f"{type(algorithm).__name__} on {target.dataset}, gradient step {algorithm.gradient_step:,}"
-            )
-            figures.publish(figure, name, folder, algorithm.gradient_step, trainer.loggers)
+            figure.suptitle(f"{type(algorithm).__name__} on {target.dataset}, gradient step {step:,}")
+            figures.publish(figure, name, trainer, step)
 
     def results(self) -> dict[str, Any]:
-        """Return the entries `bandit` and `bandit_comparison` of results.json, where the dataset is a bandit."""
+        """Return the entries `bandit`, `scored_step` and `bandit_comparison` of results.json, if this is a bandit."""
         if self._target is None:
             return {}
         scores = {name: asdict(each) for name, each in self.scores.items()}

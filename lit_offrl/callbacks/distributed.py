@@ -23,15 +23,14 @@ T = TypeVar("T")
 class DistributedTraining(AlgorithmCallback):
     """Makes W ranks train as one process does with the same batch; with one rank it does nothing.
 
-    Every rank draws the indices and the noise of the whole batch, and has the rows r, r + W, ... of both: streams are
-    the same on all ranks, at any W. Gradients are averaged, flat, in one all-reduce for each call of `minimize`, so
-    that weights, optimizers and targets stay equal without any further exchange. Lightning's DDP wrapper gives all
-    ranks rank 0's weights in the beginning; its own reduction of gradients never starts, as `minimize` leaves no
-    gradient to autograd's hooks.
+    Every rank draws the indices and the noise of the whole batch, and uses the rows r, r + W, ... of both: streams are
+    the same on all ranks, at any W. Each call of `minimize` averages the gradients in one all-reduce, so that weights,
+    optimizers and targets stay equal without any further exchange. Lightning's DDP wrapper copies the weights of rank 0
+    to all ranks at the start; its own reduction of gradients never starts, as `minimize` does not use autograd's hooks.
 
     Args:
-        timeout_s: Seconds that a rank waits for the others before it gives up, e.g. where one hangs; longer than the
-            longest evaluation may differ between ranks.
+        timeout_s: Seconds that a rank waits for the others before it gives up; more than evaluations of two ranks may
+            differ in time.
         check_every_n_epochs: Epochs from one comparison of the ranks' weights to the next; 0 for none.
     """
 
@@ -46,10 +45,8 @@ class DistributedTraining(AlgorithmCallback):
         """Set the timeout, before Lightning makes the process group. The command line calls it."""
         set_ddp_timeout(trainer, self.timeout_s)
 
-    # ---------------------------------------------------------------- Lightning's hooks
-
     def setup(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, stage: str) -> None:
-        """Note the number of ranks."""
+        """Store the number of ranks."""
         self._ranks = trainer.world_size
 
     def on_fit_start(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
@@ -66,7 +63,7 @@ class DistributedTraining(AlgorithmCallback):
             algorithm.optimizer_set.average = average
 
     def on_train_start(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
-        """Anchor the streams of indices and noise at rank 0's, and check that all start from the same weights.
+        """Copy rank 0's streams of indices and noise to all ranks, and check that all start from the same weights.
 
         Raises:
             UserError: The loader gives each rank more or less than its share.
@@ -88,7 +85,7 @@ class DistributedTraining(AlgorithmCallback):
             check_equal(algorithm)
 
     def teardown(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, stage: str) -> None:
-        """Let the algorithm stand alone again."""
+        """Let the algorithm use all rows again."""
         algorithm.noise.rank, algorithm.noise.ranks, algorithm.noise.gather = 0, 1, None
 
     def state_dict(self) -> dict[str, Any]:
@@ -96,12 +93,12 @@ class DistributedTraining(AlgorithmCallback):
         return {"ranks": self._ranks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Note how many ranks made the checkpoint."""
+        """Store how many ranks made the checkpoint."""
         self._ranks_of_checkpoint = state_dict["ranks"]
 
 
 def check_batch_sizes(algorithm: OfflineAlgorithm, batch_size: int, ranks: int) -> None:
-    """Check that every rank has as many rows as the others: only then is the mean of their means the batch's.
+    """Check that all ranks have equally many rows: only then is the mean of their means the mean of the batch.
 
     Args:
         algorithm: Its options that end in `batch_size` count transitions of the batch.
@@ -119,7 +116,7 @@ def check_batch_sizes(algorithm: OfflineAlgorithm, batch_size: int, ranks: int) 
 
 
 def average(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return the mean of each tensor over the ranks, by one all-reduce of all of them, which are of one dtype."""
+    """Return the mean of each tensor over the ranks, by a single all-reduce; the tensors have one dtype."""
     flat = torch.cat([each.reshape(-1) for each in tensors])
     distributed.all_reduce(flat)
     flat /= distributed.get_world_size()
@@ -134,11 +131,12 @@ def gather_rows(rows: Tensor) -> Tensor:
     return torch.stack(parts, dim=1).flatten(0, 1)
 
 
-def gather_objects(trainer: lightning.Trainer, value: T) -> list[T]:
+def gather_objects(value: T) -> list[T]:
     """Return the values of all ranks, which must all call this, in the order of the ranks."""
-    values: list[Any] = [value] * trainer.world_size
-    if trainer.world_size > 1:
-        distributed.all_gather_object(values, value)
+    if not distributed.is_initialized():
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
     return values
 
 

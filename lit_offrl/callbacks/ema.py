@@ -11,29 +11,25 @@ from lit_offrl.callbacks.base import AlgorithmCallback
 
 
 class EMATargets(AlgorithmCallback):
-    """Moves the algorithm's `targets()` after every update, by a few fused kernels in all."""
+    """Moves the algorithm's `targets()` after every update, with one fused operation for each target."""
 
     def __init__(self) -> None:
         self._pairs: list[tuple[Target, list[Tensor], list[Tensor]]] = []
 
     def on_fit_start(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
-        """Find the parameters, and have the algorithm call `update` after each of its updates."""
+        """Find the parameters, and let the algorithm call `update` after each of its updates."""
         self._pairs = [
-            (
-                target,
-                [p.detach() for p in target.target.parameters()],
-                [p.detach() for p in target.online.parameters()],
-            )
-            for target in algorithm.targets()
+            (each, [p.detach() for p in each.target.parameters()], [p.detach() for p in each.online.parameters()])
+            for each in algorithm.targets()
         ]
         algorithm.target_updates = self
 
     def on_fit_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
-        """Leave the algorithm."""
+        """Detach from the algorithm."""
         algorithm.target_updates = None
 
     def update(self, main_step: int) -> None:
-        """Move those that move at step `main_step` of the main phase, counted from 1; below, before it."""
+        """Move the targets that move at step `main_step` of the main phase, counted from 1; at most 0 before it."""
         for target, parameters, online_parameters in self._pairs:
             if target.moves_at(main_step):
                 torch._foreach_lerp_(parameters, online_parameters, target.rate)

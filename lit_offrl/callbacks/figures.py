@@ -1,6 +1,6 @@
 """Figures of 2-D bandits: data, samples and maps over the action plane.
 
-Only matplotlib's objects with the Agg canvas: no display, no state of pyplot.
+They use matplotlib's objects with the Agg canvas, which need no display and no global state of pyplot.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import lightning
 import numpy as np
 import torch
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lit_offrl.algorithms.base import OfflineAlgorithm
+from lit_offrl.callbacks.base import tensorboard_writers
 from lit_offrl.system.files import write_atomically
 
 DPI = 100
@@ -45,13 +46,10 @@ def samples_figure(points: Array, labels: Array, samples: Mapping[str, Tensor], 
         samples: `[m, 2]` each, by title.
         extent: Axes show [-extent, extent].
     """
-    figure, axes = _panels(1 + len(samples), extent)
-    rows = _thinned(len(points))
-    draw_data(axes[0], points[rows], labels[rows])
-    for axis, (title, each) in zip(axes[1:], samples.items(), strict=True):
-        axis.scatter(points[rows, 0], points[rows, 1], s=2, color=DATA_COLOR, linewidths=0)
+    figure, data, axes = _panels(points, labels, [*samples], extent)
+    for axis, each in zip(axes, samples.values(), strict=True):
+        axis.scatter(data[:, 0], data[:, 1], s=2, color=DATA_COLOR, linewidths=0)
         axis.scatter(each[:, 0].numpy(), each[:, 1].numpy(), s=5, color=SAMPLE_COLOR, alpha=0.5, linewidths=0)
-        axis.set_title(title)
     return figure
 
 
@@ -60,15 +58,14 @@ def action_maps(algorithm: OfflineAlgorithm, extent: float) -> dict[str, Array]:
     ticks = torch.linspace(-extent, extent, GRID, device=algorithm.device)
     y, x = torch.meshgrid(ticks, ticks, indexing="ij")
     actions = algorithm.units.normalize_actions(torch.stack([x, y], dim=-1).reshape(-1, 2))
+    observations = torch.zeros(len(actions), algorithm.observation_dim, device=algorithm.device)
     with torch.no_grad():
-        maps = algorithm.figure_maps(
-            torch.zeros(len(actions), algorithm.observation_dim, device=algorithm.device), actions
-        )
+        maps = algorithm.figure_maps(observations, actions)
     return {title: each.double().cpu().numpy().reshape(GRID, GRID) for title, each in maps.items()}
 
 
 def action_paths(algorithm: OfflineAlgorithm, generator: torch.Generator) -> dict[str, Array]:
-    """Return the algorithm's `figure_paths`, `[points of the way, PATHS_DRAWN, 2]` each, in the dataset's units."""
+    """Return the algorithm's `figure_paths`, `[points of a path, PATHS_DRAWN, 2]` each, in the dataset's units."""
     observations = torch.zeros(PATHS_DRAWN, algorithm.observation_dim, device=algorithm.device)
     with torch.no_grad():
         paths = algorithm.figure_paths(observations, generator)
@@ -76,54 +73,51 @@ def action_paths(algorithm: OfflineAlgorithm, generator: torch.Generator) -> dic
 
 
 def maps_figure(
-    points: Array,
-    labels: Array,
-    maps: Mapping[str, Array],
-    extent: float,
-    paths: Mapping[str, Array] | None = None,
+    points: Array, labels: Array, maps: Mapping[str, Array], extent: float, paths: Mapping[str, Array] | None = None
 ) -> Figure:
-    """Return the data colored by reward, then each map by title, and upon it the ways that actions take there.
+    """Return the data colored by reward, then each map, with paths of actions over it.
 
     Args:
         points: Data, `[n, 2]`.
         labels: Rewards, `[n]`.
         maps: `[GRID, GRID]` each, row 0 lowest, by title.
         extent: Axes show [-extent, extent].
-        paths: `[points of the way, m, 2]` each, by title: from a green dot to a red one.
+        paths: `[points of a path, m, 2]` each, by title: from a green dot to a red one.
     """
-    figure, axes = _panels(1 + len(maps), extent)
-    rows = _thinned(len(points))
-    draw_data(axes[0], points[rows], labels[rows])
-    for axis, (title, values) in zip(axes[1:], maps.items(), strict=True):
+    figure, _, axes = _panels(points, labels, [*maps], extent)
+    for axis, (title, values) in zip(axes, maps.items(), strict=True):
         draw_map(axis, values, extent, (paths or {}).get(title))
-        axis.set_title(title)
     return figure
 
 
-def publish(figure: Figure, name: str, folder: Path, step: int, loggers: Sequence[Logger]) -> None:
-    """Write `<folder>/step_0002000_<name>.png`, and log the same picture to TensorBoard as `figures/<name>`."""
-    folder.mkdir(exist_ok=True)
-    write_atomically(folder / f"step_{step:07d}_{name}.png", lambda path: figure.savefig(path, format="png"))
+def publish(figure: Figure, name: str, trainer: lightning.Trainer, step: int) -> None:
+    """Write `figures/step_0002000_<name>.png` of the run folder, and log the picture to TensorBoard."""
+    file = Path(trainer.default_root_dir) / "figures" / f"step_{step:07d}_{name}.png"
+    write_atomically(file, lambda path: figure.savefig(path, format="png"))
     canvas = figure.canvas
     assert isinstance(canvas, FigureCanvasAgg)
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
-    for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(f"figures/{name}", pixels, step, dataformats="HWC")
+    for writer in tensorboard_writers(trainer):
+        writer.add_image(f"figures/{name}", pixels, step, dataformats="HWC")
 
 
-def _panels(count: int, extent: float) -> tuple[Figure, list[Axes]]:
-    rows = -(-count // MOST_COLUMNS)
-    columns = -(-count // rows)
+def _panels(points: Array, labels: Array, titles: Sequence[str], extent: float) -> tuple[Figure, Array, Sequence[Axes]]:
+    """Return a figure with the data in its first panel, the points drawn there, and an empty panel for each title."""
+    rows = -(-(1 + len(titles)) // MOST_COLUMNS)
+    columns = -(-(1 + len(titles)) // rows)
     width, height = PANEL_INCHES
     figure = Figure(figsize=(width * columns, height * rows + TITLE_INCHES), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = [figure.add_subplot(rows, columns, index + 1) for index in range(count)]
-    for axis in axes:
-        axis.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
+    axes = []
+    for index, title in enumerate(["data, by reward", *titles]):
+        axis = figure.add_subplot(rows, columns, index + 1, title=title, aspect="equal")
+        axis.set(xlim=(-extent, extent), ylim=(-extent, extent))
         axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.yaxis.set_major_locator(MaxNLocator(5))
-    return figure, axes
+        axes.append(axis)
+    every = -(-len(points) // POINTS_DRAWN)
+    draw_data(axes[0], points[::every], labels[::every])
+    return figure, points[::every], axes[1:]
 
 
 def draw_data(axis: Axes, points: Array, labels: Array) -> None:
@@ -133,7 +127,7 @@ def draw_data(axis: Axes, points: Array, labels: Array) -> None:
 
 
 def draw_map(axis: Axes, values: Array, extent: float, path: Array | None = None) -> None:
-    """Draw a map `[GRID, GRID]` over [-extent, extent]^2, and ways `[points of the way, m, 2]` upon it."""
+    """Draw a map `[GRID, GRID]` over [-extent, extent]^2, and paths `[points of a path, m, 2]` over it."""
     image = axis.imshow(values, origin="lower", extent=(-extent, extent) * 2, interpolation="bilinear")
     _add_color_bar(axis, image)
     if path is None:
@@ -147,7 +141,3 @@ def draw_map(axis: Axes, values: Array, extent: float, path: Array | None = None
 def _add_color_bar(axis: Axes, values: ScalarMappable) -> None:
     assert axis.figure is not None
     axis.figure.colorbar(values, ax=axis, fraction=0.046, pad=0.04)  # as high as a square panel
-
-
-def _thinned(n: int) -> slice:
-    return slice(None, None, -(-n // POINTS_DRAWN))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lit_offrl.run_folder import GrowingCSV
 
 
 class MetricsCSV(Logger):
-    """A logger that survives resuming, unlike Lightning's own, which starts its file anew.
+    """Logs to metrics.csv. Lightning's CSVLogger does not serve: it starts the file anew when a run is resumed.
 
     Args:
         folder: The run folder.
@@ -21,45 +22,28 @@ class MetricsCSV(Logger):
             None is for a new run.
     """
 
+    name = version = ""  # not part of the path
+
     def __init__(self, folder: str | Path, keep_until: float | None = None) -> None:
         super().__init__()
         self._folder = Path(folder)
         self._keep_until = keep_until
-        self._file: GrowingCSV | None = None
-
-    @property
-    def name(self) -> str:
-        """Unused by the run folder's layout."""
-        return ""
-
-    @property
-    def version(self) -> str:
-        """Unused by the run folder's layout."""
-        return ""
 
     @property
     def save_dir(self) -> str:
-        """The run folder; `trainer.log_dir` is this where no TensorBoard logger comes first."""
+        """The run folder; Lightning's `trainer.log_dir` where this logger is the first."""
         return str(self._folder)
 
-    @property
-    def log_dir(self) -> str:
-        """The run folder."""
-        return str(self._folder)
-
-    @property
+    @functools.cached_property
     @rank_zero_experiment
     def experiment(self) -> GrowingCSV:
-        """The file."""
-        if self._file is None:
-            self._file = GrowingCSV(self._folder / "metrics.csv", ["step"], self._keep_until)
-        return self._file
+        """The file, opened at the first use."""
+        return GrowingCSV(self._folder / "metrics.csv", ["step"], self._keep_until)
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append a row."""
         self.experiment.append({"step": step, **{name: float(value) for name, value in metrics.items()}})
 
-    @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: they are in config.yaml."""

@@ -8,6 +8,7 @@ from typing import Any
 import lightning
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lit_offrl.algorithms.base import OfflineAlgorithm
 from lit_offrl.callbacks.base import AlgorithmCallback
@@ -23,25 +24,17 @@ class PredictionsFile(AlgorithmCallback):
         self._actions: list[NDArray[np.float32]] = []
 
     def on_predict_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        algorithm: OfflineAlgorithm,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, outputs: Tensor, *batch: Any
     ) -> None:
-        """Keep a batch's actions."""
+        """Keep the actions of a batch."""
         self._actions.append(outputs.float().cpu().numpy())
 
     def on_predict_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
-        """Write them all, once: every rank has the same."""
-        if not trainer.is_global_zero:
-            return
-        actions = np.concatenate(self._actions)
+        """Write all actions, on rank 0 only: every rank has the same."""
 
         def write(path: Path) -> None:
             with path.open("wb") as file:
-                np.save(file, actions, allow_pickle=False)
+                np.save(file, np.concatenate(self._actions), allow_pickle=False)
 
-        write_atomically(Path(trainer.default_root_dir) / self.NAME, write)
+        if trainer.is_global_zero:
+            write_atomically(Path(trainer.default_root_dir) / self.NAME, write)

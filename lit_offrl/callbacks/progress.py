@@ -33,40 +33,27 @@ class GradientStepBar(AlgorithmProgressBar):
     def on_train_start(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Open the bar at the present gradient step."""
         algorithm.shows_progress = self._enabled
-        phase, _ = phase_at(algorithm.phases(), algorithm.gradient_step)
-        self._bar = progress_bar(
-            phase.name, trainer.max_steps, initial=algorithm.gradient_step, disable=not self._enabled
-        )
+        step = algorithm.gradient_step
+        phase, _ = phase_at(algorithm.phases(), step)
+        self._bar = progress_bar(phase.name, trainer.max_steps, initial=step, disable=not self._enabled)
 
-    def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        algorithm: OfflineAlgorithm,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Advance."""
+    def on_block_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
+        """Advance the bar."""
         assert self._bar is not None
         phase, _ = phase_at(algorithm.phases(), algorithm.gradient_step - 1)
         self._bar.set_description(phase.name, refresh=False)
-        metrics = trainer.callback_metrics
-        if "eval/normalized_score" in metrics:
-            self._bar.set_postfix_str(f"score {float(metrics['eval/normalized_score']):.1f}", refresh=False)
+        score = trainer.callback_metrics.get("eval/normalized_score")
+        if score is not None:
+            self._bar.set_postfix_str(f"score {float(score):.1f}", refresh=False)
         self._bar.update(algorithm.gradient_step - self._bar.n)
 
-    def on_train_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
-        """Draw the last state and leave the line."""
-        self._close()
-
-    def on_exception(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, exception: BaseException) -> None:
-        """Leave the line, so that the error starts on its own."""
-        self._close()
-
-    def _close(self) -> None:
+    def on_train_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, *exception: BaseException) -> None:
+        """Draw the last state and end the line, so that scores and errors start on their own."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+    on_exception = on_train_end
 
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
         """Print a line of its own above the bar."""

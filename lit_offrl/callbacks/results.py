@@ -1,7 +1,8 @@
-"""results.json: what a run came to, for people and for `report`."""
+"""results.json: the outcome of a run, for people and for `report`."""
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 from pathlib import Path
@@ -12,25 +13,22 @@ import torch
 
 from lit_offrl import __version__
 from lit_offrl.algorithms.base import OfflineAlgorithm
-from lit_offrl.callbacks.base import AlgorithmCallback
+from lit_offrl.callbacks.base import AlgorithmCallback, find_datamodule
 from lit_offrl.callbacks.checkpoint import stop_requested
-from lit_offrl.data.datamodule import D4RLDataModule
 from lit_offrl.system.files import write_json
-
-PACKAGES = ("torch", "lightning", "gymnasium", "mujoco", "minari", "numpy")
 
 
 class ResultsFile(AlgorithmCallback):
-    """Writes results.json, atomically, when fit, validate or test ends, also when it ends badly.
+    """Writes results.json, atomically, when fit, validate or test ends, also after an error.
 
-    Callbacks that have a method `results()` add its entries. It must come after them in the list of callbacks.
+    Other callbacks add their entries by their method `results`. This one comes after them in the list of callbacks.
     """
 
     def __init__(self) -> None:
         self._training = False
 
     def on_train_start(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
-        """From here on a failure is the run's."""
+        """Note that training has begun: from here on an error is a failure of the run."""
         self._training = True
 
     def on_fit_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
@@ -38,7 +36,7 @@ class ResultsFile(AlgorithmCallback):
         self._write(trainer, algorithm, "interrupted" if stop_requested(trainer) else "finished")
 
     def on_validation_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
-        """Write after `validate`, unless it was stopped; while training, note the score so far."""
+        """Write the present scores while training, and those of `validate` and `test` unless they were stopped."""
         if trainer.state.fn == "fit":
             self._write(trainer, algorithm, "running")
         elif not stop_requested(trainer):
@@ -47,14 +45,14 @@ class ResultsFile(AlgorithmCallback):
     on_test_end = on_validation_end
 
     def on_exception(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, exception: BaseException) -> None:
-        """Write that the run failed, if it had begun: bad input leaves the results of an earlier run alone."""
+        """Write that the run failed, if training had begun: bad input leaves the results of an earlier run alone."""
         if self._training:
             interrupted = isinstance(exception, (KeyboardInterrupt, SystemExit))
             self._write(trainer, algorithm, "interrupted" if interrupted else "failed")
 
     def _write(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, status: str) -> None:
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        if not trainer.is_global_zero or not isinstance(datamodule, D4RLDataModule):
+        datamodule = find_datamodule(trainer)
+        if not trainer.is_global_zero or datamodule is None:
             return
         info = datamodule.info
         results: dict[str, Any] = {
@@ -72,14 +70,14 @@ class ResultsFile(AlgorithmCallback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, AlgorithmCallback):
                 results |= callback.results()
-        results["device"] = _device_name(trainer.strategy.root_device)  # the module is back on the CPU after fit
-        results["versions"] = {
-            "lit_offrl": __version__,
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
-        }
+        device = trainer.strategy.root_device  # the module itself is back on the CPU after fit
+        results["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        results["versions"] = _versions()
         write_json(Path(trainer.default_root_dir) / "results.json", results)
 
 
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+@functools.cache
+def _versions() -> dict[str, str]:
+    packages = ("torch", "lightning", "gymnasium", "mujoco", "minari", "numpy")
+    own = {"lit_offrl": __version__, "python": platform.python_version()}
+    return own | {name: importlib.metadata.version(name) for name in packages}

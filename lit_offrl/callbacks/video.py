@@ -7,19 +7,18 @@ from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 
 from lit_offrl.algorithms.base import Memory, OfflineAlgorithm
-from lit_offrl.callbacks.base import AlgorithmCallback, evaluation_mode
+from lit_offrl.callbacks.base import AlgorithmCallback, find_callback, find_datamodule, tensorboard_writers
 from lit_offrl.callbacks.checkpoint import stop_requested
 from lit_offrl.callbacks.rollout import RolloutEvaluation
-from lit_offrl.data.datamodule import D4RLDataModule
+from lit_offrl.callbacks.throughput import evaluation_mode
 from lit_offrl.envs.film import NoVideo, film
 from lit_offrl.envs.make import environment_for, make_env
 from lit_offrl.envs.rollout import Rollouts, StoppedEarly
@@ -67,47 +66,38 @@ class RolloutVideo(AlgorithmCallback):
         except (NoVideo, UserError) as error:
             print(f"no video: {error}", file=sys.stderr, flush=True)
             return
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                log_gif(logger, "video/rollout", path, algorithm.gradient_step)
+        # An animated GIF as a picture: TensorBoard shows it as it is. `SummaryWriter.add_video` would need moviepy.
+        from PIL import Image
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        with Image.open(path) as image:
+            width, height = image.size
+        picture = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes())
+        for writer in tensorboard_writers(trainer):
+            file: Any = writer.file_writer
+            file.add_summary(
+                Summary(value=[Summary.Value(tag="video/rollout", image=picture)]), algorithm.gradient_step
+            )
+            writer.flush()
 
     def _play(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, path: Path) -> None:
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        evaluation = next((each for each in callbacks if isinstance(each, RolloutEvaluation)), None)
-        if evaluation is None or not evaluation.enabled or not isinstance(datamodule, D4RLDataModule):
+        datamodule, evaluation = find_datamodule(trainer), find_callback(trainer, RolloutEvaluation)
+        if evaluation is None or not evaluation.enabled or datamodule is None:
             raise NoVideo("policies are not evaluated in an environment here")
         environment, keys = environment_for(datamodule.info), datamodule.info.observation_keys
         seeds = range(evaluation.seed, evaluation.seed + self.episodes)
         played: list[list[NDArray[np.float32]]] = [[] for _ in seeds]
         generator = torch.Generator(device=algorithm.device).manual_seed(evaluation.seed + algorithm.gradient_step)
-
         memories: dict[int, Memory] = defaultdict(dict)
 
         def policy(observations: NDArray[np.float32], places: Sequence[int]) -> NDArray[np.float32]:
             kept = [memories[place] for place in places]
             observed = torch.from_numpy(observations).to(algorithm.device)
-            actions = algorithm.act(observed, generator, memories=kept)
-            chosen: NDArray[np.float32] = actions.float().cpu().numpy()
-            for place, action in zip(places, chosen, strict=True):
+            actions = np.asarray(algorithm.act(observed, generator, memories=kept).float().cpu())
+            for place, action in zip(places, actions, strict=True):
                 played[place].append(action)
-            return chosen
+            return actions
 
         with Rollouts(partial(make_env, environment, keys), self.episodes) as rollouts:
             rollouts.run(policy, seeds, should_stop=lambda: stop_requested(trainer))
         film(environment, seeds, [np.stack(actions) for actions in played], path)
-
-
-def log_gif(logger: TensorBoardLogger, tag: str, path: Path, step: int) -> None:
-    """Log an animated GIF as a picture, which TensorBoard hands to the browser as it is.
-
-    `SummaryWriter.add_video` would need moviepy.
-    """
-    from PIL import Image
-    from tensorboard.compat.proto.summary_pb2 import Summary
-
-    with Image.open(path) as image:
-        width, height = image.size
-    picture = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes())
-    logger.experiment.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=picture)]), step)
-    logger.save()

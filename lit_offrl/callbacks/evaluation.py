@@ -1,0 +1,53 @@
+"""What evaluations in environments and on bandits share: the scores of each actor, and how they are logged."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+import lightning
+
+from lit_offrl.algorithms.base import OfflineAlgorithm
+from lit_offrl.callbacks.base import AlgorithmCallback
+
+
+class Evaluation(AlgorithmCallback):
+    """A callback that scores the algorithm's actors.
+
+    Attributes:
+        SCORES: The dataclass of an actor's scores; its method `logged(prefix)` returns their values by tag.
+        scores: Scores of each actor in the latest evaluation.
+        scored_step: Gradient step of the latest evaluation; None before the first.
+    """
+
+    SCORES: ClassVar[type[Any]]
+
+    def __init__(self) -> None:
+        self.scores: dict[str, Any] = {}
+        self.scored_step: int | None = None
+
+    def log_in_hook(self, algorithm: OfflineAlgorithm) -> None:
+        """Log the scores in a hook in which Lightning allows `log`."""
+        for values in self._logged():
+            algorithm.log_dict(values)
+        algorithm.log("step", float(algorithm.gradient_step))
+
+    def log_directly(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
+        """Log the scores in any other hook."""
+        for logger in trainer.loggers:
+            for values in self._logged():
+                logger.log_metrics(values, step=algorithm.gradient_step)
+            logger.save()
+
+    def _logged(self) -> list[dict[str, float]]:
+        prefixes = {name: "eval" if name == "policy" else f"eval_{name}" for name in self.scores}
+        return [self.scores[name].logged(prefix) for name, prefix in prefixes.items()]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the latest scores."""
+        return {"scores": {name: asdict(each) for name, each in self.scores.items()}, "scored_step": self.scored_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the scores of the checkpoint."""
+        self.scores = {name: self.SCORES(**each) for name, each in state_dict["scores"].items()}
+        self.scored_step = state_dict["scored_step"]
