@@ -29,9 +29,10 @@ OPTIONS: dict[str, dict[str, int]] = {
 DETERMINISTIC = {"BDPODeterministic"}
 
 
-def make(cls: type[OfflineAlgorithm], seed: int = 0) -> OfflineAlgorithm:
+def make(cls: type[OfflineAlgorithm], seed: int = 0, width: int = 16) -> OfflineAlgorithm:
     torch.manual_seed(0)
     options = {**tiny_options(cls.__name__), "pretrain_steps": 0, **OPTIONS.get(cls.__name__, {})}
+    options |= {name: width for name in options if name.endswith("hidden_dim")}
     algorithm = cls(OBSERVATION_DIM, ACTION_DIM, seed=seed, **nested(options))
     algorithm.configure_optimizers()
     algorithm.dataset_observations = torch.randn(BATCH_SIZE, OBSERVATION_DIM)

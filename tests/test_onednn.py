@@ -10,6 +10,7 @@ from test_contract import ALGORITHMS, batch, make
 from torch import Tensor, nn
 
 from lit_offrl.algorithms import OfflineAlgorithm
+from lit_offrl.algorithms.loop import advance
 from lit_offrl.cli import main
 from lit_offrl.system import onednn
 from lit_offrl.system.onednn import products_by_onednn
@@ -150,9 +151,9 @@ def test_updates_are_the_same(cls: type[OfflineAlgorithm], products: list[int]):
     """One update, in float32: gradients, and through Adam's first step whatever they are, agree to rounding."""
 
     def gradients() -> list[Tensor]:
-        algorithm, seen = make(cls), []
-        algorithm.reduce_gradients = lambda each: seen.extend(g.clone() for g in each) or each
-        algorithm.advance(batch())
+        algorithm, seen = make(cls, width=64), []
+        algorithm.optimizer_set.average = lambda each: seen.extend(g.clone() for g in each) or each
+        advance(algorithm, batch())
         return seen
 
     plain = gradients()

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import yaml
 from conftest import REPOSITORY
-from lightning.pytorch.cli import LightningCLI
 from tiny import load_tool
 
 from lit_offrl.cli import main
@@ -89,24 +88,7 @@ COMMANDS = [command for readme in READMES for command in commands_of(readme)]
 
 
 @pytest.fixture(scope="module")
-def one_parser() -> Iterator[None]:
-    """Let all commands of this file share one parser of `fit`: building it takes seconds."""
-    original = LightningCLI.setup_parser
-    built: dict[str, Any] = {}
-
-    def setup_parser(self: LightningCLI, *arguments: Any) -> None:
-        if not built:
-            original(self, *arguments)
-            built.update({name: vars(self)[name] for name in ("parser", "_subcommand_parsers") if name in vars(self)})
-        vars(self).update(built)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LightningCLI, "setup_parser", setup_parser)
-        yield
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory, one_parser: None) -> Iterator[Path]:
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A working directory with `conf/` and the module of the algorithms' README."""
     folder = tmp_path_factory.mktemp("readmes")
     (folder / "conf").symlink_to(REPOSITORY / "conf")
