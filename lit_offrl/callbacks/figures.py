@@ -109,7 +109,7 @@ def _panels(points: Array, labels: Array, titles: Sequence[str], extent: float) 
     figure = Figure(figsize=(width * columns, height * rows + TITLE_INCHES), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = []
-    for index, title in enumerate(["data, by reward", *titles]):
+    for index, title in enumerate(["", *titles]):
         axis = figure.add_subplot(rows, columns, index + 1, title=title, aspect="equal")
         axis.set(xlim=(-extent, extent), ylim=(-extent, extent))
         axis.xaxis.set_major_locator(MaxNLocator(5))
