@@ -73,7 +73,7 @@ def test_a_request_to_stop_reaches_all_and_they_go_on_later(
     minari_root: Path, tiny: Callable[..., list[str]], tmp_path: Path
 ):
     root = tmp_path / "runs"
-    words = tiny(f"--trainer.default_root_dir={root}", NO_SCORE, "--trainer.max_steps=99999", "--seeds=0,1")
+    words = tiny(f"--trainer.default_root_dir={root}", NO_SCORE, "--trainer.max_steps=9999", "--seeds=0,1")
     process = subprocess.Popen(
         [sys.executable, "-m", "lit_offrl", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

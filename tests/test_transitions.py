@@ -108,7 +108,8 @@ def test_blocks_hold_whole_transitions():
     assert torch.equal(block.rows, rows.long())
     first = next(block.updates())
     assert torch.equal(first.rows, block.rows[0])
-    assert [len(field) for field in first.head(2)] == [2] * 6
+    assert [len(field) for field in first.head(2)[:6]] == [2] * 6
+    assert first.head(2).mask is None
 
 
 def test_an_epoch_has_exactly_its_steps_whatever_the_block_size():

@@ -40,7 +40,7 @@ class Acceleration(AlgorithmCallback):
 
     Args:
         compile: Compile each kind of update by `torch.compile`, whole: losses, gradients and optimizers in one
-            function. `auto` does so in runs of at least 100,000 gradient steps, where it pays. A cache on disk keeps
+            function. `auto` does so in runs of at least 10,000 gradient steps, where it pays. A cache on disk keeps
             the compiled code for later runs.
         cuda_graph: On a GPU, capture each kind of update, targets included, as one CUDA graph and replay it: the same
             kernels, so the same bits, without the cost of launching them. No effect on other devices.
@@ -53,7 +53,7 @@ class Acceleration(AlgorithmCallback):
 
     # A function of the settings alone, not of measured times: a resumed run must compile where an uninterrupted one
     # does. Compiling takes half a minute to some minutes, and saves a fifth to a half of a step of 10 to 500 ms.
-    COMPILED_FROM = 100_000
+    COMPILED_FROM = 10_000
 
     def __init__(self, compile: bool | Literal["auto"] = "auto", cuda_graph: bool = False, tf32: bool = False) -> None:
         if compile is True and cuda_graph:
