@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gymnasium
@@ -17,9 +17,17 @@ from gymnasium.spaces import Box, Dict
 from minari.data_collector import EpisodeBuffer
 
 from lit_offrl.data import sources
+from lit_offrl.envs.make import no_files_left
 from lit_offrl.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari.*")  # asks for an e-mail address and the like
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_models_of_mazes() -> Iterator[None]:
+    """Minari's writer builds the environments of the datasets."""
+    with no_files_left():
+        yield
 
 
 @pytest.fixture(scope="module", params=["hdf5", "arrow"])
