@@ -23,7 +23,7 @@ OPTION_GROUPS: dict[str, type] = {
     "trainer": lightning.Trainer,
 }
 ACCELERATION = {
-    "compile": "Compile the updates with torch.compile; auto: in runs of 10,000 gradient steps or more.",
+    "compile": "Compile the updates with torch.compile; auto: in long runs on a GPU or one CPU thread.",
     "cuda_graph": "On a GPU, replay each kind of update as one CUDA graph.",
     "tf32": "Let a GPU multiply matrices in TensorFloat-32.",
 }
