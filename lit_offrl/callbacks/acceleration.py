@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import lightning
@@ -123,8 +121,6 @@ class CompiledUpdates:
         self._kinds: dict[Kind, _Compiled] = {}
         self._succeeded: set[Kind] = set()  # kinds whose first call, which compiles them, has succeeded
         self._failed = False
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(caches / "lit_offrl" / "compiled"))
 
     def __call__(self, algorithm: OfflineAlgorithm, phase: Phase, batch: Batch) -> Named:
         """Run an update and move the targets."""

@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from lit_offrl import __version__
 from lit_offrl.cli.parser import split_options
@@ -80,6 +81,9 @@ def _run(command: str, words: list[str]) -> int:
         if options.seeds is not None:
             return run_seeds(others, options.seeds, options.parallel)
     if command in TRAINING:
+        # Before torch is imported, which sets it to the temporary folder: compiled code is kept for later runs.
+        caches = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(caches) / "lit_offrl" / "compiled"))
         from lit_offrl.cli.training import run_training
         from lit_offrl.system.memory import keep_freed_memory
         from lit_offrl.system.onednn import products_by_onednn
