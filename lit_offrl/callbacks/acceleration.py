@@ -38,9 +38,8 @@ class Acceleration(AlgorithmCallback):
 
     Args:
         compile: Compile each kind of update by `torch.compile`, whole: losses, gradients and optimizers in one
-            function. `auto` does so in runs of at least 10,000 gradient steps on a GPU or on one
-            CPU thread, where it pays. A cache on disk keeps
-            the compiled code for later runs.
+            function. `auto` does so in runs of at least 10,000 gradient steps on a GPU or on one CPU thread. A cache on
+            disk keeps the compiled code for later runs.
         cuda_graph: On a GPU, capture each kind of update, targets included, as one CUDA graph and replay it: the same
             kernels, so the same bits, without the cost of launching them. No effect on other devices.
         tf32: Let a GPU multiply matrices in TensorFloat-32, with 10 bits of mantissa, instead of float32. Divisions by
@@ -76,9 +75,9 @@ class Acceleration(AlgorithmCallback):
                 print(text, file=sys.stderr)
 
         is_long = can_compile() and trainer.max_steps >= self.COMPILED_FROM and trainer.world_size == 1
-        # With two threads, a compiled DTQL step of 40 ms took 1 s: the threads of MKL and of the compiled code compete.
-        threads_compete = algorithm.device.type == "cpu" and torch.get_num_threads() > 1
-        compiles = is_long and not threads_compete and not self.cuda_graph if self.compile == "auto" else self.compile
+        # On several threads `ThreadFallback` may reduce their number, and each number is compiled anew.
+        may_change = algorithm.device.type == "cpu" and torch.get_num_threads() > 1
+        compiles = is_long and not may_change and not self.cuda_graph if self.compile == "auto" else self.compile
         if trainer.world_size > 1 and (compiles or self.cuda_graph):
             note("note: updates run eagerly on several devices")
         elif compiles:

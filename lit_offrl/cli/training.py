@@ -31,6 +31,7 @@ from lit_offrl.callbacks.predictions import PredictionsFile
 from lit_offrl.callbacks.progress import GradientStepBar
 from lit_offrl.callbacks.results import ResultsFile
 from lit_offrl.callbacks.rollout import RolloutEvaluation
+from lit_offrl.callbacks.threads import ThreadFallback
 from lit_offrl.callbacks.throughput import Throughput
 from lit_offrl.cli.configs import expand_words
 from lit_offrl.cli.errors import explain, user_error_behind
@@ -210,7 +211,7 @@ class OfflineCLI(LightningCLI):
         if not any(isinstance(callback, EMATargets) for callback in callbacks):
             callbacks.append(EMATargets())
         accelerate = Acceleration(**{name: self._get(self.config_init, name) for name in ACCELERATION})
-        callbacks += [accelerate, Throughput(), PredictionsFile()]
+        callbacks += [accelerate, ThreadFallback(), Throughput(), PredictionsFile()]
         if trainer_config.get("enable_progress_bar") is not False:
             callbacks.append(GradientStepBar())
         try:
