@@ -76,7 +76,13 @@ def failed(note: str) -> None:
     assert note.startswith("note: compiled an update of the phase "), note
 
 
-@pytest.mark.parametrize("name", EVERY)
+def is_variant(name: str) -> bool:
+    """Return whether an algorithm derives from another one that is exported."""
+    exported = [getattr(algorithms, each) for each in EVERY]
+    return any(base in exported for base in getattr(algorithms, name).__mro__[1:])
+
+
+@pytest.mark.parametrize("name", [pytest.param(each, marks=[pytest.mark.slow] * is_variant(each)) for each in EVERY])
 def test_every_update_can_be_traced_whole_and_is_the_same(name: str):
     """`fullgraph`: no scalar is read, no shape and no branch depends on data. Eager kernels: the bits are the same."""
     torch._dynamo.reset()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 import os
 import resource
@@ -23,7 +25,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import DATASET, REPOSITORY, run_folder
+from conftest import DATASET, REPOSITORY, run_folder, tiny_words
 
 import lit_offrl
 from lit_offrl import algorithms
@@ -54,10 +56,25 @@ def test_help_answers_at_once():
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.3
 
 
-def test_a_run_leaves_everything_in_its_folder(tiny: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(tiny()) == 0
-    folder = run_folder(tmp_path / "runs")
-    out = capsys.readouterr().out
+@pytest.fixture(scope="module")
+def finished(minari_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished run with evaluations: its root, and what it printed."""
+    root, printed = tmp_path_factory.mktemp("finished"), io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main(tiny_words(root)) == 0
+    return root, printed.getvalue()
+
+
+@pytest.fixture
+def folder(finished: tuple[Path, str], tmp_path: Path) -> Path:
+    """The folder of a copy of the finished run, which a test may change."""
+    shutil.copytree(finished[0], tmp_path / "runs")
+    return run_folder(tmp_path / "runs")
+
+
+def test_a_run_leaves_everything_in_its_folder(finished: tuple[Path, str]):
+    root, out = finished
+    folder = run_folder(root)
     assert "finished 90 gradient steps: score" in out
     assert str(folder) in out
 
@@ -101,11 +118,10 @@ def test_a_run_leaves_everything_in_its_folder(tiny: Words, tmp_path: Path, caps
     ]  # fmt: skip
 
 
-def test_tensorboard_curves_count_gradient_steps(tiny: Words, tmp_path: Path):
+def test_tensorboard_curves_count_gradient_steps(finished: tuple[Path, str]):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    assert main(tiny()) == 0
-    events = EventAccumulator(str(run_folder(tmp_path / "runs")))
+    events = EventAccumulator(str(run_folder(finished[0])))
     events.Reload()
     tags = set(events.Tags()["scalars"])
     assert tags >= {
@@ -116,9 +132,7 @@ def test_tensorboard_curves_count_gradient_steps(tiny: Words, tmp_path: Path):
     assert [e.step for e in events.Scalars("train/critic_q_loss")][-1] == 90
 
 
-def test_validate_and_test_score_a_checkpoint(tiny: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(tiny()) == 0
-    folder = run_folder(tmp_path / "runs")
+def test_validate_and_test_score_a_checkpoint(folder: Path, capsys: pytest.CaptureFixture[str]):
     fit = json.loads((folder / "results.json").read_text())
     for command in ("validate", "test"):
         assert main([command, f"--ckpt_path={folder}/checkpoints/last.ckpt"]) == 0
@@ -130,9 +144,7 @@ def test_validate_and_test_score_a_checkpoint(tiny: Words, tmp_path: Path, capsy
         assert "checkpoint at gradient step 90: score" in capsys.readouterr().out
 
 
-def test_validating_an_early_checkpoint_keeps_what_came_after(tiny: Words, tmp_path: Path):
-    assert main(tiny()) == 0
-    folder = run_folder(tmp_path / "runs")
+def test_validating_an_early_checkpoint_keeps_what_came_after(folder: Path):
     before = {name: (folder / name).read_text().splitlines() for name in ("metrics.csv", "eval.csv")}
     assert main(["validate", f"--ckpt_path={folder}/checkpoints/step_0000040.ckpt"]) == 0
     for name, lines in before.items():
@@ -142,9 +154,7 @@ def test_validating_an_early_checkpoint_keeps_what_came_after(tiny: Words, tmp_p
     assert len((folder / "eval.csv").read_text().splitlines()) == len(before["eval.csv"]) + 6
 
 
-def test_predict_writes_actions(tiny: Words, tmp_path: Path):
-    assert main(tiny("--evaluation.enabled=false")) == 0
-    folder = run_folder(tmp_path / "runs")
+def test_predict_writes_actions(folder: Path):
     results = (folder / "results.json").read_bytes()
     assert main(["predict", f"--ckpt_path={folder}/checkpoints/last.ckpt"]) == 0
     actions = np.load(folder / "actions.npy", allow_pickle=False)

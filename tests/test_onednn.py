@@ -128,6 +128,7 @@ def test_the_training_command_uses_onednn_and_leaves_nothing_behind(
     assert products == []
 
 
+@pytest.mark.slow  # half a minute of the C++ compiler
 def test_compiled_functions_use_onednn(products: list[int]):
     network = nn.Linear(24, 9)
 

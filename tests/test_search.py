@@ -498,6 +498,7 @@ def tiny_search(tmp_path: Path, **overrides: Any) -> dict[str, Any]:
         "trainer.max_steps": 30,
         "trainer.check_val_every_n_epoch": 1,
         "trainer.accelerator": "cpu",
+        "compile": False,
     }
     return {
         "configs": ["conf/dtql_pointmaze.yaml"],
@@ -598,6 +599,7 @@ def test_the_running_mean_is_over_seeds(tmp_path: Path):
     assert mean_of_last([], 3) is None
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_with_the_run_that_it_was_in(write: Write, tmp_path: Path):
     epochs = {"data.steps_per_epoch": 50, "trainer.check_val_every_n_epoch": 10}
     entries = tiny_search(tmp_path, **{"trainer.max_steps": 500, **epochs})
