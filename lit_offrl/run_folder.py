@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_offrl.data.sources.files import OwnFiles
 from lit_offrl.errors import UserError
 from lit_offrl.system.files import write_atomically
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 RUN_FILES = ("config.yaml", "metrics.csv", "eval.csv", "results.json", "actions.npy")
 
@@ -73,6 +77,30 @@ class RunFolder:
                 "choose another with --trainer.default_root_dir"
             ) from error
 
+    def lock(self) -> FileLock:
+        """Become the one writer of the folder until the lock is released or this process dies, however it dies.
+
+        Raises:
+            UserError: Another process writes here.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"another process writes into {self.path}: wait for it, or choose another --seed_everything or "
+                "--trainer.default_root_dir"
+            ) from None
+        return lock
+
+    def unlock(self, lock: FileLock) -> None:
+        """Release the lock and remove its file."""
+        with suppress(OSError):  # Windows removes no open file; there filelock does so itself
+            (self.path / ".lock").unlink()
+        lock.release()
+
     def is_used(self) -> bool:
         """Whether a run has left anything here."""
         return self.last_checkpoint.exists() or any((self.path / name).exists() for name in RUN_FILES)
@@ -92,6 +120,9 @@ class RunFolder:
             "events.out.tfevents.*",
             "hparams.yaml",
             "checkpoints/*.ckpt",
+            "checkpoints/.*.tmp",  # of processes that were killed while they wrote
+            ".*.tmp",
+            "hpc_ckpt_*.ckpt",  # of Lightning under SLURM, which would take it for the start of a new run
             "figures/*.png",
             "rollout.gif",
         ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +14,16 @@ from lit_offrl.errors import UserError
 
 if TYPE_CHECKING:
     from lit_offrl.algorithms.base import OfflineAlgorithm
+    from lit_offrl.data.info import DatasetInfo
 
 ENTRY = "offrl"  # key of the package's own content in a checkpoint of Lightning
 
 
 def training_state(algorithm: OfflineAlgorithm) -> dict[str, Any]:
-    """Return the class, the gradient step and the position in the noise stream."""
+    """Return the class, the gradient step, the position in the noise stream, and which data it was trained on."""
     cls = type(algorithm)
     return {
+        "dataset": algorithm.trained_on,
         "class_path": f"{cls.__module__}.{cls.__qualname__}",
         "gradient_step": algorithm.gradient_step,
         "noise": algorithm.noise.get_state(),
@@ -40,17 +44,102 @@ def read_checkpoint(path: str | Path, option: str = "ckpt_path") -> dict[str, An
         option: What to name in an error.
 
     Raises:
-        UserError: There is no such file, or it is broken, or of another program.
+        UserError: There is no such file, or it is broken, or of another program, or its weights are not finite.
     """
     if not Path(path).is_file():
         raise UserError(f"{option}: no checkpoint at {path}")
     try:
+        with zipfile.ZipFile(path) as parts:  # a checkpoint is a zip file, whose checksums torch does not check
+            damaged = parts.testzip()
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+    except Exception as error:  # whatever damaged bytes cause
         raise UserError(f"{option}: {path} is broken ({type(error).__name__})") from error
-    if not isinstance(content, dict) or "gradient_step" not in content.get(ENTRY, {}):
+    if damaged is not None:
+        raise UserError(f"{option}: {path} is broken (the checksum of {damaged} is wrong)")
+    if not isinstance(content, dict) or not isinstance(content.get(ENTRY), dict):
         raise UserError(f"{option}: {path} is not a checkpoint of this package")
+    for name, holds in _CONTENT.items():
+        if not holds(content):
+            raise UserError(f"{option}: {path} is broken (no valid {name})")
+    for name, value in content["state_dict"].items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(f"{option}: {name} in {path} is not finite: the training diverged; take an earlier one")
     return content
+
+
+_CONTENT: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "class_path": lambda content: isinstance(content[ENTRY].get("class_path"), str),
+    "gradient_step": lambda content: _is_count(content[ENTRY].get("gradient_step")),
+    "noise": lambda content: getattr(content[ENTRY].get("noise"), "dtype", None) is torch.uint8,
+    "hyper_parameters": lambda content: isinstance(content.get("hyper_parameters"), dict),
+    "state_dict": lambda content: (
+        isinstance(content.get("state_dict"), dict)
+        and all(isinstance(each, torch.Tensor) for each in content["state_dict"].values())
+    ),
+}
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**53
+
+
+def check_fits(content: dict[str, Any], algorithm: OfflineAlgorithm, path: str | Path, resumes: bool) -> None:
+    """Check that a checkpoint can be restored into an algorithm, and change nothing.
+
+    Args:
+        content: See `read_checkpoint`.
+        algorithm: The algorithm as its options say.
+        path: Where the checkpoint lies.
+        resumes: The training goes on, so that the states of its optimizers are needed, too.
+
+    Raises:
+        UserError: It is of another algorithm, of networks of other sizes, or lacks what is needed.
+    """
+    cls = type(algorithm)
+    if content[ENTRY]["class_path"].rpartition(".")[2] != cls.__qualname__:
+        raise UserError(f"ckpt_path: {path} is of {content[ENTRY]['class_path']}, not of {cls.__qualname__}")
+    expected, found = algorithm.state_dict(), content["state_dict"]
+    for name in sorted({*expected, *found}):
+        if name not in expected or name not in found or expected[name].shape != found[name].shape:
+            raise UserError(f"ckpt_path: {path} was made with other model options: {name} has another size")
+    if not resumes:
+        return
+    states = content.get("optimizer_states")
+    own = [adam.state_dict() for adam in algorithm.configure_optimizers()]
+    if not isinstance(states, list) or _shapes(states) != _shapes(own):
+        raise UserError(f"ckpt_path: {path} is broken (no valid optimizer_states)")
+    if content[ENTRY]["noise"].shape != algorithm.noise.get_state().shape:
+        raise UserError(f"ckpt_path: {path} is broken (no valid noise)")
+    loops = content.get("loops")
+    if not isinstance(loops, dict) or not isinstance(loops.get("fit_loop"), dict):
+        raise UserError(f"ckpt_path: {path} is broken (no valid loops)")
+
+
+def _shapes(value: Any) -> Any:
+    """Return the shape of each tensor in nested lists and dictionaries, and nothing of other values."""
+    if isinstance(value, dict):
+        return {key: _shapes(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_shapes(each) for each in value]
+    return value.shape if isinstance(value, torch.Tensor) else None
+
+
+def check_dataset(content: dict[str, Any], dataset: DatasetInfo, path: str | Path) -> None:
+    """Check that a training goes on with the data that it began with.
+
+    Raises:
+        UserError: The data are others.
+    """
+    began = content[ENTRY].get("dataset")
+    if not isinstance(began, dict):  # a checkpoint of a script, or of an earlier version
+        return
+    digests = began.get("sha256"), dataset.sha256
+    if began.get("id") != dataset.id if None in digests else digests[0] != digests[1]:
+        name = f"other data of the name {dataset.id}" if began.get("id") == dataset.id else began.get("id")
+        raise UserError(
+            f"ckpt_path: {path} was trained on {name}, not on {dataset.id}; to start a new run from its weights, "
+            "give it as --model.init_args.pretrained and another --trainer.default_root_dir"
+        )
 
 
 def load_pretrained(algorithm: OfflineAlgorithm, path: str | Path) -> None:

@@ -60,6 +60,7 @@ class TrainingModule(lightning.LightningModule):
         self.target_updates: TargetUpdates | None = None
         self.block_metrics: dict[str, float] = {}  # what loggers receive at the end of the block
         self.shows_progress = False  # whether work that takes minutes shows a bar; the progress bar's callback says so
+        self.trained_on: dict[str, str | None] | None = None  # id and digest of the dataset
         self.traced_active: tuple[str, ...] | None = None  # `active` while an update is traced
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -110,10 +111,11 @@ class TrainingModule(lightning.LightningModule):
         return [*self.optimizer_set.adams.values()]
 
     def setup(self, stage: str) -> None:
-        """Copy the units of the training data."""
+        """Copy the units of the training data, and note which data they are."""
         data: Any = getattr(self.trainer, "datamodule", None)
         if stage == "fit" and hasattr(data, "action_units"):
             self.units.set_from(data)
+            self.trained_on = {"id": data.info.id, "sha256": data.info.sha256}
 
     def on_fit_start(self) -> None:
         """Check what must hold before the first update."""
@@ -162,7 +164,7 @@ class TrainingModule(lightning.LightningModule):
         return self.act(batch.observations if isinstance(batch, Batch) else batch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the class, the step count and the noise stream."""
+        """Add what `training_state` says."""
         checkpoint[ENTRY] = training_state(self._algorithm)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

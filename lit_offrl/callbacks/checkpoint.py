@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import threading
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import lightning
 import torch
@@ -19,17 +17,16 @@ from lit_offrl.data.transitions import BlockSampler
 from lit_offrl.errors import RunFailure
 from lit_offrl.ranges import Steps, checked
 from lit_offrl.system.files import write_atomically
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from lit_offrl.system.signals import Handlers, listen, restore
 
 
 class RunCheckpoint(AlgorithmCheckpoint):
     """Writes `last.ckpt` after every epoch and when the run ends or is asked to stop; keeps numbered ones.
 
-    Ctrl-C or SIGTERM stops the run at the end of the present block, with a checkpoint, and an evaluation between two
-    environment steps; a second signal stops at once, with the checkpoint before. Files are replaced in one step: a kill
-    at any moment leaves the last checkpoint whole. Several ranks agree to stop after a block, or an evaluation, in
-    which one of them was asked to; rank 0 writes.
+    A stop signal (Ctrl-C, SIGTERM, SIGHUP, SIGUSR1) stops the run at the end of the present block, with a checkpoint,
+    and an evaluation between two environment steps; a second signal stops at once, with the checkpoint before. Files
+    are replaced in one step: a kill at any moment leaves the last checkpoint whole. Several ranks agree to stop after a
+    block, or an evaluation, in which one of them was asked to; rank 0 writes.
 
     Args:
         keep_every_n_epochs: Keep a numbered checkpoint, e.g. `step_0020000.ckpt`, every so many epochs; 0 for none
@@ -48,7 +45,7 @@ class RunCheckpoint(AlgorithmCheckpoint):
         self.stop_signal: signal.Signals | None = None
         self._ranks = 1
         self._saved_step = -1
-        self._previous_handlers: dict[signal.Signals, Any] = {}
+        self._previous_handlers: Handlers = {}
 
     def agree(self, trainer: lightning.Trainer) -> bool:
         """Return whether any rank has been asked to stop; from here on all know it. All ranks must call this."""
@@ -65,9 +62,8 @@ class RunCheckpoint(AlgorithmCheckpoint):
 
     def on_train_start(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Listen to signals; before a training Lightning has just installed its own handlers."""
-        if self._previous_handlers or self.received or threading.current_thread() is not threading.main_thread():
-            return
-        self._previous_handlers = {number: signal.signal(number, self._request_stop) for number in STOP_SIGNALS}
+        if not self._previous_handlers and self.received is None:
+            self._previous_handlers = listen(self._request_stop)
 
     on_validation_start = on_test_start = on_train_start
 
@@ -75,8 +71,7 @@ class RunCheckpoint(AlgorithmCheckpoint):
         self.received = signal.Signals(number)
         if self._ranks == 1:
             self.stop_signal = self.received
-        for each in STOP_SIGNALS:  # the next signal stops the process at once
-            signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
+        restore(self._previous_handlers)  # the next signal stops the process at once
 
     def on_block_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Stop here if asked to; save where training stops within an epoch."""
@@ -104,8 +99,7 @@ class RunCheckpoint(AlgorithmCheckpoint):
 
     def teardown(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, stage: str) -> None:
         """Restore the signal handlers."""
-        for number, handler in self._previous_handlers.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        restore(self._previous_handlers)
         self._previous_handlers = {}
 
     def _save(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:

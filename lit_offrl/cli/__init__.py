@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from lit_offrl.cli.parser import split_options
 from lit_offrl.errors import RunFailure, UserError, did_you_mean, one_line
 from lit_offrl.jobs.local import run_seeds
 from lit_offrl.system.ranks import launched_rank
+from lit_offrl.system.signals import stopping_at_once
 
 HELP = """\
 usage: lit-offrl <command> [options]      (or python -m lit_offrl <command> [options])
@@ -48,7 +50,8 @@ COMMANDS = (*TRAINING, *OTHERS)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
-    0 success, 1 a failure during the run, 2 bad input (one line on stderr), 130 or 143 stopped by Ctrl-C or SIGTERM.
+    0 success, 1 a failure during the run, 2 bad input (one line on stderr), 128 and the signal's number
+    where a signal stopped it: 130 for Ctrl-C, 143 for SIGTERM.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
@@ -63,9 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prefix = f"[rank {rank}] " if (rank := launched_rank()) else ""
         sys.stderr.write(f"{prefix}error: {one_line(error)}\n")
         return 2 if isinstance(error, UserError) else 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as request:
         sys.stderr.write("stopped\n")
-        return 130
+        return 128 + getattr(request, "signal", signal.SIGINT)
     except BrokenPipeError:  # the reader of our output (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -84,11 +87,12 @@ def _run(command: str, words: list[str]) -> int:
         # Before torch is imported, which sets it to the temporary folder: compiled code is kept for later runs.
         caches = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(caches) / "lit_offrl" / "compiled"))
-        from lit_offrl.cli.training import run_training
-        from lit_offrl.system.memory import keep_freed_memory
-        from lit_offrl.system.onednn import products_by_onednn
+        with stopping_at_once():
+            from lit_offrl.cli.training import run_training
+            from lit_offrl.system.memory import keep_freed_memory
+            from lit_offrl.system.onednn import products_by_onednn
 
-        keep_freed_memory()
-        with products_by_onednn():
-            return run_training(command, words)
+            keep_freed_memory()
+            with products_by_onednn():
+                return run_training(command, words)
     raise UserError(f"no command '{command}'{did_you_mean(command, COMMANDS)}; there are {', '.join(COMMANDS)}")

@@ -32,6 +32,10 @@ def explain(message: str) -> str:
     if option := _first(r"Option '([^']+)' is not accepted", text):
         full = f"{key}.init_args.{option}" if key == "model" else (f"{key}.{option}" if key else option)
         return f"no option '{full}'{did_you_mean(option, _known_options())}; --help-all lists them"
+    if wrong := re.search(
+        r"given class_path '(?:\w+\.)*(\w+)': Group '([^']+)' does not accept option '([^']+)'", text
+    ):
+        return f"{key}: {wrong[1]} has no option '{wrong[2]}.{wrong[3]}'"
     if option := _first(r"[Uu]nrecognized arguments: (.+)", text):
         return f"unrecognized: {option}{did_you_mean(option.split()[0].split('=')[0].lstrip('-'), _flags())}"
     if name := _first(r"Expected a dot import path string: (\S+)", text):

@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from lit_offrl.algorithms import OfflineAlgorithm
+from lit_offrl.algorithms.checkpoints import ENTRY, check_dataset, check_fits, read_checkpoint
 from lit_offrl.callbacks.acceleration import Acceleration
 from lit_offrl.callbacks.bandit import BanditEvaluation
 from lit_offrl.callbacks.checkpoint import RunCheckpoint
@@ -37,7 +38,9 @@ from lit_offrl.cli.configs import expand_words
 from lit_offrl.cli.errors import explain, user_error_behind
 from lit_offrl.cli.options import ACCELERATION, OPTION_GROUPS, TRAINER_DEFAULTS
 from lit_offrl.data.datamodule import D4RLDataModule
+from lit_offrl.data.sources.files import OwnFiles
 from lit_offrl.errors import RunFailure, UserError
+from lit_offrl.ranges import flat
 from lit_offrl.run_folder import RunFolder
 from lit_offrl.system.files import write_bytes
 from lit_offrl.system.ranks import launched_rank
@@ -60,7 +63,8 @@ def run_training(command: str, words: list[str]) -> int:
     _silence_lightning()
     arguments = expand_words(["--help" if word == "--help-all" else word for word in words])
     try:
-        cli = OfflineCLI([command, *arguments], [command, *words])
+        with contextlib.ExitStack() as until_the_end:
+            cli = OfflineCLI([command, *arguments], [command, *words], until_the_end)
     except RunIsFinished as reason:
         print(reason, flush=True)
         return 0
@@ -77,7 +81,7 @@ def run_training(command: str, words: list[str]) -> int:
         raise UserError("ckpt_path: the checkpoint was made with other model options (sizes differ)") from error
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns it into an exit with code 1
-            raise KeyboardInterrupt from None
+            raise error.__context__ from None
         raise
     return cli.exit_code
 
@@ -101,14 +105,16 @@ class OfflineCLI(LightningCLI):
     Args:
         arguments: Words of the command line, with paths of configs and values of `--task`; see `expand_words`.
         words: Words as they were typed.
+        until_the_end: Releases what the command holds, e.g. the lock of the run folder.
     """
 
     _parsers: ClassVar[dict[str, dict[str, Any]]] = {}
 
-    def __init__(self, arguments: list[str], words: list[str]) -> None:
+    def __init__(self, arguments: list[str], words: list[str], until_the_end: contextlib.ExitStack) -> None:
         self.words = words
+        self.until_the_end = until_the_end
         self.folder: RunFolder  # found before the classes are instantiated
-        self.resumed_step: int | None = None
+        self.checkpoint: dict[str, Any] | None = None  # what the command starts from
         self.exit_code = 0
         mode = {"parser_mode": "omegaconf", "exit_on_error": False}
         super().__init__(
@@ -175,33 +181,61 @@ class OfflineCLI(LightningCLI):
             if not self.folder.last_checkpoint.is_file():
                 raise UserError(f"ckpt_path: no checkpoint at {config.ckpt_path}: start the run without --ckpt_path")
         if config.ckpt_path is not None:
-            self.resumed_step = _gradient_step(Path(config.ckpt_path))
+            self.checkpoint = read_checkpoint(config.ckpt_path)
             self.folder = RunFolder.of_checkpoint(config.ckpt_path)
         elif self.subcommand != "fit":
             raise UserError(f"{self.subcommand} needs a checkpoint: --ckpt_path runs/.../checkpoints/last.ckpt")
-        elif launched_rank() == 0 and self.folder.is_used() and not config.overwrite:  # others may see rank 0's files
-            raise UserError(
-                f"{self.folder.path} holds a run already: go on with it (--ckpt_path last), start anew "
-                "(--overwrite true), or choose another --seed_everything or --trainer.default_root_dir"
-            )
+        else:
+            self._refuse_used_folder(config)
         # Checks the options of the data, then downloads or collects the dataset if it is not here.
         D4RLDataModule(**config.data.as_dict()).prepare_data()
         config.weights_only = True
         if self.subcommand in ("validate", "test"):
             config.verbose = False  # our line at the end has the scores
 
+    def _refuse_used_folder(self, config: Any) -> None:
+        if launched_rank() == 0 and self.folder.is_used() and not config.overwrite:  # others may see rank 0's files
+            raise UserError(
+                f"{self.folder.path} holds a run already: go on with it (--ckpt_path last), start anew "
+                "(--overwrite true), or choose another --seed_everything or --trainer.default_root_dir"
+            )
+
     def _choose_checkpoint(self, config: Any) -> None:
         """Go on from the run's last checkpoint; start the run where it has none.
 
         Raises:
             RunIsFinished: The run has made all its gradient steps.
+            UserError: The run has other options of model or data.
         """
+        if self.folder.last_checkpoint.is_file():
+            self._refuse_other_options(config)
         config.ckpt_path = "last" if self.folder.last_checkpoint.is_file() else None
         results = self.folder.results()
         if results.get("status") == "finished" and results.get("gradient_steps", 0) >= config.trainer.max_steps:
+            data = D4RLDataModule(**config.data.as_dict())
+            if OwnFiles().matches(config.data.dataset) and data.info.sha256 != results.get("dataset_sha256"):
+                raise UserError(
+                    f"data.dataset: the run in {self.folder.path} was trained on other data of the name "
+                    f"{Path(config.data.dataset).stem}: choose another --trainer.default_root_dir"
+                )
             raise RunIsFinished(f"finished already; everything is in {self.folder.path}")
         if config.ckpt_path is None:
             config.overwrite = True  # a run that was stopped before its first checkpoint may have left files
+
+    def _refuse_other_options(self, config: Any) -> None:
+        """Refuse to go on by itself with a run that was begun with other options of model or data."""
+        try:
+            before = _model_and_data(yaml.safe_load((self.folder.path / "config.yaml").read_text()))
+        except (OSError, ValueError, KeyError, AttributeError, yaml.YAMLError):
+            return  # there is nothing to compare with
+        now = _model_and_data(yaml.safe_load(self._parser(self.subcommand).dump(config)))
+        for key, value in now.items():
+            if key != "data.dataset" and key in before and before[key] != value:
+                raise UserError(
+                    f"{key}: the run in {self.folder.path} was begun with {before[key]}, not with {value}: go on with "
+                    "the new value (--ckpt_path last), start anew (--overwrite true), or choose another "
+                    "--trainer.default_root_dir"
+                )
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         """Make the trainer with our loggers and callbacks beside the user's; its root is the run folder."""
@@ -224,6 +258,7 @@ class OfflineCLI(LightningCLI):
         if self.subcommand == "fit":
             check_trainer(self.trainer)
             check_batch_sizes(self.model, self.datamodule.batch_size, self.trainer.world_size)
+        self._check_checkpoint()
         self._check_launcher()
         self._callback(DistributedTraining).prepare(self.trainer)
         if self.subcommand != "predict":
@@ -231,8 +266,22 @@ class OfflineCLI(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         self.folder.prepare()
-        if self.subcommand == "fit" and self.resumed_step is None:
+        self.until_the_end.callback(self.folder.unlock, self.folder.lock())
+        if self.subcommand == "fit" and self.checkpoint is None:
+            self._refuse_used_folder(self.config[self.subcommand])  # another process may just have ended here
             self.folder.clear()
+
+    def _check_checkpoint(self) -> None:
+        """Check that the checkpoint can be restored, before any file is touched."""
+        if self.checkpoint is None:
+            return
+        path, is_fit = self.config[self.subcommand].ckpt_path, self.subcommand == "fit"
+        if self.subcommand != "predict":
+            check_dataset(self.checkpoint, self.datamodule.info, path)
+        check_fits(self.checkpoint, self.model, path, resumes=is_fit)
+        step = self.checkpoint[ENTRY]["gradient_step"]
+        if is_fit and self.trainer.max_steps < step:
+            raise UserError(f"trainer.max_steps: the checkpoint {path} has made {step:,} gradient steps already")
 
     def _check_launcher(self) -> None:
         """Refuse to start further ranks, by the command line of this process, from a process that has another."""
@@ -255,10 +304,11 @@ class OfflineCLI(LightningCLI):
         users = [] if isinstance(given, bool) else _as_list(given)
         if self.subcommand != "fit":
             return [MetricsCSV(self.folder.path, keep_until=math.inf), *users]
-        metrics = MetricsCSV(self.folder.path, keep_until=self.resumed_step)
+        resumed_step = None if self.checkpoint is None else self.checkpoint[ENTRY]["gradient_step"]
+        metrics = MetricsCSV(self.folder.path, keep_until=resumed_step)
         if given is False:
             return [metrics]
-        purge = None if self.resumed_step is None else self.resumed_step + 1
+        purge = None if resumed_step is None else resumed_step + 1
         board = TensorBoardLogger(self.folder.path, name="", version="", purge_step=purge, default_hp_metric=False)
         return [board, metrics, *users]
 
@@ -337,16 +387,9 @@ class SaveConfig(SaveConfigCallback):
         write_bytes(Path(trainer.default_root_dir) / "config.yaml", text.encode())
 
 
-def _gradient_step(checkpoint: Path) -> int:
-    if not checkpoint.is_file():
-        raise UserError(f"ckpt_path: no checkpoint at {checkpoint}")
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        return int(content["offrl"]["gradient_step"])
-    except KeyError:
-        raise UserError(f"ckpt_path: {checkpoint} is not a checkpoint of this package") from None
-    except Exception as error:
-        raise UserError(f"ckpt_path: {checkpoint} is broken ({type(error).__name__})") from error
+def _model_and_data(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that decide what is learned, with dotted names."""
+    return flat({part: config[part] for part in ("model", "data")})
 
 
 def _as_list(given: Any) -> list[Any]:

@@ -1,0 +1,228 @@
+"""A run folder has one writer and one run, and a command that is refused changes no file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, run_folder, tiny_words
+
+from lit_offrl.algorithms.checkpoints import read_checkpoint
+from lit_offrl.callbacks.ema import EMATargets
+from lit_offrl.cli import main
+from lit_offrl.errors import UserError
+from lit_offrl.run_folder import RunFolder
+
+SHORT = ("--evaluation.enabled=false", "--trainer.max_steps=20", "--data.steps_per_epoch=10", "--data.block_size=5")
+MORE = ("--evaluation.enabled=false", "--trainer.max_steps=40", "--data.steps_per_epoch=10", "--data.block_size=5")
+
+
+@pytest.fixture(scope="module")
+def trained(minari_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("trained")
+    assert main(tiny_words(root, *SHORT)) == 0
+    return root
+
+
+@pytest.fixture
+def root(trained: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run of 20 steps."""
+    shutil.copytree(trained, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def content(root: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def refused(root: Path, words: list[str], capfd: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must be refused in one line; check that it changes no file."""
+    before = content(root)
+    capfd.readouterr()
+    assert main(words) == 2
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert content(root) == before
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--model.init_args.hidden_dim=24"], "made with other model options"),
+        (["--model=DTQLKL"], "is of lit_offrl.algorithms.dtql.DTQL, not of DTQLKL"),
+        (["--data.dataset=bandit/8gaussians"], "was trained on offrl/pointmaze/"),
+        (["--trainer.max_steps=10"], "has made 20 gradient steps already"),
+        (["--trainer.max_steps=-1"], "max_steps"),
+        (["--trainer.precision=16-true"], "precision"),
+        (["--data.reward=minus"], "data.reward"),
+    ],
+)
+def test_a_refused_resume_changes_nothing(
+    words: list[str], complaint: str, root: Path, capfd: pytest.CaptureFixture[str]
+):
+    options = tiny_words(root, *MORE, f"--ckpt_path={run_folder(root)}/checkpoints/last.ckpt")
+    if "--model=DTQLKL" in words:
+        options = [each for each in options if not each.startswith("--model")]
+    assert complaint in refused(root, [*options, *words], capfd)
+
+
+def flip(path: Path, checkpoint: dict[str, Any]) -> None:
+    with zipfile.ZipFile(path) as parts:
+        largest = max(parts.infolist(), key=lambda part: part.file_size)
+    data = bytearray(path.read_bytes())
+    data[largest.header_offset + 1000] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def truncate(path: Path, checkpoint: dict[str, Any]) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def replacing(change: Callable[[dict[str, Any]], object]) -> Callable[[Path, dict[str, Any]], None]:
+    def damage(path: Path, checkpoint: dict[str, Any]) -> None:
+        change(checkpoint)
+        torch.save(checkpoint, path)
+
+    return damage
+
+
+def not_finite(checkpoint: dict[str, Any]) -> None:
+    name = next(name for name, each in checkpoint["state_dict"].items() if each.is_floating_point())
+    checkpoint["state_dict"][name].view(-1)[0] = torch.nan
+
+
+DAMAGES: dict[str, tuple[Callable[[Path, dict[str, Any]], None], str]] = {
+    "flipped bit": (flip, "broken"),
+    "truncated": (truncate, "broken"),
+    "empty": (lambda path, _: path.write_bytes(b""), "broken"),
+    "text": (lambda path, _: path.write_text("no checkpoint"), "broken"),
+    "a list": (lambda path, _: torch.save([1, 2], path), "not a checkpoint of this package"),
+    "no own entry": (replacing(lambda c: c.pop("offrl")), "not a checkpoint of this package"),
+    "entry of another type": (replacing(lambda c: c.update(offrl="text")), "not a checkpoint of this package"),
+    "negative step": (replacing(lambda c: c["offrl"].update(gradient_step=-1)), "no valid gradient_step"),
+    "huge step": (replacing(lambda c: c["offrl"].update(gradient_step=10**30)), "no valid gradient_step"),
+    "step of another type": (replacing(lambda c: c["offrl"].update(gradient_step="20")), "no valid gradient_step"),
+    "noise of another type": (replacing(lambda c: c["offrl"].update(noise=[1])), "no valid noise"),
+    "noise too short": (replacing(lambda c: c["offrl"].update(noise=c["offrl"]["noise"][:9])), "no valid noise"),
+    "weights missing": (replacing(lambda c: c.pop("state_dict")), "no valid state_dict"),
+    "one weight missing": (replacing(lambda c: c["state_dict"].popitem()), "other model options"),
+    "weights not finite": (replacing(not_finite), "is not finite"),
+    "no optimizers": (replacing(lambda c: c.update(optimizer_states=[])), "no valid optimizer_states"),
+    "empty optimizer": (replacing(lambda c: c["optimizer_states"][0].update(state={})), "no valid optimizer_states"),
+    "no loops": (replacing(lambda c: c.pop("loops")), "no valid loops"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_checkpoints_are_refused(damage: str, root: Path, capfd: pytest.CaptureFixture[str]):
+    do, complaint = DAMAGES[damage]
+    path = run_folder(root) / "checkpoints" / "last.ckpt"
+    do(path, torch.load(path, weights_only=True))
+    assert complaint in refused(root, tiny_words(root, *MORE, "--ckpt_path=last"), capfd)
+    if complaint not in ("no valid optimizer_states", "no valid loops") and damage != "noise too short":
+        assert complaint in refused(root, ["validate", f"--ckpt_path={path}"], capfd)
+        assert complaint in refused(root, ["predict", f"--ckpt_path={path}"], capfd)
+
+
+def test_no_flipped_bit_changes_what_is_read(trained: Path, tmp_path: Path):
+    path, damaged = run_folder(trained) / "checkpoints" / "last.ckpt", tmp_path / "damaged.ckpt"
+    data, expected = path.read_bytes(), read_checkpoint(path)
+    refused = 0
+    for bit in np.random.default_rng(0).integers(8 * len(data), size=200).tolist():
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        damaged.write_bytes(bytes(flipped))
+        try:
+            found = read_checkpoint(damaged)
+        except UserError:
+            refused += 1
+            continue
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(each, expected["state_dict"][name]) for name, each in found["state_dict"].items())
+    assert refused > 50, "the others hit what fills the file up"
+
+
+def test_a_run_goes_on_by_itself_only_with_its_own_options(root: Path, capfd: pytest.CaptureFixture[str]):
+    automatic = [*tiny_words(root, *MORE), "--ckpt_path=auto"]
+    line = refused(root, [*automatic, "--model.init_args.alpha=7"], capfd)
+    assert "model.init_args.alpha" in line
+    assert "was begun with" in line
+    assert "--ckpt_path last" in line
+    assert "data.reward" in refused(root, [*automatic, "--data.reward=raw"], capfd)
+    finished = [*tiny_words(root, *SHORT), "--ckpt_path=auto", "--model.init_args.alpha=7"]
+    assert "model.init_args.alpha" in refused(root, finished, capfd), "also a run that is finished"
+    assert main(automatic) == 0
+
+
+def test_files_of_one_name_are_not_one_dataset(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    def words(folder: str, steps: int) -> list[str]:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        some = np.random.default_rng(len(folder))
+        np.savez(
+            tmp_path / folder / "log.npz",
+            observations=some.normal(size=(40, 3)),
+            actions=some.uniform(-1, 1, (40, 2)),
+            rewards=some.normal(size=40),
+            terminals=np.arange(40) % 8 == 7,
+        )
+        own = [f"--data.dataset={tmp_path}/{folder}/log.npz", "--ckpt_path=auto", f"--trainer.max_steps={steps}"]
+        return [*tiny_words(tmp_path / "runs", *SHORT), "--data.reward=raw", *own]
+
+    assert main(words("a", 20)) == 0
+    assert "other data of the name log" in refused(tmp_path / "runs", words("other", 20), capfd)
+    assert "a/log.npz, not on" in refused(tmp_path / "runs", words("other", 40), capfd)
+    assert main(words("a", 40)) == 0
+
+
+def test_a_folder_has_one_writer(root: Path, capfd: pytest.CaptureFixture[str]):
+    folder = RunFolder(run_folder(root))
+    holds_the_lock = (
+        "import sys, time; from pathlib import Path; from lit_offrl.run_folder import RunFolder;"
+        f"lock = RunFolder(Path({str(folder.path)!r})).lock(); print('locked', flush=True); time.sleep(600)"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", holds_the_lock],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == b"locked\n"
+    for words in (
+        tiny_words(root, *MORE, "--ckpt_path=last"),
+        tiny_words(root, *MORE, "--overwrite=true"),
+        ["validate", f"--ckpt_path={folder.last_checkpoint}", "--evaluation.enabled=false"],
+    ):
+        assert "another process writes into" in refused(root, words, capfd)
+    other.kill()
+    other.wait()
+    assert main(tiny_words(root, *MORE, "--ckpt_path=last")) == 0, "the lock has died with its holder"
+    assert not (folder.path / ".lock").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_before_the_first_update_is_no_success(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    begin = EMATargets.on_fit_start
+
+    def on_fit_start(*arguments: Any) -> None:
+        os.kill(os.getpid(), number)
+        begin(*arguments)
+
+    monkeypatch.setattr(EMATargets, "on_fit_start", on_fit_start)
+    assert main(tiny_words(tmp_path, *SHORT)) == 128 + number
+    assert capfd.readouterr().err.strip().splitlines()[-1] == "stopped"
+    assert not list(tmp_path.rglob("last.ckpt"))
+    assert not list(tmp_path.rglob("results.json"))
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
