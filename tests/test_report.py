@@ -63,6 +63,7 @@ def write_run(
         "stage": "fit",
         "status": "finished",
         "gradient_steps": 3000,
+        "protocol": {"rules": "d4rl-1"},
         "scored_step": 3000,
         "scores": scores(score),
         "score_reference": reference,
@@ -321,26 +322,29 @@ def test_bandits_have_a_table_of_their_own(tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
-    ("dataset", "source", "reference", "shown"),
+    ("dataset", "source", "reference", "protocol", "shown"),
     [
-        ("hopper-medium-v2", "d4rl", D4RL, True),
-        ("hopper-medium-v0", "d4rl", D4RL, False),
-        ("hopper-medium-v2", "file", D4RL, False),
-        ("hopper-medium-v2", "d4rl", NO_REFERENCE, False),
-        ("offrl/hopper/medium-v2", "offrl", LOCAL, False),
-        ("D4RL/hopper/medium-v2", "minari", {**D4RL, "name": "minari"}, False),
+        ("hopper-medium-v2", "d4rl", D4RL, {"rules": "d4rl-1"}, True),
+        ("hopper-medium-v2", "d4rl", D4RL, {"rules": "own"}, False),
+        ("hopper-medium-v2", "d4rl", D4RL, None, False),
+        ("hopper-medium-v0", "d4rl", D4RL, {"rules": "d4rl-1"}, False),
+        ("hopper-medium-v2", "file", D4RL, {"rules": "d4rl-1"}, False),
+        ("hopper-medium-v2", "d4rl", NO_REFERENCE, {"rules": "d4rl-1"}, False),
+        ("offrl/hopper/medium-v2", "offrl", LOCAL, {"rules": "local"}, False),
+        ("D4RL/hopper/medium-v2", "minari", {**D4RL, "name": "minari"}, {"rules": "minari"}, False),
     ],
 )
-def test_published_figures_only_where_source_and_version_agree(
+def test_published_figures_only_where_source_version_and_rules_agree(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     dataset: str,
     source: str,
     reference: dict[str, Any],
+    protocol: dict[str, Any] | None,
     shown: bool,
 ):
     for algorithm in ("dtql", "eda"):
-        write_run(tmp_path, algorithm, dataset, 0, 95.0, reference, dataset_source=source)
+        write_run(tmp_path, algorithm, dataset, 0, 95.0, reference, dataset_source=source, protocol=protocol)
     write_run(tmp_path, "dtql", "offrl/antmaze/umaze-v0", 0, 95.0)
     assert main(["report", str(tmp_path)]) == 0
     out = capsys.readouterr().out

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 
 from lit_offrl.data import sources
-from lit_offrl.data.sources.d4rl import D4RL_FILES, d4rl_environment, d4rl_time_limit
+from lit_offrl.data.info import EnvironmentInfo
+from lit_offrl.data.sources.d4rl import D4RL_FILES, d4rl_environment_names, d4rl_time_limit, environment_name
 from lit_offrl.data.transitions import Transitions
-from lit_offrl.envs.make import make_env
+from lit_offrl.envs.d4rl.antmaze import MAPS
+from lit_offrl.envs.make import build_env
 from lit_offrl.errors import UserError
 
 
@@ -139,7 +142,8 @@ def test_true_ends_at_jumps_of_a_maze(folder: Path):
     rows = [row for row in range(30) if row not in (11, 20, 29)]
     assert_rows(transitions, arrays, rows)
     assert [rows[i] for i in np.flatnonzero(transitions.timeouts)] == [10, 19, 28]
-    assert info.observation_keys == ("achieved_goal", "observation")
+    assert info.observation_keys is None
+    assert info.environment is not None
 
 
 def test_true_ends_at_the_limit(folder: Path):
@@ -233,7 +237,6 @@ def test_a_broken_file(folder: Path):
 
 # ---------------------------------------------------------------------------------------------------- environments
 
-ANT_MAZES = sorted(name for name in D4RL_FILES if name.startswith("antmaze") and name.endswith("-v0"))
 GOALS = {  # row and column of start and goal in D4RL's maps
     "umaze": ((1, 1), (3, 1)),
     "medium": ((1, 1), (6, 6)),
@@ -247,59 +250,44 @@ GOALS = {  # row and column of start and goal in D4RL's maps
 @pytest.mark.parametrize("maze", GOALS)
 def test_ant_mazes_in_the_frame_of_d4rl(maze: str):
     """In D4RL x = 4 (column - start's column) and y = 4 (row - start's row), for the ant, the goal and the walls."""
-    dataset = next(name for name in ANT_MAZES if name.startswith(f"antmaze-{maze}-"))
-    environment, note = d4rl_environment(dataset)
-    assert environment is not None
-    assert note
-    offset = np.array(environment.observation_offset)
-    env = make_env(environment, ("achieved_goal", "observation"))
-    assert env.observation_space.shape == (29,)
+    env = build_env(EnvironmentInfo(f"D4RL/antmaze-{maze}-v{0 if 'eval' in maze else 2}", {}, None))
+    ours: Any = env.env.env  # below the time limit and the order of calls
     (start_row, start_column), (goal_row, goal_column) = GOALS[maze]
-    goal = 4 * np.array([goal_column - start_column, goal_row - start_row])
+    goal = np.array([goal_column - start_column, goal_row - start_row]) * 4
     for seed in range(5):
         observation, _ = env.reset(seed=seed)
-        assert np.abs(observation[:2]).max() <= 1 + 1e-6, "starts vary by 1 m around the origin"
-        assert np.abs(env.unwrapped.goal + offset - goal).max() <= 1 + 1e-6
+        assert np.abs(observation[:2]).max() <= 0.1, "starts vary by 0.1 m around the origin"
+        beyond = env.unwrapped.goal + ours.offset - goal
+        assert (beyond >= -1e-9).all()
+        assert (beyond <= 1.5).all()
     model = env.unwrapped.model
     blocks = [i for i in range(model.ngeom) if model.geom(i).name.startswith("block")]
-    walls = {tuple(np.round(model.geom(i).pos[:2] + offset).astype(int)) for i in blocks}
-    rows = environment.kwargs["maze_map"][::-1]
+    walls = {tuple(np.round(model.geom(i).pos[:2] + ours.offset).astype(int)) for i in blocks}
+    rows = MAPS[maze]
     assert rows[start_row][start_column] == "r"
     assert rows[goal_row][goal_column] == "g"
     cells = [(row, column) for row in range(len(rows)) for column in range(len(rows[0]))]
-    assert walls == {(4 * (c - start_column), 4 * (r - start_row)) for r, c in cells if rows[r][c] == 1}
+    assert walls == {(4 * (c - start_column), 4 * (r - start_row)) for r, c in cells if rows[r][c] == "1"}
     env.close()
 
 
-@pytest.mark.parametrize("dataset", ANT_MAZES)
-def test_every_ant_maze_has_an_environment(dataset: str):
-    environment, _ = d4rl_environment(dataset)
-    assert environment is not None
-    assert environment.max_episode_steps == (700 if "umaze" in dataset else 1000)
+@pytest.mark.parametrize("dataset", D4RL_FILES)
+def test_every_dataset_has_an_environment(dataset: str):
+    assert environment_name(dataset) in d4rl_environment_names()
+    assert d4rl_time_limit(environment_name(dataset)) == d4rl_time_limit(dataset)
 
 
 @pytest.mark.parametrize(
-    ("dataset", "env_id", "width"),
+    ("dataset", "name"),
     [
-        ("hopper-medium-v2", "Hopper-v4", 11),
-        ("halfcheetah-random-v2", "HalfCheetah-v4", 17),
-        ("walker2d-expert-v1", "Walker2d-v4", 17),
-        ("ant-medium-v2", "Ant-v4", 111),
-        ("pen-human-v1", "AdroitHandPen-v1", 45),
-        ("relocate-human-v1", "AdroitHandRelocate-v1", 39),
+        ("hopper-medium-replay-v2", "hopper-v2"),
+        ("pen-human-v1", "pen-v1"),
+        ("antmaze-umaze-v0", "antmaze-umaze-v0"),
+        ("antmaze-umaze-diverse-v2", "antmaze-umaze-v2"),
+        ("antmaze-eval-large-play-v0", "antmaze-eval-large-v0"),
+        ("maze2d-eval-umaze-dense-v1", "maze2d-eval-umaze-dense-v1"),
+        ("kitchen-mixed-v0", "kitchen-mixed-v0"),
     ],
 )
-def test_environments_have_the_observations_of_d4rl(dataset: str, env_id: str, width: int):
-    environment, note = d4rl_environment(dataset)
-    assert environment is not None
-    assert (environment.env_id, note != "") == (env_id, True)
-    env = make_env(environment)
-    assert env.observation_space.shape == (width,)
-    env.close()
-
-
-@pytest.mark.parametrize("dataset", ["maze2d-umaze-v1", "kitchen-mixed-v0"])
-def test_where_no_environment_fits_the_note_says_why(dataset: str):
-    environment, note = d4rl_environment(dataset)
-    assert environment is None
-    assert "D4RL's" in note
+def test_datasets_that_differ_in_their_data_share_an_environment(dataset: str, name: str):
+    assert environment_name(dataset) == name

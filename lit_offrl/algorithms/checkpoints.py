@@ -14,7 +14,6 @@ from lit_offrl.errors import UserError
 
 if TYPE_CHECKING:
     from lit_offrl.algorithms.base import OfflineAlgorithm
-    from lit_offrl.data.info import DatasetInfo
 
 ENTRY = "offrl"  # key of the package's own content in a checkpoint of Lightning
 
@@ -124,8 +123,14 @@ def _shapes(value: Any) -> Any:
     return value.shape if isinstance(value, torch.Tensor) else None
 
 
-def check_dataset(content: dict[str, Any], dataset: DatasetInfo, path: str | Path) -> None:
+def check_dataset(content: dict[str, Any], dataset: str, sha256: str | None, path: str | Path) -> None:
     """Check that a training goes on with the data that it began with.
+
+    Args:
+        content: See `read_checkpoint`.
+        dataset: Id of the present dataset.
+        sha256: Its digest; None where it has none.
+        path: Where the checkpoint lies.
 
     Raises:
         UserError: The data are others.
@@ -133,12 +138,12 @@ def check_dataset(content: dict[str, Any], dataset: DatasetInfo, path: str | Pat
     began = content[ENTRY].get("dataset")
     if not isinstance(began, dict):  # a checkpoint of a script, or of an earlier version
         return
-    digests = began.get("sha256"), dataset.sha256
-    if began.get("id") != dataset.id if None in digests else digests[0] != digests[1]:
-        name = f"other data of the name {dataset.id}" if began.get("id") == dataset.id else began.get("id")
+    digests = began.get("sha256"), sha256
+    if began.get("id") != dataset if None in digests else digests[0] != digests[1]:
+        name = f"other data of the name {dataset}" if began.get("id") == dataset else began.get("id")
         raise UserError(
-            f"ckpt_path: {path} was trained on {name}, not on {dataset.id}; to start a new run from its weights, "
-            "give it as --model.init_args.pretrained and another --trainer.default_root_dir"
+            f"ckpt_path: {path} was trained on {name}, not on {dataset}; to start a new run from its weights, give it "
+            "as --model.init_args.pretrained and another --trainer.default_root_dir"
         )
 
 

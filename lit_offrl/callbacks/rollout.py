@@ -24,10 +24,12 @@ from lit_offrl.callbacks.distributed import gather_objects
 from lit_offrl.callbacks.evaluation import Evaluation
 from lit_offrl.callbacks.throughput import evaluation_mode
 from lit_offrl.data.datamodule import D4RLDataModule
+from lit_offrl.data.info import EnvironmentInfo, ScoreReference
 from lit_offrl.data.sources import source_of
 from lit_offrl.envs.make import environment_for, make_env
+from lit_offrl.envs.protocol import Protocol, protocol_of
 from lit_offrl.envs.rollout import Episode, Rollouts, StoppedEarly
-from lit_offrl.envs.scores import ScoreReference, reference_for
+from lit_offrl.envs.scores import reference_for
 from lit_offrl.errors import UserError
 from lit_offrl.ranges import Count, Seed, checked
 from lit_offrl.run_folder import GrowingCSV
@@ -107,6 +109,8 @@ class RolloutEvaluation(Evaluation):
         processes: Let the environments step in processes of their own; pays for heavy simulators.
         seed: Seed of the first episode; episode i of every evaluation has seed + i.
         compare: Also evaluate the algorithm's other actors (e.g. the behavior policy) in the final evaluation.
+        mujoco2_contacts: In D4RL's own environments, compute contacts as MuJoCo 2 did, with which published scores were
+            made; false leaves them to the installed MuJoCo. Other environments are as they are.
         enabled: Whether to evaluate at all; false for datasets without an environment. Bandits need no option:
             `BanditEvaluation` evaluates them.
     """
@@ -122,6 +126,7 @@ class RolloutEvaluation(Evaluation):
         processes: bool = False,
         seed: Seed = 10_000,
         compare: bool = True,
+        mujoco2_contacts: bool = True,
         enabled: bool = True,
     ) -> None:
         super().__init__()
@@ -131,7 +136,10 @@ class RolloutEvaluation(Evaluation):
         self.processes = processes
         self.seed = seed
         self.compare = compare
+        self.mujoco2_contacts = mujoco2_contacts
         self.enabled = enabled
+        self.environment: EnvironmentInfo | None = None
+        self.protocol: Protocol | None = None
         self.reference: ScoreReference | None = None
         self._finished = False  # the final evaluation is complete
         self._must_repeat = False  # a request to stop interrupted the latest evaluation
@@ -147,7 +155,8 @@ class RolloutEvaluation(Evaluation):
         self.enabled &= source_of(datamodule.info).plays_episodes
         if not self.enabled or self._rollouts is not None:
             return
-        environment = environment_for(datamodule.info)
+        environment = environment_for(datamodule.info, self.mujoco2_contacts)
+        self.environment, self.protocol = environment, protocol_of(datamodule.info, environment)
         self.reference = reference_for(datamodule.info)
         make = partial(make_env, environment, datamodule.info.observation_keys)
         probe = make()
@@ -296,7 +305,7 @@ class RolloutEvaluation(Evaluation):
         )
 
     def results(self) -> dict[str, Any]:
-        """Return the entries `scores`, `scored_step`, `score_reference` and `comparison` of results.json."""
+        """Return `scores`, `scored_step`, `score_reference`, `protocol` and `comparison` of results.json."""
         scores = {name: asdict(each) for name, each in self.scores.items()}
         reference = self.reference
         return {
@@ -307,5 +316,6 @@ class RolloutEvaluation(Evaluation):
                 "min": None if reference is None else reference.minimum,
                 "max": None if reference is None else reference.maximum,
             },
+            "protocol": None if self.protocol is None else asdict(self.protocol),
             "comparison": scores,
         }

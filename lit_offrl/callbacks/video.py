@@ -20,7 +20,7 @@ from lit_offrl.callbacks.checkpoint import stop_requested
 from lit_offrl.callbacks.rollout import RolloutEvaluation
 from lit_offrl.callbacks.throughput import evaluation_mode
 from lit_offrl.envs.film import NoVideo, film
-from lit_offrl.envs.make import environment_for, make_env
+from lit_offrl.envs.make import make_env
 from lit_offrl.envs.rollout import Rollouts, StoppedEarly
 from lit_offrl.errors import UserError
 from lit_offrl.ranges import Range, checked
@@ -82,9 +82,9 @@ class RolloutVideo(AlgorithmCallback):
 
     def _play(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, path: Path) -> None:
         datamodule, evaluation = find_datamodule(trainer), find_callback(trainer, RolloutEvaluation)
-        if evaluation is None or not evaluation.enabled or datamodule is None:
+        if evaluation is None or evaluation.environment is None or datamodule is None:
             raise NoVideo("policies are not evaluated in an environment here")
-        environment, keys = environment_for(datamodule.info), datamodule.info.observation_keys
+        environment, keys = evaluation.environment, datamodule.info.observation_keys
         seeds = range(evaluation.seed, evaluation.seed + self.episodes)
         played: list[list[NDArray[np.float32]]] = [[] for _ in seeds]
         generator = torch.Generator(device=algorithm.device).manual_seed(evaluation.seed + algorithm.gradient_step)

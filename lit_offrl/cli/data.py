@@ -94,13 +94,15 @@ def _info(options: argparse.Namespace) -> int:
 
 def _evaluation(info: DatasetInfo) -> str:
     from lit_offrl.envs.make import environment_for
+    from lit_offrl.envs.protocol import protocol_of
 
     if info.environment is None:
         return info.environment_note or "unknown: name an environment with --data.environment"
     environment = environment_for(info)
     limit = f", at most {environment.max_episode_steps} steps" if environment.max_episode_steps else ""
-    note = f" ({info.environment_note})" if info.environment_note else ""
-    return f"{environment.env_id}{limit}{note}"
+    protocol = protocol_of(info, environment)
+    differences = f"; {'; '.join(protocol.differences)}" if protocol.differences else ""
+    return f"{environment.env_id}{limit} (rules {protocol.rules}{differences})"
 
 
 def _reference(info: DatasetInfo, mean_return: float) -> str:

@@ -277,7 +277,7 @@ class OfflineCLI(LightningCLI):
             return
         path, is_fit = self.config[self.subcommand].ckpt_path, self.subcommand == "fit"
         if self.subcommand != "predict":
-            check_dataset(self.checkpoint, self.datamodule.info, path)
+            check_dataset(self.checkpoint, self.datamodule.info.id, self.datamodule.info.sha256, path)
         check_fits(self.checkpoint, self.model, path, resumes=is_fit)
         step = self.checkpoint[ENTRY]["gradient_step"]
         if is_fit and self.trainer.max_steps < step:

@@ -16,14 +16,11 @@ class EnvironmentInfo:
         env_id: Gymnasium id, e.g. `AntMaze_UMaze-v4`.
         kwargs: Keyword arguments of `gymnasium.make` besides the id and the time limit.
         max_episode_steps: Time limit of one episode, in environment steps; None for the environment's own.
-        observation_offset: Added to the leading dimensions of the environment's observation vector to express it in the
-            dataset's coordinates.
     """
 
     env_id: str
     kwargs: Mapping[str, Any]
     max_episode_steps: int | None
-    observation_offset: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class DatasetInfo:
             observation vector; None where observations are plain vectors.
         action_bounds: Lowest and highest action, each `[action_dim]`; None for -1 and 1.
         environment: The environment that the dataset names; None where it names none.
-        environment_note: Why there is no environment, or how it differs from the environment of the data.
+        environment_note: Why there is no environment.
         reference: Returns that score 0 and 100, from the metadata of the dataset; None where unknown.
         metadata: Other facts of the source, e.g. the behavior of a collected dataset.
     """
@@ -54,3 +51,22 @@ class DatasetInfo:
     environment_note: str = ""
     reference: tuple[float, float] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ScoreReference:
+    """A scale for returns. Scores of references with different names must not be compared.
+
+    Attributes:
+        name: Origin: `d4rl`, `minari`, or `local` (measured with this package, in the environment of evaluation).
+        minimum: Return that scores 0, usually of a random policy.
+        maximum: Return that scores 100, usually of an expert.
+    """
+
+    name: str
+    minimum: float
+    maximum: float
+
+    def normalize(self, episode_return: float) -> float:
+        """Return the normalized score, `100 (return - minimum) / (maximum - minimum)`; not clipped."""
+        return 100 * (episode_return - self.minimum) / (self.maximum - self.minimum)

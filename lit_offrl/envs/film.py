@@ -88,7 +88,7 @@ def main() -> None:
     """Render the episodes that standard input describes."""
     request = json.load(sys.stdin)
     information: Mapping[str, Any] = request["environment"]
-    environment = EnvironmentInfo(**{**information, "observation_offset": tuple(information["observation_offset"])})
+    environment = EnvironmentInfo(**information)
     longest = max(len(actions) for actions in request["actions"])
     films, every, frame_ms = [], 1, 0.0
     for seed, actions in zip(request["seeds"], request["actions"], strict=True):

@@ -7,6 +7,7 @@ import io
 import tempfile
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -17,17 +18,23 @@ from numpy.typing import NDArray
 
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo
 from lit_offrl.data.sources import source_of
+from lit_offrl.data.sources.d4rl import D4RL_NAMESPACE
+from lit_offrl.envs.protocol import with_contacts
 from lit_offrl.errors import UserError, did_you_mean, one_line
 
 FlatEnv = gym.Env[NDArray[np.float32], NDArray[np.float32]]
 """An environment whose observations and actions are flat float32 vectors."""
 
 
-def environment_for(info: DatasetInfo) -> EnvironmentInfo:
+def environment_for(info: DatasetInfo, mujoco2_contacts: bool = True) -> EnvironmentInfo:
     """Return the environment for evaluating policies trained on a dataset.
 
-    The dataset names the environment. For D4RL datasets, original files or from Minari, goals and time limits are those
-    of D4RL's evaluation.
+    The dataset names the environment: D4RL's own for original files, that of the data for Minari's D4RL datasets, with
+    the goals and time limits of D4RL's evaluation.
+
+    Args:
+        info: The dataset.
+        mujoco2_contacts: Whether D4RL's own environments compute contacts as MuJoCo 2 did.
 
     Raises:
         UserError: The dataset names no environment.
@@ -39,14 +46,14 @@ def environment_for(info: DatasetInfo) -> EnvironmentInfo:
             f"{info.id}: no environment is known for this dataset{note}, so policies cannot be evaluated on it: "
             "name one with --data.environment, e.g. Hopper-v5, or train with --evaluation.enabled false"
         )
-    return environment
+    return replace(environment, kwargs=with_contacts(environment, mujoco2_contacts))
 
 
 def make_env(environment: EnvironmentInfo, observation_keys: tuple[str, ...] | None = None) -> FlatEnv:
     """Build an environment with flat float32 observations `[observation_dim]`.
 
     Args:
-        environment: Id, keyword arguments, time limit and offset of the observations.
+        environment: Id, keyword arguments and time limit.
         observation_keys: Keys of a dictionary observation whose values are concatenated in this order; None if
             observations are plain vectors. `a/b` is the key `b` of the dictionary at key `a`.
 
@@ -55,7 +62,7 @@ def make_env(environment: EnvironmentInfo, observation_keys: tuple[str, ...] | N
     """
     env = build_env(environment)
     try:
-        return _flatten(env, observation_keys, environment.observation_offset)
+        return _flatten(env, observation_keys)
     except UserError as error:
         env.close()
         raise UserError(f"environment '{environment.env_id}': {error}") from None
@@ -73,6 +80,10 @@ def build_env(environment: EnvironmentInfo) -> gym.Env[Any, Any]:
                 import gymnasium_robotics
 
                 gym.register_envs(gymnasium_robotics)
+            if environment.env_id.startswith(D4RL_NAMESPACE):
+                from lit_offrl.envs.d4rl import register_d4rl
+
+                register_d4rl()
         try:
             env: gym.Env[Any, Any] = gym.make(
                 environment.env_id,
@@ -91,7 +102,7 @@ def build_env(environment: EnvironmentInfo) -> gym.Env[Any, Any]:
     return env
 
 
-def _flatten(env: gym.Env[Any, Any], keys: tuple[str, ...] | None, offset: tuple[float, ...]) -> FlatEnv:
+def _flatten(env: gym.Env[Any, Any], keys: tuple[str, ...] | None) -> FlatEnv:
     # gymnasium's FlattenObservation concatenates in alphabetical order only.
     space = env.observation_space
     parts: list[gym.Space[Any]]
@@ -108,12 +119,10 @@ def _flatten(env: gym.Env[Any, Any], keys: tuple[str, ...] | None, offset: tuple
     if len(shapes) != len(parts):
         raise UserError("only observations made of vectors can be used")
     width = sum(size for (size,) in shapes)
-    shift = np.zeros(width)
-    shift[: len(offset)] = offset
 
     def vector(observation: Any) -> NDArray[np.float32]:
         flat = observation if keys is None else np.concatenate([_at(observation, key) for key in keys])
-        return np.asarray(flat + shift, dtype=np.float32)
+        return np.asarray(flat, dtype=np.float32)
 
     return TransformObservation(env, vector, Box(-np.inf, np.inf, (width,), np.float32))
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from lit_offrl.envs.scores import ScoreReference
+from lit_offrl.data.info import ScoreReference
+from lit_offrl.envs.protocol import D4RL_RULES
 from lit_offrl.report.runs import Run, differing_settings, distinguish_runs
 from lit_offrl.report.statistics import Array, Interval, Summary, probability_of_improvement
 
@@ -205,9 +206,13 @@ class Report:
 
     @cached_property
     def published(self) -> dict[Task, list[PublishedFigure]]:
-        """Published figures by task: only for D4RL's own file of the same id, on D4RL's scale."""
+        """Published figures by task: only for D4RL's own file of the same id, played by D4RL's rules."""
         content: dict[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text())
-        originals = {row.task: row.runs[0].dataset_id for row in self.rows if row.runs[0].source == "d4rl"}
+        originals = {
+            row.task: row.runs[0].dataset_id
+            for row in self.rows
+            if all(run.source == "d4rl" and run.rules == D4RL_RULES for run in row.runs)
+        }
         figures: dict[Task, list[PublishedFigure]] = {task: [] for task in self.tasks}
         for task in self.tasks:
             for each in content["figures"]:

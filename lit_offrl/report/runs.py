@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lit_offrl.envs.scores import ScoreReference
+from lit_offrl.data.info import ScoreReference
 from lit_offrl.errors import UserError
 
 # Settings that may differ between the seeds of one row without a note.
@@ -39,6 +39,7 @@ class Run:
         dataset_id: The id as results.json gives it.
         source: Source of the dataset, e.g. `d4rl`.
         sha256: Digest of the dataset.
+        rules: Id of the rules of its episodes, see `lit_offrl.envs.protocol`; None in older runs.
         step: Gradient steps of the checkpoint that was scored.
         reference: Scale of the scores; None for returns.
         scores: Final scores by actor; `policy` is the algorithm's own policy.
@@ -54,6 +55,7 @@ class Run:
     dataset_id: str
     source: str | None
     sha256: str | None
+    rules: str | None
     seed: int | None
     finished: bool
     step: int | None
@@ -130,6 +132,7 @@ def _read_run(file: Path) -> Run:
         source=results.get("dataset_source"),
         sha256=results.get("dataset_sha256"),
         seed=None if seed is None else int(seed),
+        rules=(results.get("protocol") or {}).get("rules"),
         finished=results.get("status") == "finished",
         step=None if step is None else int(step),
         reference=reference,

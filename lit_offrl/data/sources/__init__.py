@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lit_offrl.data.sources.bandit import Bandits
-from lit_offrl.data.sources.base import DataSource, Listing, Reference
+from lit_offrl.data.sources.base import DataSource, Listing
 from lit_offrl.data.sources.d4rl import OriginalD4RL
 from lit_offrl.data.sources.files import FILE_SUFFIXES, OwnFiles
 from lit_offrl.data.sources.minari import Minari
@@ -26,7 +26,6 @@ __all__ = [
     "SOURCES",
     "DataSource",
     "Listing",
-    "Reference",
     "find_source",
     "from_arrays",
     "load",

@@ -7,13 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lit_offrl.data.info import DatasetInfo, EnvironmentInfo
+from lit_offrl.data.info import DatasetInfo, EnvironmentInfo, ScoreReference
 
 if TYPE_CHECKING:
     from lit_offrl.data.transitions import Transitions
-
-Reference = tuple[str, float, float]
-"""Who measured a score's reference, the return that scores 0 and the return that scores 100."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +89,6 @@ class DataSource(ABC):
         """Return the environment in which policies are evaluated; None where it is unknown."""
         return info.environment
 
-    def reference(self, info: DatasetInfo) -> Reference | None:
+    def reference(self, info: DatasetInfo) -> ScoreReference | None:
         """Return the reference of normalized scores; None where returns are all that can be reported."""
         return None

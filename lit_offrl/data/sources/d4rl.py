@@ -10,12 +10,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lit_offrl.data.info import DatasetInfo, EnvironmentInfo
-from lit_offrl.data.sources.base import DataSource, Listing, Reference
+from lit_offrl.data.info import DatasetInfo, EnvironmentInfo, ScoreReference
+from lit_offrl.data.sources.base import DataSource, Listing
 
 if TYPE_CHECKING:
     from lit_offrl.data.transitions import Transitions
@@ -65,15 +64,12 @@ class OriginalD4RL(DataSource):
         is_maze = dataset.startswith(("antmaze", "maze2d"))
         options = {"d4rl_compat": d4rl_compat, "dataset": dataset}
         transitions, _, digest = cached(path, options, lambda: read_d4rl(path, limit, d4rl_compat, is_maze))
-        environment, note = d4rl_environment(dataset)
         return transitions, DatasetInfo(
             id=dataset,
             source="d4rl",
             path=path,
             sha256=digest,
-            observation_keys=ANT_MAZE_KEYS if dataset.startswith("antmaze") else None,
-            environment=environment,
-            environment_note=note,
+            environment=EnvironmentInfo(D4RL_NAMESPACE + environment_name(dataset), {}, d4rl_time_limit(dataset)),
             metadata={"url": _url(dataset)},
         )
 
@@ -87,14 +83,10 @@ class OriginalD4RL(DataSource):
         """Return all names."""
         return D4RL_FILES
 
-    def environment(self, info: DatasetInfo) -> EnvironmentInfo | None:
-        """Return the current environment that is closest to D4RL's, with D4RL's goals and time limit."""
-        return None if info.environment is None else apply_d4rl_rules(info.id, info.environment)
-
-    def reference(self, info: DatasetInfo) -> Reference | None:
+    def reference(self, info: DatasetInfo) -> ScoreReference | None:
         """Return D4RL's reference."""
         bounds = _REFERENCES.get(info.id)
-        return None if bounds is None else ("d4rl", *bounds)
+        return None if bounds is None else ScoreReference("d4rl", *bounds)
 
 
 def d4rl_folder() -> Path:
@@ -113,8 +105,8 @@ def _url(dataset: str) -> str:
 
 # ------------------------------------------------------------------------------------------------ names and files
 
-_LOCOMOTION = {"hopper": "Hopper-v4", "halfcheetah": "HalfCheetah-v4", "walker2d": "Walker2d-v4", "ant": "Ant-v4"}
-_HANDS = {name: f"AdroitHand{name.capitalize()}-v1" for name in ("pen", "hammer", "door", "relocate")}
+_LOCOMOTION = ("hopper", "halfcheetah", "walker2d", "ant")
+_HANDS = ("pen", "hammer", "door", "relocate")
 _HAND_KINDS = {"human": "v0_demos_clipped", "cloned": "demos-v0-bc-combined", "expert": "v0_expert_clipped"}
 _KITCHEN = {
     "complete": "mini_kitchen_microwave_kettle_light_slider",
@@ -196,124 +188,24 @@ def d4rl_time_limit(dataset: str) -> int:
 
 # ---------------------------------------------------------------------------------------------------- environments
 
-# The mazes that D4RL evaluates in (those of d4rl/locomotion/maze_env.py that end in _TEST): one start, one goal.
-_MAZE_MAPS = {
-    "umaze": ("11111", "1r001", "11101", "1g001", "11111"),
-    "medium": ("11111111", "1r011001", "10010001", "11000111", "10010001", "10100101", "100010g1", "11111111"),
-    "large": (
-        "111111111111",
-        "1r0001000001",
-        "101101010101",
-        "100000010001",
-        "101111011101",
-        "100101000001",
-        "110101010111",
-        "100100010g01",
-        "111111111111",
-    ),
-    "eval-umaze": ("11111", "100r1", "10111", "100g1", "11111"),
-    "eval-medium": ("11111111", "1r0000g1", "10101101", "10000101", "11100111", "10000001", "10011001", "11111111"),
-    "eval-large": (
-        "111111111111",
-        "1r0100010g01",
-        "110111010101",
-        "100101000001",
-        "101101001101",
-        "100000010001",
-        "101101010111",
-        "100001000001",
-        "111111111111",
-    ),
-}
-_CELL = 4.0  # meters
-
-ANT_MAZE_KEYS = ("achieved_goal", "observation")
-"""Position, then the body without it: the order of D4RL's 29 numbers."""
+D4RL_NAMESPACE = "D4RL/"
+"""Namespace of D4RL's own environments, see `lit_offrl.envs.d4rl`."""
 
 
-def d4rl_environment(dataset: str) -> tuple[EnvironmentInfo | None, str]:
-    """Return the environment of today that a D4RL dataset is evaluated in, and how it differs from D4RL's own."""
-    family = dataset.partition("-")[0]
-    limit = d4rl_time_limit(dataset)
-    if family in _LOCOMOTION:
-        kwargs = {"use_contact_forces": True} if family == "ant" else {}
-        name = _LOCOMOTION[family]
-        note = f"{name} is D4RL's {name[:-1]}2 on current MuJoCo instead of mujoco-py"
-        if kwargs:
-            note += ", where contact forces can be zero"
-        return EnvironmentInfo(name, kwargs, limit), note
-    if family in _HANDS:
-        return (
-            EnvironmentInfo(_HANDS[family], {}, 200),
-            f"{_HANDS[family]} is D4RL's {family}-v0 on current MuJoCo instead of mujoco-py; its limit is 200 steps",
-        )
-    if family == "antmaze":
-        return _ant_maze(dataset), (
-            "gymnasium-robotics' ant in D4RL's maze: starts vary by 1 m instead of 0.1 m, goals lie within 1 m around "
-            "their cell's center instead of up to 1.5 m beyond it, and count as reached at 0.45 m instead of 0.5 m"
-        )
-    if family == "maze2d":
-        return None, (
-            "gymnasium-robotics' PointMaze has other physics than D4RL's maze2d, and D4RL's reference returns do not "
-            "apply to it"
-        )
-    return None, ("D4RL's kitchen has 60 observations, the goal among them; FrankaKitchen-v1 has 59, in another order")
+def environment_name(dataset: str) -> str:
+    """Return the name of the environment of a dataset: `hopper-v2` of hopper-medium-v2, `antmaze-large-v0` ...
 
-
-def _ant_maze(dataset: str) -> EnvironmentInfo:
-    maze = re.sub(r"^antmaze-|-(play|diverse)|-v\d+$", "", dataset)
-    rows = _MAZE_MAPS[maze]
-    start_row = next(row for row, cells in enumerate(rows) if "r" in cells)
-    start_column = rows[start_row].index("r")
-    size = maze.removeprefix("eval-")
-    return EnvironmentInfo(
-        f"AntMaze_{'UMaze' if size == 'umaze' else size.capitalize()}-v4",
-        {
-            # In D4RL y grows with the row, in gymnasium-robotics it falls.
-            "maze_map": [[int(cell) if cell.isdigit() else cell for cell in row] for row in reversed(rows)],
-            "continuing_task": False,
-            "reset_target": False,
-        },
-        d4rl_time_limit(dataset),
-        # D4RL's origin is the center of the start's cell, gymnasium-robotics' that of the maze.
-        ((len(rows[0]) / 2 - start_column - 0.5) * _CELL, (len(rows) / 2 - start_row - 0.5) * _CELL),
-    )
-
-
-# -------------------------------------------------------------------------------------------------- D4RL's protocol
-
-_FIXED_GOAL = {"continuing_task": True, "reset_target": False}
-_EPISODIC = {"continuing_task": False, "reset_target": False}
-_RULES: tuple[tuple[str, dict[str, Any], int | None], ...] = (
-    # dataset, keyword arguments of the environment, time limit (None: as the dataset says). The environments stored
-    # with Minari's D4RL datasets are those that recorded the data: goals move, episodes go on at the goal, and
-    # PointMaze's last a million steps. The limits are those that D4RL registers its own environments with.
-    # A dense reward is positive everywhere, so that ending at the goal would punish reaching it: D4RL does not.
-    (r"pointmaze-(open|umaze)-dense", _FIXED_GOAL, 300),
-    (r"pointmaze-medium-dense", _FIXED_GOAL, 600),
-    (r"pointmaze-large-dense", _FIXED_GOAL, 800),
-    (r"pointmaze-(open|umaze)", _EPISODIC, 300),
-    (r"pointmaze-medium", _EPISODIC, 600),
-    (r"pointmaze-large", _EPISODIC, 800),
-    (r"antmaze-umaze", _EPISODIC, 700),
-    (r"antmaze-(medium|large)", _EPISODIC, 1000),
-    (r"pen-", {}, 100),  # D4RL's reference returns are of 100 steps; AdroitHandPen-v1 allows 200
-    (r"kitchen-", {"remove_task_when_completed": True}, None),  # else a task pays in every step after its completion
-)
-
-
-def apply_d4rl_rules(name: str, environment: EnvironmentInfo) -> EnvironmentInfo:
-    """Return the environment with the goals and the time limit of D4RL's evaluation, see `_RULES`.
-
-    Args:
-        name: Name of the dataset as D4RL writes it, e.g. `antmaze-umaze-v1`.
-        environment: The environment as the dataset names it.
+    Datasets that differ only in their data share an environment.
     """
-    for pattern, kwargs, limit in _RULES:
-        if re.match(pattern, name):
-            limit = limit or environment.max_episode_steps
-            return replace(environment, kwargs={**environment.kwargs, **kwargs}, max_episode_steps=limit)
-    return environment
+    family = dataset.partition("-")[0]
+    if family in (*_LOCOMOTION, *_HANDS):
+        return f"{family}{dataset[dataset.rindex('-v') :]}"
+    return re.sub(r"-(play|diverse)(?=-)", "", dataset) if family == "antmaze" else dataset
+
+
+def d4rl_environment_names() -> list[str]:
+    """Return the names of all environments."""
+    return sorted({environment_name(dataset) for dataset in D4RL_FILES})
 
 
 # ----------------------------------------------- reference returns (d4rl/infos.py; maze2d v0 and eval: d4rl/pointmaze)
@@ -357,5 +249,8 @@ _FAMILY_REFERENCES: tuple[tuple[str, list[str], float, float], ...] = (
     ("maze2d", ["eval-umaze-v1"], 36.63, 141.4),
     ("maze2d", ["eval-medium-v1"], 13.07, 204.93),
     ("maze2d", ["eval-large-v1"], 16.4, 302.22),
+    ("maze2d", ["eval-umaze-dense-v1"], 56.95455, 178.21373133248397),
+    ("maze2d", ["eval-medium-dense-v1"], 42.28578, 235.5658957482388),
+    ("maze2d", ["eval-large-dense-v1"], 56.95455, 326.09647655082637),
 )
 _REFERENCES = {f"{family}-{name}": (low, high) for family, names, low, high in _FAMILY_REFERENCES for name in names}

@@ -6,12 +6,12 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lit_offrl.data.info import DatasetInfo, EnvironmentInfo
-from lit_offrl.data.sources.base import DataSource, Listing, Reference
-from lit_offrl.data.sources.d4rl import apply_d4rl_rules
+from lit_offrl.data.info import DatasetInfo, EnvironmentInfo, ScoreReference
+from lit_offrl.data.sources.base import DataSource, Listing
 from lit_offrl.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -163,11 +163,11 @@ class Minari(DataSource):
         """Return the environment of the metadata, with D4RL's rules for the datasets below `D4RL/`."""
         if info.environment is None or not info.id.startswith(_D4RL_NAMESPACE):
             return info.environment
-        return apply_d4rl_rules(info.id.removeprefix(_D4RL_NAMESPACE).replace("/", "-"), info.environment)
+        return _with_d4rl_rules(info.id.removeprefix(_D4RL_NAMESPACE), info.environment)
 
-    def reference(self, info: DatasetInfo) -> Reference | None:
+    def reference(self, info: DatasetInfo) -> ScoreReference | None:
         """Return the reference of the metadata."""
-        return None if info.reference is None else (self.reference_name, *info.reference)
+        return None if info.reference is None else ScoreReference(self.reference_name, *info.reference)
 
 
 # ---------------------------------------------------------------------------------------------------- the metadata
@@ -196,3 +196,39 @@ def _action_bounds(metadata: Mapping[str, Any]) -> tuple[tuple[float, ...], tupl
     if not np.isfinite([low, high]).all() or (np.all(low == -1) and np.all(high == 1)):
         return None
     return tuple(low.tolist()), tuple(high.tolist())
+
+
+# ----------------------------------------------------------------------------------------- D4RL's goals and limits
+
+_FIXED_GOAL = {"continuing_task": True, "reset_target": False}
+_EPISODIC = {"continuing_task": False, "reset_target": False}
+_RULES: tuple[tuple[str, dict[str, Any], int | None], ...] = (
+    # dataset, keyword arguments of the environment, time limit (None: as the dataset says). The environments stored
+    # with Minari's D4RL datasets are those that recorded the data: goals move, episodes go on at the goal, and
+    # PointMaze's last a million steps. The limits are those that D4RL registers its own environments with.
+    # A dense reward is positive everywhere, so that ending at the goal would punish reaching it: D4RL does not.
+    (r"pointmaze/(open|umaze)-dense", _FIXED_GOAL, 300),
+    (r"pointmaze/medium-dense", _FIXED_GOAL, 600),
+    (r"pointmaze/large-dense", _FIXED_GOAL, 800),
+    (r"pointmaze/(open|umaze)", _EPISODIC, 300),
+    (r"pointmaze/medium", _EPISODIC, 600),
+    (r"pointmaze/large", _EPISODIC, 800),
+    (r"antmaze/umaze", _EPISODIC, 700),
+    (r"antmaze/(medium|large)", _EPISODIC, 1000),
+    (r"pen/", {}, 100),  # D4RL's reference returns are of 100 steps; AdroitHandPen-v1 allows 200
+    (r"kitchen/", {"remove_task_when_completed": True}, None),  # else a task pays in every step after its completion
+)
+
+
+def _with_d4rl_rules(name: str, environment: EnvironmentInfo) -> EnvironmentInfo:
+    """Return the environment with the goals and the time limit of D4RL's evaluation, see `_RULES`.
+
+    Args:
+        name: Id of the dataset without the namespace, e.g. `antmaze/umaze-v1`.
+        environment: The environment as the dataset names it.
+    """
+    for pattern, kwargs, limit in _RULES:
+        if re.match(pattern, name):
+            limit = limit or environment.max_episode_steps
+            return replace(environment, kwargs={**environment.kwargs, **kwargs}, max_episode_steps=limit)
+    return environment

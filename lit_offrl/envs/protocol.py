@@ -1,0 +1,74 @@
+"""How an evaluation is played, and what differs from the benchmark that gave the dataset its name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from lit_offrl.data.info import DatasetInfo, EnvironmentInfo
+from lit_offrl.data.sources.d4rl import D4RL_NAMESPACE
+
+D4RL_RULES = "d4rl-1"
+"""D4RL's environments as `lit_offrl.envs.d4rl` builds them; another number means that scores may have changed."""
+
+MUJOCO2_CONTACTS = "mujoco2_contacts"
+_WITHOUT_CONTACTS = ("halfcheetah", "walker2d")  # families that MuJoCo's changes do not concern
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The rules of an evaluation.
+
+    Attributes:
+        rules: `d4rl-1`, with which published scores are comparable; `minari`, `local` (of this package) or `own`.
+        environment: Gymnasium id.
+        mujoco2_contacts: Whether contacts are computed as in MuJoCo 2; None outside D4RL's environments.
+        differences: What is known to differ from the benchmark of the dataset's name, a sentence each.
+    """
+
+    rules: str
+    environment: str
+    mujoco2_contacts: bool | None
+    differences: tuple[str, ...]
+
+
+def protocol_of(info: DatasetInfo, environment: EnvironmentInfo) -> Protocol:
+    """Return the protocol of policies trained on a dataset and played in an environment."""
+    if environment.env_id.startswith(D4RL_NAMESPACE):
+        name = environment.env_id.removeprefix(D4RL_NAMESPACE)
+        contacts = bool(environment.kwargs.get(MUJOCO2_CONTACTS, True))
+        return Protocol(D4RL_RULES, environment.env_id, contacts, tuple(_differences_to_d4rl(name, contacts)))
+    rules = {"minari": "minari", "offrl": "local"}.get(info.source, "own")
+    differences: tuple[str, ...] = ()
+    if info.source == "minari" and info.id.startswith("D4RL/"):
+        differences = (f"the robot is that of {environment.env_id}, in which the data were recorded, not D4RL's",)
+        if re.match(r"AdroitHand(Door|Hammer|Relocate)-v1", environment.env_id):
+            differences += ("the distance between hand and object is paid for, where D4RL charges for it",)
+    return Protocol(rules, environment.env_id, None, differences)
+
+
+def with_contacts(environment: EnvironmentInfo, mujoco2_contacts: bool) -> dict[str, Any]:
+    """Return the keyword arguments of an environment with the choice of contacts, which only D4RL's offer."""
+    if mujoco2_contacts or not environment.env_id.startswith(D4RL_NAMESPACE):
+        return dict(environment.kwargs)
+    return {**environment.kwargs, MUJOCO2_CONTACTS: False}
+
+
+def _differences_to_d4rl(name: str, mujoco2_contacts: bool) -> Iterator[str]:
+    family = name.partition("-")[0]
+    if not mujoco2_contacts and family not in _WITHOUT_CONTACTS:
+        yield "contacts are those of the installed MuJoCo instead of MuJoCo 2"
+    elif family == "door":
+        yield "collisions of capsules with boxes are those of the installed MuJoCo: up to 0.1 after 50 steps"
+    elif family == "antmaze":
+        yield "contacts of a leg deep in a wall are those of the installed MuJoCo"
+    elif family in ("hammer", "relocate"):
+        yield "contacts follow MuJoCo 2 to 1e-5 after 50 steps"
+    elif family == "kitchen":
+        yield "contacts follow MuJoCo 2 to 1e-3 after 30 steps"
+    if family == "antmaze" and not name.endswith("-v2"):
+        yield "the goal is drawn once from a fixed seed, in D4RL from numpy's global generator"
+    if name.startswith("maze2d-open"):
+        yield "D4RL's reference returns of this maze fit no rule that was found: scores far above 100 are possible"
