@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from mixtures import eight_gaussians, intermediate_energy
-from tiny import nested, rate
+from tiny import nested, rate, shake, weights
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
@@ -39,14 +39,6 @@ def batch(rows: int = 12, seed: int = 0) -> Batch:
         torch.randn(rows, 3, generator=generator),
         (torch.rand(rows, generator=generator) < 0.4).float(),
     )
-
-
-def shake(module: nn.Module, seed: int = 1, scale: float = 0.1) -> None:
-    """Make a copy differ from its original."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter += scale * torch.randn(parameter.shape, generator=generator)
 
 
 class Constant(nn.Module):
@@ -346,6 +338,28 @@ def test_a_frozen_behavior_model_stays(monkeypatch: pytest.MonkeyPatch):
     assert all(torch.equal(a, b) for a, b in zip(before, algorithm.behavior.parameters(), strict=True))
 
 
+def test_what_the_penalty_refers_to_is_frozen_with_the_behavior_model():
+    """The exponential moving average lags behind its network, so that it would go on moving."""
+    for frozen in (True, False):
+        algorithm = make(frozen_behavior=frozen, warmup_steps=0, actor_every=1)
+        EMATargets().on_fit_start(None, algorithm)  # type: ignore[arg-type]
+        shake(algorithm.behavior)
+        before = weights(algorithm.target_behavior)
+        for _ in range(4):
+            algorithm.gradient_step += 1
+            algorithm.update_targets()
+        stays = all(torch.equal(a, b) for a, b in zip(before, algorithm.target_behavior.parameters(), strict=True))
+        assert stays == frozen
+
+
+def test_a_frozen_behavior_models_learning_rate_decays_over_pretraining():
+    algorithm = make(frozen_behavior=True, pretrain_steps=100)
+    rates = []
+    for algorithm.gradient_step in (0, 50, 100, 500):
+        rates.append(rate(algorithm, algorithm.optimizer_specs()["behavior"]) / 3e-4)
+    assert rates == pytest.approx([1, 0.5, 0, 0])
+
+
 def test_actors_learning_rate_decays_in_its_own_steps():
     algorithm = make(actor_every=5, warmup_steps=100, actor_learning_rate=1.0, critic__learning_rate=1.0)
     specs = algorithm.optimizer_specs()
@@ -406,6 +420,16 @@ def test_divergence_of_actions_is_half_their_squared_distance():
     assert one.sample(torch.randn(1, 3, 2)).tolist() == [[[1.0, 2.0]] * 3]
 
 
+def test_selection_and_targets_see_clamped_actions():
+    algorithm = make(BDPOGaussian)
+    observations = batch().observations
+    for actions in (
+        algorithm.rollout(observations, penalized=False)[0],
+        algorithm.sample_policy(algorithm.actor, observations, 50, None),
+    ):
+        assert actions.abs().max() == 1
+
+
 def test_one_step_policy_loss_adds_up():
     algorithm = make(BDPOGaussian, eta=0.5, rho=0.0)
     shake(algorithm.actor)
@@ -415,5 +439,7 @@ def test_one_step_policy_loss_adds_up():
     loss, _ = algorithm.policy_loss(rows)
     algorithm.noise.set_state(state)
     policy, behavior = algorithm.actor(rows.observations), algorithm.target_behavior(rows.observations)
-    q = 2 * policy.sample(algorithm.noise.normal(12, 4, 2))[..., 0].mean(1)
+    samples = policy.sample(algorithm.noise.normal(12, 4, 2))
+    assert samples.abs().max() > 1, "some lie outside of the box, where Q has never seen an action"
+    q = 2 * samples.clamp(-1, 1)[..., 0].mean(1)
     torch.testing.assert_close(loss, -(q - 0.5 * policy.divergence(behavior)).mean())

@@ -659,3 +659,21 @@ def test_figures_show_both_densities_and_predicted_q_where_the_data_is():
         assert torch.equal(q.isnan(), ~shown)
         difference = q - (policy.log() - behavior.log())
         torch.testing.assert_close(difference[shown], difference[shown][:1].expand(int(shown.sum())), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["implicit", "in_support", "conservative"])
+def test_each_kind_of_critic_learns_the_rewards_of_one_step(kind: str):
+    """Every transition ends its episode: Q is the reward, whatever the backup; CQL's penalty lowers other actions."""
+    options = {"critic__kind": kind, "critic__conservatism": 0.1, "critic__learning_rate": 3e-3, "support_actions": 4}
+    algorithm = make(**options, critic__steps=300)
+    algorithm.dataset_next_observations = algorithm.dataset_observations
+    rows = batch(seed=3)._replace(terminals=torch.ones(12))
+    algorithm.prepare_support(rows)
+    assert (algorithm.support is None) == (kind == "implicit")
+    for _ in range(300):
+        info = algorithm.critic_update(rows)
+    q = algorithm.critic["q"](rows.observations, rows.actions)
+    assert (q - rows.rewards).abs().mean() < 0.2
+    assert ("penalty" in info) == (kind == "conservative")
+    assert "v" in algorithm.critic or kind != "implicit"
+    assert set(algorithm.validation_losses(rows)) >= {"behavior_loss"}

@@ -254,7 +254,7 @@ def test_support_does_not_depend_on_the_size_of_pieces(monkeypatch: pytest.Monke
     algorithm.dataset_observations = algorithm.dataset_observations.double()
     algorithm.dataset_next_observations = algorithm.dataset_next_observations.double()
     whole = algorithm.make_support()
-    monkeypatch.setattr("lit_offrl.algorithms.energy_guided.SAMPLED_AT_ONCE", 3 * 16)
+    monkeypatch.setattr("lit_offrl.algorithms.support.SAMPLED_AT_ONCE", 3 * 16)
     for one, two in zip(whole, algorithm.make_support(), strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-9)  # float64: matrix products in pieces
 

@@ -9,19 +9,56 @@ import pytest
 from conftest import DATASET
 
 from lit_offrl.cli import main
-from lit_offrl.cli.configs import config_names, expand_words
+from lit_offrl.cli.configs import config_names, expand_words, pair_options
+from lit_offrl.cli.training import resolved_config
+from lit_offrl.data.sources.d4rl import D4RL_FILES
 from lit_offrl.run_folder import RunFolder
 
+# Tables and figures of the papers: runs of each.
+PAPER = {
+    "paper/dtql": 26 * 5,
+    "paper/dtql_authors": 26 * 5,
+    "paper/dtql_table3": 2 * 3 * 5,
+    "paper/dtql_table5": 2 * 3 * 5,
+    "paper/dtql_table6": 6 * 5,
+    "paper/dtql_figure5": 2 * 2 * 5,
+    "paper/bdpo": 15 * 5,
+    "paper/bdpo_paper": 15 * 5,
+    "paper/bdpo_figure6": 3 * 2 * 5,
+    "paper/bdpo_figure7": 2 * 5 * 5,
+    "paper/eda": 16 * 5,
+    "paper/eda_figure4": 3 * 9 * 5,
+    "paper/eda_figure5": 4 * 9 * 5,
+    "paper/eda_figure6": 2 * 4 * 9 * 5,
+    "paper/eda_figure9": 7 * 2 * 9 * 5,
+    "paper/aepo": 33 * 5,
+    "paper/aepo_figure1": 4 * 9 * 5,
+    "paper/aepo_figure2": 6 * 2 * 4 * 5,
+    "paper/aepo_figure6": 9 * 9 * 5,
+    "paper/qgpo": 15 * 5,
+}
 
-@pytest.mark.parametrize(("grid", "tasks", "seeds"), [("paper/dtql", 26, 5), ("paper/bdpo", 15, 5), ("quick", 8, 3)])
-def test_grids_are_whole(grid: str, tasks: int, seeds: int, capsys: pytest.CaptureFixture[str]):
+
+def test_every_grid_of_a_paper_is_known():
+    assert {name for name in config_names("grids") if name.startswith("paper/")} == set(PAPER)
+
+
+@pytest.mark.parametrize(("grid", "runs"), [*PAPER.items(), ("quick", 8 * 3)])
+def test_grids_are_whole(grid: str, runs: int, capsys: pytest.CaptureFixture[str]):
+    """Every command is another one, and has a folder of its own; one of each kind parses, on a dataset with a score."""
     assert main(["grid", grid, "--list", "--root", "somewhere"]) == 0
-    commands = capsys.readouterr().out.splitlines()
-    assert len(commands) == len(set(commands)) == tasks * seeds
-    for command in commands:
-        words = expand_words(shlex.split(command)[4:])  # behind python -m lit_offrl fit
-        (config,) = [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
-        assert Path(config).is_file(), command
+    commands = [shlex.split(line)[4:] for line in capsys.readouterr().out.splitlines()]  # behind ... lit_offrl fit
+    folders, kinds = set(), {}
+    for words in commands:
+        options = dict(pair_options(words))
+        dataset = options.get("--data.dataset") or options.get("--task")
+        assert dataset is not None
+        folders.add((options["--trainer.default_root_dir"], options.get("--config"), dataset, words[-3]))
+        assert dataset in D4RL_FILES or grid == "quick"
+        kinds[options.get("--config"), options["--trainer.default_root_dir"]] = words
+    assert len(commands) == len(set(map(tuple, commands))) == len(folders) == runs
+    for words in kinds.values():
+        resolved_config([word for word in words if not word.startswith("--ckpt_path")])
 
 
 def test_without_a_name_grids_are_listed(capsys: pytest.CaptureFixture[str]):
@@ -50,7 +87,10 @@ def test_only_some(capsys: pytest.CaptureFixture[str]):
         ("seeds: [0]", "runs"),
         ("{seeds: [0], runs: [{tasks: dtql, configs: [dtql_mujoco]}]}", "either tasks: or configs:"),
         ("{seeds: [0], runs: [{tasks: dtql, varant: paper}]}", "did you mean 'variant'?"),
-        ("{seeds: [0], runs: [{tasks: dtql, variant: authors}]}", "--variant: must be paper"),
+        ("{seeds: [0], runs: [{tasks: eda, variant: authors}]}", "--variant: must be paper"),
+        ("{seeds: [0], runs: [{tasks: eda, only: [hoper-*]}]}", "only in"),
+        ("{seeds: [0], runs: [{tasks: eda, options: {model.init_args.beta: 1}}]}", "label in"),
+        ("{seeds: [0], runs: [{tasks: eda, each: {model.init_args.beta: 1}}]}", "each in"),
         ("{seeds: [0], runs: [{configs: [dtql_mujco]}]}", "did you mean 'dtql_mujoco'?"),
         ("[1, 2]", "must hold keys and values"),
         ("{", "cannot be read as YAML"),

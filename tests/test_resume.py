@@ -59,6 +59,7 @@ def assert_same_tables(one: Path, other: Path) -> None:
     [
         *((each.__name__, {}) for each in ALGORITHMS),
         ("AEPO", {"critic.kind": "conservative"}),
+        ("EDA", {"critic.kind": "conservative"}),
         ("AEPO", {"joint": True, "refresh_every": 15}),
     ],
 )

@@ -40,24 +40,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lit_offrl.algorithms.base import Actor, Info, Memory, OfflineAlgorithm, OptimizerSpec, Phase, Target, frozen_copy
-from lit_offrl.algorithms.critic_losses import conservative_penalty, implicit_q_loss, in_support_q_loss
 from lit_offrl.algorithms.energy_guided import (
-    NEXT_SUPPORT_STREAM,
-    SUPPORT_STREAM,
     Rescale,
     check_width,
     draw_for_actors,
     energy_maps,
+    sample_behavior,
     sample_guided,
-    sample_support,
 )
 from lit_offrl.algorithms.options import DiffusionOptions, EnergyOptions, SupportedCritic
+from lit_offrl.algorithms.support import Support, make_support, supported_q_loss
 from lit_offrl.algorithms.vp_diffusion import VPDiffusion
 from lit_offrl.batch import Batch
 from lit_offrl.diffusion.denoisers import diffuse, x0_from_epsilon
@@ -68,18 +66,6 @@ from lit_offrl.networks.gradients import full_precision
 from lit_offrl.ranges import Count, NonNegative, Positive, Range, Steps
 
 Posterior = Literal[1, 2, 3]
-
-
-class Support(NamedTuple):
-    """Behavior actions at every transition of the dataset, or of a batch, for critics that need them.
-
-    Attributes:
-        actions: At its observation, `[n, K, action_dim]`; None where the critic is not conservative.
-        next_actions: At its next observation, `[n, K, action_dim]`.
-    """
-
-    actions: Tensor | None
-    next_actions: Tensor
 
 
 def posterior_mean(
@@ -332,21 +318,10 @@ class AEPO(OfflineAlgorithm):
 
     def critic_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """Return the loss of the critic by its kind: IQL (Eq. 27), the in-support backup, or that backup and CQL."""
-        q, options = self.critic["q"], self.critic_options
-        if options.kind == "implicit":
-            v = self.critic["v"]
-            return implicit_q_loss(q, v, self.target_q, batch, options.expectile, options.discount)
-        support = self.support_of(batch)
-        beta = self.beta if options.backup_beta is None else options.backup_beta
-        loss, values = in_support_q_loss(q, self.target_q, batch, support.next_actions, beta, options.discount)
-        info = {"q_loss": loss.detach(), "q_mean": values.detach().mean()}
-        if support.actions is not None:  # conservative: support actions and as many uniform ones
-            uniform = self.units.limit * (2 * self.noise.uniform(*support.actions.shape) - 1)
-            others = q(batch.observations[:, None], torch.cat([support.actions, uniform], dim=1))
-            penalty = conservative_penalty(values, others).mean()
-            loss = loss + options.conservatism * penalty
-            info["penalty"] = penalty.detach()
-        return loss, info
+        support = None if self.support is None else self.support.of(batch)
+        return supported_q_loss(
+            self.critic, self.target_q, batch, support, self.critic_options, self.beta, self.noise, self.units.limit
+        )
 
     def q_gradient(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Return the gradient of the smaller target Q in the action, `[batch, action_dim]`, detached."""
@@ -390,31 +365,15 @@ class AEPO(OfflineAlgorithm):
 
     def make_support(self) -> Support:
         """Sample behavior actions at all transitions of the dataset, as the kind of critic needs them."""
-        is_conservative = self.critic_options.kind == "conservative"
-        here, there = self.dataset_observations, self.dataset_next_observations
-        assert here is not None, "support actions need the observations of a dataset"
-        assert there is not None
-        actions = self._sample_support(here, SUPPORT_STREAM, "support actions") if is_conservative else None
-        return Support(actions, self._sample_support(there, NEXT_SUPPORT_STREAM, "next support actions"))
-
-    def _sample_support(self, observations: Tensor, stream: int, description: str) -> Tensor:
-        return sample_support(
-            self.process,
-            self.behavior,
-            observations,
+        return make_support(
+            partial(sample_behavior, self.process, self.behavior, action_dim=self.action_dim),
+            self.dataset_observations,
+            self.dataset_next_observations,
             self.support_actions,
-            self.action_dim,
-            self.seed + stream,
-            description=description,
+            self.seed,
+            everywhere=self.critic_options.kind == "conservative",
             show_progress=self.shows_progress,
         )
-
-    def support_of(self, batch: Batch) -> Support:
-        """Return behavior actions at the transitions of `batch`."""
-        assert self.support is not None
-        assert batch.rows is not None
-        actions, next_actions = self.support
-        return Support(None if actions is None else actions[batch.rows], next_actions[batch.rows])
 
     # ---------------------------------------------------------------- the algorithm
 

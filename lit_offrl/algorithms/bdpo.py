@@ -17,9 +17,10 @@ Where the authors' code differs from the paper, and which we follow:
 9. Losses are means over the ensemble (code); Eq. 18 is a sum. It matters to the clipping.
 10. The actor's cosine schedule counts its own steps, so that its learning rate hardly falls (code).
 
-Ours differs from both in two details that change no expectation. The diffusion steps of a batch are stratified, so that
-the number of rows with n = 1 is known beforehand. Target networks are updated after a complete update, so that the
-actor uses the target critics before their last averaging step.
+Ours differs from both in three details that change no expectation. The diffusion steps of a batch are stratified, so
+that the number of rows with n = 1 is known beforehand. Target networks are updated after a complete update, so that the
+actor uses the target critics before their last averaging step. Minibatches are drawn with replacement, as in the other
+algorithms; the code scans a permutation of the data, and shuffles again at its end.
 """
 
 from __future__ import annotations
@@ -86,7 +87,9 @@ class BDPO(OfflineAlgorithm):
         actor_learning_rate: Step size of the actor; cosine decay in its own steps.
         actor_every: The actor steps at every so many gradient steps.
         warmup_steps: Gradient steps of the main phase that train the critics only.
-        frozen_behavior: Leave the behavior model as pretraining made it; else it is trained along with the actor.
+        frozen_behavior: Leave the behavior model, and the copy of it that the penalty refers to, as pretraining made
+            them, with a learning rate that decays by a cosine over pretraining; else it is trained along with the
+            actor, at a constant learning rate.
         clip_norm: Norm to which each optimizer's gradient is clipped.
         hidden_dim: Width of the policies' four hidden layers.
         pretrain_steps: Gradient steps that train the behavior model only; `max_steps` includes them.
@@ -171,18 +174,24 @@ class BDPO(OfflineAlgorithm):
                 for name, critic in self.critic.items()
             },
             "actor": OptimizerSpec((self.actor,), rates["actor"], True, clip_norm, every, after),
-            "behavior": OptimizerSpec((self.behavior,), rates["behavior"], clip_norm=clip_norm),
+            "behavior": OptimizerSpec(
+                (self.behavior,),
+                rates["behavior"],
+                clip_norm=clip_norm,
+                early_cosine=self.pretrain_steps if self.frozen_behavior else 0,
+            ),
         }
 
     def targets(self) -> tuple[Target, ...]:
         """Every network has one, which moves when the network does."""
         rate, every, after = self.critic_options.target_rate, self.actor_every, self.warmup_steps
-        return (
+        targets = (
             Target(self.critic, self.target_critic, rate),
             Target(self.actor, self.target_actor, rate, every, after),
             Target(self.behavior, self.target_behavior, rate, early=True),
-            Target(self.behavior, self.target_behavior, rate, every, after),
         )
+        moving = Target(self.behavior, self.target_behavior, rate, every, after)
+        return targets if self.frozen_behavior else (*targets, moving)
 
     def begin_main(self) -> None:
         """The actor starts as the behavior model."""

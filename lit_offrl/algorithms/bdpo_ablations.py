@@ -1,7 +1,8 @@
 """BDPO with one-step policies: the ablations of its Section 5.3 and Appendix B.3.
 
 There is no published code of them. Eqs. 19 and 20 print a discount in front of Q in the policy's objective and leave
-the penalty in the target without one; ours are BDPO's own, y = r + discount (Q - eta D) and max E[Q] - eta D.
+the penalty in the target without one; ours are BDPO's own, y = r + discount (Q - eta D) and max E[Q] - eta D. Samples
+of the Gaussian policy may lie outside of the box of actions: Q, selection and the environment see them clamped.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class OneStepBDPO(BDPO):
     def rollout(self, observations: Tensor, *, penalized: bool) -> tuple[Tensor, Tensor]:
         """Sample actions `[batch, samples, action_dim]` of the target actor; the penalty D is `[batch]`."""
         policy = self.target_actor(observations)
-        actions = policy.sample(self.noise.normal(len(observations), self.samples, self.action_dim))
+        actions = policy.sample(self.noise.normal(len(observations), self.samples, self.action_dim)).clamp(-1, 1)
         if penalized:
             return actions, policy.divergence(self.target_behavior(observations))
         return actions, torch.zeros_like(observations[:, 0])
@@ -46,7 +47,7 @@ class OneStepBDPO(BDPO):
         policy = self.actor(batch.observations)
         with torch.no_grad():
             behavior = self.target_behavior(batch.observations)
-        actions = policy.sample(self.noise.normal(len(batch.actions), self.samples, self.action_dim))
+        actions = policy.sample(self.noise.normal(len(batch.actions), self.samples, self.action_dim)).clamp(-1, 1)
         q = self.lower_bound(self.target_critic["q"](batch.observations[:, None], actions).mean(-1))
         penalty = policy.divergence(behavior)
         return -(q - self.eta * penalty).mean(), {"policy_divergence": penalty.detach().mean()}
@@ -63,7 +64,7 @@ class OneStepBDPO(BDPO):
             len(observations), samples, self.action_dim, generator=generator, device=observations.device
         )
         actions: Tensor = policy(observations).sample(noise)
-        return actions
+        return actions.clamp(-1, 1)
 
     def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
         """Q."""

@@ -41,8 +41,8 @@ from lit_offrl.algorithms.base import (
     frozen_copy,
     select,
 )
-from lit_offrl.algorithms.critic_losses import implicit_q_loss
-from lit_offrl.algorithms.options import Acting, DiffusionOptions, StagedImplicitQ
+from lit_offrl.algorithms.options import Acting, DiffusionOptions, SupportedCritic
+from lit_offrl.algorithms.support import Support, make_support, supported_q_loss
 from lit_offrl.algorithms.vp_diffusion import (
     FIGURE_SAMPLES,
     FIGURE_TIMES,
@@ -100,7 +100,9 @@ class EDA(OfflineAlgorithm):
             that are labelled: errors of f at large t, which 1 / alpha_t magnifies, cannot carry actions away.
         dropout: Share of hidden values that is dropped while the behavior model is trained.
         diffusion: Behavior model and policy, networks of the same structure.
-        critic: The critic, Q and V, with two hidden layers.
+        support_actions: Behavior actions sampled per state for the critics other than `implicit`.
+        critic: The critic, Q and for `implicit` V, with two hidden layers. A softmax backup has the inverse temperature
+            alpha where the option has none.
         acting: How an action is chosen.
         policy_learning_rate: Step size of the policy.
         alignment_batch_size: States of each batch that the policy is aligned on.
@@ -120,7 +122,8 @@ class EDA(OfflineAlgorithm):
         clip_denoised: bool = False,
         dropout: ProperFraction = 0.1,
         diffusion: DiffusionOptions = DiffusionOptions(),
-        critic: StagedImplicitQ = StagedImplicitQ(steps=1_500_000),
+        support_actions: Annotated[int, Range(2, 4096)] = 16,
+        critic: SupportedCritic = SupportedCritic(steps=1_500_000),
         acting: Acting = Acting(candidates=4),
         policy_learning_rate: Positive = 5e-5,
         alignment_batch_size: Count = 256,
@@ -145,6 +148,8 @@ class EDA(OfflineAlgorithm):
             "policy": policy_learning_rate,
         }
         self.alignment_batch_size = alignment_batch_size
+        self.support_actions = support_actions
+        self.support: Support | None = None
         self.labels: Labels | None = None
 
         self.process = VPDiffusion(diffusion.solver_steps)
@@ -153,14 +158,16 @@ class EDA(OfflineAlgorithm):
         self.policy = BottleneckNetwork(action_dim, seen, diffusion.hidden_dim)
         hidden = (critic.hidden_dim,) * 2
         q = EnsembleQ(observation_dim, action_dim, hidden, layer_norm=False, activation=nn.ReLU)
-        self.critic = nn.ModuleDict({"q": q, "v": ValueNetwork(observation_dim, hidden, nn.ReLU)})
+        self.critic = nn.ModuleDict({"q": q})
+        if critic.kind == "implicit":
+            self.critic["v"] = ValueNetwork(observation_dim, hidden, nn.ReLU)
         self.target_q = frozen_copy(q)
 
     def phases(self) -> tuple[Phase, ...]:
         """The behavior model, the critic, the policy."""
         return (
             Phase("behavior", self.pretrain_update, self.pretrain_steps),
-            Phase("critic", self.critic_update, self.critic_options.steps),
+            Phase("critic", self.critic_update, self.critic_options.steps, prepare=self.prepare_support),
             Phase("alignment", self.update, begin=self.begin_main, prepare=self.prepare_labels),
         )
 
@@ -174,8 +181,8 @@ class EDA(OfflineAlgorithm):
         return (Target(self.critic["q"], self.target_q, rate, early=True, early_steps=steps),)
 
     def begin_main(self) -> None:
-        """Start the policy as the behavior model."""
-        self.labels = None
+        """Start the policy as the behavior model, and release the support actions: the critic is final."""
+        self.labels = self.support = None
         self.policy.load_state_dict(self.behavior.state_dict())
 
     # ---------------------------------------------------------------- the diffusion models
@@ -232,9 +239,24 @@ class EDA(OfflineAlgorithm):
         return q
 
     def critic_loss(self, batch: Batch) -> tuple[Tensor, Info]:
-        """Implicit Q-learning (Section 5.1)."""
-        q, v, options = self.critic["q"], self.critic["v"], self.critic_options
-        return implicit_q_loss(q, v, self.target_q, batch, options.expectile, options.discount)
+        """Return the loss of the critic by its kind: IQL (Section 5.1), or one of the critics of Figure 4."""
+        support = None if self.support is None else self.support.of(batch)
+        return supported_q_loss(
+            self.critic, self.target_q, batch, support, self.critic_options, self.alpha, self.noise, self.units.limit
+        )
+
+    def prepare_support(self, batch: Batch) -> None:
+        """Sample the behavior actions that the critic needs, before its first update and in a resumed run."""
+        if self.support is None and self.critic_options.kind != "implicit":
+            self.support = make_support(
+                partial(self.sample, self.behavior),
+                self.dataset_observations,
+                self.dataset_next_observations,
+                self.support_actions,
+                self.seed,
+                everywhere=self.critic_options.kind == "conservative",
+                show_progress=self.shows_progress,
+            )
 
     @torch.no_grad()
     def make_labels(self) -> Labels:
@@ -285,8 +307,10 @@ class EDA(OfflineAlgorithm):
         return {"behavior_loss": loss.detach()}
 
     def validation_losses(self, batch: Batch) -> Info:
-        """The losses of behavior model and critic."""
-        return {**self.critic_loss(batch)[1], "behavior_loss": self.behavior_loss(batch)}
+        """The losses of the behavior model and, where it needs no support actions, the critic."""
+        is_implicit = self.critic_options.kind == "implicit"
+        critic_info = self.critic_loss(batch)[1] if is_implicit else {}
+        return {**critic_info, "behavior_loss": self.behavior_loss(batch)}
 
     def critic_update(self, batch: Batch) -> Info:
         """Train the critic; `EMATargets` moves its target."""

@@ -7,7 +7,6 @@ f_t that turns the score of mu into the policy's.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Literal
 
 import torch
@@ -16,18 +15,13 @@ from torch import Tensor, nn
 from lit_offrl.algorithms.vp_diffusion import (
     FIGURE_SAMPLES,
     FIGURE_TIMES,
-    SAMPLED_AT_ONCE,
     VPDiffusion,
-    for_all_rows,
 )
 from lit_offrl.diffusion.denoisers import as_denoiser, x0_from_epsilon
 from lit_offrl.diffusion.schedules import Level
 from lit_offrl.errors import require
 from lit_offrl.networks.energy_guidance import EnergyNetwork, NoiseNetwork
 from lit_offrl.networks.gradients import full_precision
-
-SUPPORT_STREAM = 2_000_003  # added to the seed: support actions must not repeat the noise of the training
-NEXT_SUPPORT_STREAM = 3_000_017
 
 Rescale = Literal["none", "sample", "batch"]
 
@@ -142,32 +136,6 @@ def draw_for_actors(
         shape, stream = (len(rows), action_dim), generators[name]
         noise[rows] = torch.randn(shape, generator=stream, device=noise.device, dtype=noise.dtype)
     return noise
-
-
-# ---------------------------------------------------------------- support actions
-
-
-def sample_support(
-    process: VPDiffusion,
-    behavior: NoiseNetwork,
-    observations: Tensor,
-    count: int,
-    action_dim: int,
-    seed: int,
-    *,
-    description: str,
-    show_progress: bool,
-) -> Tensor:
-    """Sample `count` behavior actions at each observation of a dataset, `[n, count, action_dim]`.
-
-    A function of the seed and of the behavior model alone: a resumed run, whose checkpoint has no room for these
-    actions, samples the same again.
-    """
-    generator = torch.Generator(observations.device).manual_seed(seed)
-    sample = partial(sample_behavior, process, behavior, count=count, action_dim=action_dim, generator=generator)
-    rows_at_once = SAMPLED_AT_ONCE // count
-    with torch.no_grad():
-        return for_all_rows(sample, observations, rows_at_once, description, show_progress=show_progress)
 
 
 # ---------------------------------------------------------------- pictures of 2-D bandits

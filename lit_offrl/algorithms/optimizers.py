@@ -23,6 +23,8 @@ class OptimizerSpec:
         clip_norm: Clip the gradient to this global norm; None leaves it alone.
         every: The optimizer steps at every so many gradient steps of the main phase.
         after: Number of gradient steps of the main phase before the first of its own.
+        early_cosine: Decay the learning rate by a half cosine to 0 over the last so many gradient steps before the main
+            phase, instead of in it; 0 for no such decay.
     """
 
     modules: tuple[nn.Module, ...]
@@ -31,17 +33,24 @@ class OptimizerSpec:
     clip_norm: float | None = None
     every: int = 1
     after: int = 0
+    early_cosine: int = 0
 
     def steps_at(self, main_step: int) -> bool:
         """Return whether it steps at step `main_step` of the main phase, counted from 1."""
         return main_step > self.after and main_step % self.every == 0
 
     def rate_at(self, main_step: int, main_steps: int | None) -> float:
-        """Return the learning rate after `main_step` of `main_steps` gradient steps of the main phase."""
-        if not self.cosine or not main_steps:
+        """Return the learning rate after `main_step` of `main_steps` gradient steps of the main phase.
+
+        Before the main phase `main_step` is negative.
+        """
+        if self.early_cosine:
+            progress = 1 + main_step / self.early_cosine
+        elif self.cosine and main_steps:
+            progress = (main_step - self.after) / self.every / main_steps
+        else:
             return self.learning_rate
-        own_steps = max(main_step - self.after, 0) / self.every
-        progress = min(own_steps / main_steps, 1.0)
+        progress = min(max(progress, 0.0), 1.0)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -86,7 +95,7 @@ class Optimizers:
     def set_rates(self, main_step: int, main_steps: int | None) -> None:
         """Set the learning rates for the update after `main_step` gradient steps of the main phase."""
         for name, spec in self.specs.items():
-            if spec.cosine:
+            if spec.cosine or spec.early_cosine:
                 self._rates[name].fill_(spec.rate_at(main_step, main_steps))
 
     def stepping_at(self, main_step: int) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,15 +34,14 @@ from torch.nn import functional as F
 from lit_offrl.algorithms.base import Actor, Info, Memory, OfflineAlgorithm, OptimizerSpec, Phase, Target, frozen_copy
 from lit_offrl.algorithms.critic_losses import in_support_q_loss
 from lit_offrl.algorithms.energy_guided import (
-    NEXT_SUPPORT_STREAM,
-    SUPPORT_STREAM,
     check_width,
     draw_for_actors,
     energy_maps,
+    sample_behavior,
     sample_guided,
-    sample_support,
 )
 from lit_offrl.algorithms.options import CriticOptions, DiffusionOptions, EnergyOptions
+from lit_offrl.algorithms.support import Support, make_support
 from lit_offrl.algorithms.vp_diffusion import VPDiffusion
 from lit_offrl.batch import Batch
 from lit_offrl.diffusion.denoisers import x0_from_epsilon
@@ -50,18 +49,6 @@ from lit_offrl.networks.critics import EnsembleQ
 from lit_offrl.networks.energy_guidance import EnergyNetwork, NoiseNetwork
 from lit_offrl.networks.gradients import action_gradient
 from lit_offrl.ranges import Count, NonNegative, Positive, Range, Steps
-
-
-class Support(NamedTuple):
-    """Behavior actions at every transition of the dataset, or of a batch.
-
-    Attributes:
-        actions: At its observation, `[n, K, action_dim]`.
-        next_actions: At its next observation, `[n, K, action_dim]`.
-    """
-
-    actions: Tensor
-    next_actions: Tensor
 
 
 @dataclass(frozen=True)
@@ -197,6 +184,7 @@ class QGPO(OfflineAlgorithm):
     def energy_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """Cross-entropy of the better of noisy support actions (CEP); or the regression that it is compared with."""
         actions = self.support_of(batch).actions
+        assert actions is not None
         observations = batch.observations[:, None]
         with torch.no_grad():
             labels = self.beta * self.best_q(observations, actions)
@@ -218,24 +206,15 @@ class QGPO(OfflineAlgorithm):
 
     def make_support(self) -> Support:
         """Sample behavior actions at the observations and next observations of the dataset."""
-        tables = (self.dataset_observations, self.dataset_next_observations)
-        streams, titles = (SUPPORT_STREAM, NEXT_SUPPORT_STREAM), ("support actions", "next support actions")
-        sampled = []
-        for table, stream, title in zip(tables, streams, titles, strict=True):
-            assert table is not None, "support actions need the observations of a dataset"
-            sampled.append(
-                sample_support(
-                    self.process,
-                    self.behavior,
-                    table,
-                    self.support_actions,
-                    self.action_dim,
-                    self.seed + stream,
-                    description=title,
-                    show_progress=self.shows_progress,
-                )
-            )
-        return Support(*sampled)
+        return make_support(
+            partial(sample_behavior, self.process, self.behavior, action_dim=self.action_dim),
+            self.dataset_observations,
+            self.dataset_next_observations,
+            self.support_actions,
+            self.seed,
+            everywhere=True,
+            show_progress=self.shows_progress,
+        )
 
     def support_of(self, batch: Batch) -> Support:
         """Return behavior actions at the transitions of `batch`.
@@ -249,8 +228,7 @@ class QGPO(OfflineAlgorithm):
             rows = (self.noise.own_rows(order)[:, None] + order[: self.support_actions]) % len(actions)
             return Support(actions[rows], actions[rows])
         assert self.support is not None
-        assert batch.rows is not None
-        return Support(*(each[batch.rows] for each in self.support))
+        return self.support.of(batch)
 
     # ---------------------------------------------------------------- the algorithm
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Iterator
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, NamedTuple
 
 from lit_offrl.cli.configs import CONF, TaskTable, algorithm_of, config_names, find_config, read_config
 from lit_offrl.cli.parser import CommandParser
@@ -16,18 +17,37 @@ DESCRIPTION = """Train every run of a grid, some at a time, and report them. A g
 file of your own. Finished runs are left alone and interrupted runs go on, so that a grid can be stopped and started at
 any time, and shared out over machines by --only or --seeds where the machines share the folder of runs. All other
 options are options of `fit`, for every run."""
-ENTRIES = {"tasks", "variant", "configs", "datasets"}
+ENTRIES = {"tasks", "variant", "configs", "datasets", "only", "options", "each", "label"}
 
 
-Cell = tuple[str, str, tuple[str, ...]]
-"""An algorithm (in lower case, as in run folders), a dataset id, and the options of `fit` that choose both."""
+class Cell(NamedTuple):
+    """An algorithm on a dataset.
+
+    Attributes:
+        algorithm: In lower case, as in run folders.
+        dataset: Id.
+        words: The options of `fit` that choose both.
+        label: Name of a variation, whose runs lie in a folder of this name; empty for none.
+    """
+
+    algorithm: str
+    dataset: str
+    words: tuple[str, ...]
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name of its runs, without the seed."""
+        return f"{self.algorithm}{f':{self.label}' if self.label else ''} {self.dataset}"
 
 
 def run_grid(words: list[str]) -> int:
     """Run `grid NAME`; return the exit code."""
     parser = CommandParser(prog="python -m lit_offrl grid", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("grid", nargs="?", metavar="NAME", help="name or file of a grid; without it, list the grids")
-    parser.add_argument("--only", default="*", metavar="PATTERN", help="runs of this '<algorithm> <dataset> <seed>'")
+    parser.add_argument(
+        "--only", default="*", metavar="PATTERN", help="runs of this '<algorithm>[:<label>] <dataset> <seed>'"
+    )
     parser.add_argument("--seeds", metavar="0,1,2", help="in place of the grid's")
     parser.add_argument("--parallel", metavar="N", help="runs at a time; by default one for each core")
     parser.add_argument("--root", metavar="DIR", help="folder of the runs; by default runs/NAME")
@@ -44,12 +64,12 @@ def run_grid(words: list[str]) -> int:
     at_once = None if options.parallel is None else whole_numbers("--parallel", options.parallel)[0]
     root = options.root or f"runs/{grid_name(options.grid)}"
     # Seeds are the outer loop: a grid that is stopped early then has runs of every cell.
-    own = [f"--trainer.default_root_dir={root}", "--ckpt_path=auto", *fit_words]
-    jobs = [
-        Job(f"{algorithm} {dataset} {seed}", ["fit", *choice, f"--seed_everything={seed}", *own])
-        for seed in seeds
-        for algorithm, dataset, choice in cells
-    ]
+    jobs = []
+    for seed in seeds:
+        for cell in cells:
+            folder = f"{root}/{cell.label}" if cell.label else root
+            choice = [*cell.words, f"--seed_everything={seed}", f"--trainer.default_root_dir={folder}"]
+            jobs.append(Job(f"{cell.name} {seed}", ["fit", *choice, "--ckpt_path=auto", *fit_words]))
     jobs = [job for job in jobs if fnmatch(job.name, options.only)]
     if not jobs:
         raise UserError(f"--only {options.only} matches no run of {options.grid}; --list shows them")
@@ -75,8 +95,10 @@ def read_grid(grid: str) -> tuple[list[int], list[Cell]]:
 
     Args:
         grid: Name of a packaged grid, or path of a file: `seeds`, a list, and `runs`, a list of entries. An entry names
-            either `tasks`, a table of `conf/tasks`, and optionally one of its variants; or `configs`, and optionally
-            the `datasets` to train each of them on.
+            either `tasks`, a table of `conf/tasks`, and optionally one of its variants and patterns of the `only` tasks
+            that are meant; or `configs`, and optionally the `datasets` to train each of them on. `options` are further
+            options of `fit`, with a `label` that tells these runs from others; `each` gives lists of values of options,
+            of which every combination is a variation with a label of its own.
 
     Raises:
         UserError: There is no such grid, or an entry is wrong.
@@ -88,7 +110,23 @@ def read_grid(grid: str) -> tuple[list[int], list[Cell]]:
     require(isinstance(runs, list) and bool(runs), f"runs in {grid}", "a list of entries", runs)
     assert isinstance(seeds, list)
     assert isinstance(runs, list)
-    return seeds, [cell for entry in runs for cell in _cells(entry, grid)]
+    return seeds, [cell for entry in runs for cell in _varied_cells(entry, grid)]
+
+
+def _varied_cells(entry: Any, grid: str) -> Iterator[Cell]:
+    """Yield the cells of an entry with its options, once for each combination of the values of `each`."""
+    cells = list(_cells(entry, grid))
+    options, each, label = entry.get("options", {}), entry.get("each", {}), str(entry.get("label", ""))
+    require(isinstance(options, dict), f"options in {grid}", "options with their values", options)
+    lists = isinstance(each, dict) and all(isinstance(values, list) and values for values in each.values())
+    require(lists, f"each in {grid}", "options with lists of values", each)
+    require(not options or bool(label), f"label in {grid}", "given where there are options", label)
+    for values in itertools.product(*each.values()):
+        varied = dict(zip(each, values, strict=True))
+        labels = [label, *(f"{name.rpartition('.')[2]}_{value}" for name, value in varied.items())]
+        words = tuple(f"--{name}={value}" for name, value in {**options, **varied}.items())
+        for cell in cells:
+            yield cell._replace(words=cell.words + words, label="-".join(filter(None, labels)))
 
 
 def _cells(entry: Any, grid: str) -> Iterator[Cell]:
@@ -100,9 +138,12 @@ def _cells(entry: Any, grid: str) -> Iterator[Cell]:
         table = TaskTable.of(str(entry["tasks"]))
         variant = entry.get("variant")
         chosen = [] if variant is None else [f"--variant={variant}"]
-        for task in table.names:
+        patterns = [str(each) for each in entry.get("only", ["*"])]
+        tasks = [task for task in table.names if any(fnmatch(task, pattern) for pattern in patterns)]
+        require(bool(tasks), f"only in {grid}", f"patterns of the tasks of {entry['tasks']}", entry.get("only"))
+        for task in tasks:
             table.values(task, variant)  # raises where there is no such variant
-            yield table.model.lower(), task, (f"--model={table.model}", f"--task={task}", *chosen)
+            yield Cell(table.model.lower(), task, (f"--model={table.model}", f"--task={task}", *chosen))
         return
     for name in entry["configs"]:
         config = read_config(name)
@@ -110,7 +151,7 @@ def _cells(entry: Any, grid: str) -> Iterator[Cell]:
         if algorithm is None:
             raise UserError(f"{grid}: {name} sets no model.class_path")
         for dataset in entry.get("datasets") or [config["data"]["dataset"]]:
-            yield algorithm.lower(), dataset, (f"--config={name}", f"--data.dataset={dataset}")
+            yield Cell(algorithm.lower(), dataset, (f"--config={name}", f"--data.dataset={dataset}"))
 
 
 def _listing() -> Iterator[str]:
