@@ -30,9 +30,9 @@ def _no_models_of_mazes() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", params=["hdf5", "arrow"])
+@pytest.fixture(scope="module", params=["hdf5", "arrow", "parquet"])
 def form(request: pytest.FixtureRequest, minari_root: Path) -> str:
-    if request.param == "arrow":
+    if request.param != "hdf5":
         pytest.importorskip("pyarrow", reason="Minari's arrow format needs pyarrow")
     return request.param
 
@@ -95,13 +95,13 @@ def test_flat_observations(pendulum: str):
 def test_minari_still_reads_a_dataset_with_a_cache(pendulum: str, form: str, minari_root: Path):
     sources.load(pendulum)
     folder = minari_root / pendulum
-    assert (folder / ("data.cache.npz" if form == "arrow" else "data/main_data.hdf5.cache.npz")).is_file()
+    assert (folder / ("data/main_data.hdf5.cache.npz" if form == "hdf5" else "data.cache.npz")).is_file()
     assert minari.load_dataset(pendulum).total_episodes == 13
     assert pendulum in minari.list_local_datasets()
 
 
 def test_a_file_outside_the_root(pendulum: str, form: str, minari_root: Path, tmp_path: Path):
-    if form == "arrow":
+    if form != "hdf5":
         return  # a folder; only its HDF5 sibling is one file
     file = tmp_path / "own.hdf5"
     file.write_bytes((minari_root / pendulum / "data" / "main_data.hdf5").read_bytes())
@@ -263,7 +263,7 @@ def test_the_first_goal_of_a_pointmaze_episode_is_repaired(moving_goals: str):
 
 
 def test_goals_of_other_sources_are_left_as_they_are(moving_goals: str, form: str, minari_root: Path, tmp_path: Path):
-    if form == "arrow":
+    if form != "hdf5":
         return
     file = tmp_path / "own.hdf5"
     file.write_bytes((minari_root / moving_goals / "data" / "main_data.hdf5").read_bytes())
@@ -285,8 +285,8 @@ def test_broken_metadata(minari_root: Path, monkeypatch: pytest.MonkeyPatch, tmp
     (folder / "metadata.json").write_text(json.dumps({}))
     with pytest.raises(UserError, match=r"main_data\.hdf5 is missing"):
         sources.load("tests/broken-v0")
-    (folder / "metadata.json").write_text(json.dumps({"data_format": "parquet"}))
-    with pytest.raises(UserError, match="only hdf5 and arrow are read"):
+    (folder / "metadata.json").write_text(json.dumps({"data_format": "zarr"}))
+    with pytest.raises(UserError, match="hdf5, arrow, parquet are read"):
         sources.load("tests/broken-v0")
 
 

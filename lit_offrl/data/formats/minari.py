@@ -205,19 +205,23 @@ def _numpy(array: Any, fields: list[str]) -> NDArray[Any]:
 
 
 class _ArrowEpisodes:
-    def __init__(self, folder: Path, ipc: Any) -> None:
+    def __init__(self, folder: Path, ipc: Any, parquet: Any) -> None:
         self._folder = folder
-        self._ipc = ipc
+        self._ipc, self._parquet = ipc, parquet
         self.names = natural_order([entry.name for entry in folder.iterdir() if entry.name.isdigit()])
 
     def open(self, name: str) -> Mapping[str, Any]:
-        paths = sorted((self._folder / name).glob("*.arrow"))
         batches: list[Any] = []
-        for path in paths:
-            with reading(f"{name}/{path.name}"), self._ipc.open_file(str(path)) as file:
-                batches.extend(file.get_batch(i) for i in range(file.num_record_batches))
+        for path in sorted((self._folder / name).glob("*.*")):
+            with reading(f"{name}/{path.name}"):
+                if path.suffix == ".arrow":
+                    with self._ipc.open_file(str(path)) as file:
+                        batches.extend(file.get_batch(i) for i in range(file.num_record_batches))
+                elif path.suffix == ".parquet":
+                    with self._parquet.ParquetFile(path) as file:
+                        batches.extend(file.read().combine_chunks().to_batches())
         if not batches:
-            raise UserError(f"episode {name} has no arrow file with rows")
+            raise UserError(f"episode {name} has no arrow or parquet file with rows")
         return _ArrowEpisode(batches)
 
     def leaves(self) -> list[str]:
@@ -235,7 +239,7 @@ def _struct_leaves(struct: Any, prefix: str = "") -> Iterator[str]:
 @contextmanager
 def _arrow_episodes(folder: Path) -> Iterator[_ArrowEpisodes]:
     try:
-        ipc = import_module("pyarrow.ipc")
+        ipc, parquet = import_module("pyarrow.ipc"), import_module("pyarrow.parquet")
     except ImportError:
-        raise UserError("is in Minari's arrow format, which needs pyarrow: pip install pyarrow") from None
-    yield _ArrowEpisodes(folder, ipc)
+        raise UserError("is in Minari's arrow or parquet format, which needs pyarrow: pip install pyarrow") from None
+    yield _ArrowEpisodes(folder, ipc, parquet)

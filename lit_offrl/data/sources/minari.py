@@ -17,6 +17,7 @@ from lit_offrl.errors import UserError, one_line
 if TYPE_CHECKING:
     from lit_offrl.data.transitions import Transitions
 
+FORMATS = ("hdf5", "arrow", "parquet")
 COLLECTED_NAMESPACE = "offrl/"
 _ID = re.compile(r"^(?:[\w-]+/)+[\w-]+-v\d+$")
 _REMOTE = "https://huggingface.co"
@@ -129,8 +130,8 @@ class Minari(DataSource):
         keys = _entry(metadata, "observation_keys") or None
         repair = str(_entry(metadata, "env_spec").get("id", "")).startswith("PointMaze")
         data_format = metadata.get("data_format") or "hdf5"
-        if data_format not in ("hdf5", "arrow"):
-            raise UserError(f"{dataset}: {folder} is in Minari's {data_format} format; only hdf5 and arrow are read")
+        if data_format not in FORMATS:
+            raise UserError(f"{dataset}: {folder} is in the format {data_format}; {', '.join(FORMATS)} are read")
         path = folder / "main_data.hdf5" if data_format == "hdf5" else folder
         if not path.exists():
             raise UserError(f"{dataset}: {path} is missing: remove {folder.parent} and get the dataset again")
