@@ -328,6 +328,9 @@ class OfflineCLI(LightningCLI):
             f"{self.trainer.strategy.root_device}, {torch.get_num_threads()} threads{ranks}"
         )
         print(f"run folder {self.folder.path}  (curves: tensorboard --logdir {self.folder.path})", flush=True)
+        protocol = self._callback(RolloutEvaluation).protocol
+        if protocol is not None and protocol.differences:
+            print(f"note: in {protocol.environment} {'; '.join(protocol.differences)}")
         if 0 < config["max_steps"] <= self.model.main_start:
             print(f"note: all of it is pretraining (the main phase begins at step {self.model.main_start:,})")
 

@@ -45,7 +45,7 @@ def protocol_of(info: DatasetInfo, environment: EnvironmentInfo) -> Protocol:
     if info.source == "minari" and info.id.startswith("D4RL/"):
         differences = (f"the robot is that of {environment.env_id}, in which the data were recorded, not D4RL's",)
         if re.match(r"AdroitHand(Door|Hammer|Relocate)-v1", environment.env_id):
-            differences += ("the distance between hand and object is paid for, where D4RL charges for it",)
+            differences += ("the distance between hand and object is paid for, in D4RL it costs as much",)
     return Protocol(rules, environment.env_id, None, differences)
 
 
