@@ -62,7 +62,7 @@ def test_a_file_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (["grid", "paper/dqtl"], "(did you mean 'paper/dtql'?)"),
         (["fit", "--task", "hopper-medium-v2"], "--task needs an algorithm"),
         (["fit", "--task", "hopper-medum-v2", "--model", "DTQL"], "(did you mean 'hopper-medium-v2'?)"),
-        (["fit", "--task", "hopper-medium-v2", "--model", "AEPO"], "no values for tasks of AEPO; there are some of"),
+        (["fit", "--task=hopper-medium-v2", "--model=DTQLKL"], "no values for tasks of DTQLKL; there are some of"),
         (["fit", "--task=hopper-medium-v2", "--model=BDPO", "--variant=ours"], "--variant: must be authors or paper"),
         (["fit", "--config", "dtql_mujoco", "--variant", "paper"], "--variant belongs to --task"),
     ],
@@ -135,6 +135,7 @@ def test_values_of_every_task_reach_the_config(model: str, task: str, variant: s
             ["--model=BDPO", "--task=hopper-medium-v2", "--variant=paper"],
             {"eta": 2.0, "critic.members": 20, "hidden_dim": 512, "frozen_behavior": True},
         ),
+        (["--model=QGPO", "--task=antmaze-umaze-v2"], {"critic.backup_beta": 20.0, "support_actions": 32}),
         (["--config=quick/eda_mujoco", "--task=walker2d-medium-v2"], {"beta": 0.5, "critic.steps": 6000}),
         (["--model.init_args.beta=7.0", "--model=EDA", "--task=walker2d-medium-v2"], {"beta": 7.0}),
     ],
@@ -153,7 +154,13 @@ def test_options_win_over_the_table():
 
 
 def test_the_tables_hold_the_papers_tasks():
-    assert {table.model: len(table.names) for table in task_tables()} == {"BDPO": 15, "DTQL": 26, "EDA": 16}
+    assert {table.model: len(table.names) for table in task_tables()} == {
+        "AEPO": 33,
+        "BDPO": 15,
+        "DTQL": 26,
+        "EDA": 16,
+        "QGPO": 15,
+    }
     assert all(table.model in algorithms.ALGORITHMS for table in task_tables())
     with pytest.raises(UserError, match="no values of BDPO for 'columns'"):
         TaskTable.of("BDPO").values("columns")

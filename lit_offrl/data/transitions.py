@@ -110,6 +110,10 @@ class BlockSampler:
     Minibatches are drawn uniformly with replacement, by a generator of the sampler's own. The indices do not depend on
     the grouping into blocks, so that a resumed run sees the same minibatches as an uninterrupted run.
 
+    DTQL's authors draw with replacement, too. The authors of BDPO, EDA and QGPO go through shuffled permutations. In as
+    many draws as there are transitions a permutation shows each of them once; draws with replacement leave out 1/e =
+    37% of them. The expectation of a loss over minibatches is the same.
+
     Args:
         table: `[n, width]`, the fields of `Batch` side by side, on the device that samples.
         widths: Width of each field of `Batch` in the table.
