@@ -31,11 +31,12 @@ class Stopped(KeyboardInterrupt):
 def listen(handler: Callable[[int, FrameType | None], object]) -> Handlers:
     """Let `handler` receive the stop signals; return the handlers before.
 
-    A signal that is ignored stays so (`nohup` has SIGHUP ignored), and threads other than the main one cannot listen.
+    SIGHUP stays ignored where it is, as under `nohup`. Threads other than the main one cannot listen.
     """
     if threading.current_thread() is not threading.main_thread():
         return {}
-    heard = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    is_ignored = hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    heard = [number for number in STOP_SIGNALS if not (is_ignored and number == signal.SIGHUP)]
     return {number: signal.signal(number, handler) for number in heard}
 
 
