@@ -89,6 +89,7 @@ def test_only_some(capsys: pytest.CaptureFixture[str]):
         ("{seeds: [0], runs: [{tasks: dtql, varant: paper}]}", "did you mean 'variant'?"),
         ("{seeds: [0], runs: [{tasks: eda, variant: authors}]}", "--variant: must be paper"),
         ("{seeds: [0], runs: [{tasks: eda, only: [hoper-*]}]}", "only in"),
+        ("{seeds: [0], runs: [{tasks: eda}, {tasks: eda}]}", "give one of them a label"),
         ("{seeds: [0], runs: [{tasks: eda, options: {model.init_args.beta: 1}}]}", "label in"),
         ("{seeds: [0], runs: [{tasks: eda, each: {model.init_args.beta: 1}}]}", "each in"),
         ("{seeds: [0], runs: [{configs: [dtql_mujco]}]}", "did you mean 'dtql_mujoco'?"),

@@ -227,3 +227,44 @@ def test_a_signal_before_the_first_update_is_no_success(
     assert not list(tmp_path.rglob("last.ckpt"))
     assert not list(tmp_path.rglob("results.json"))
     assert signal.getsignal(number) == handler
+
+
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [
+        ("--trainer.fast_dev_run=true", "fast_dev_run"),
+        ("--trainer.limit_train_batches=0", "limit_train_batches"),
+        ("--trainer.overfit_batches=2", "overfit_batches"),
+        ("--trainer.reload_dataloaders_every_n_epochs=1", "reload_dataloaders_every_n_epochs"),
+        ("--trainer.check_val_every_n_epoch=0", "check_val_every_n_epoch"),
+        ("--trainer.check_val_every_n_epoch=-1", "check_val_every_n_epoch"),
+        ("--trainer.precision=64-true", "trainer.precision"),
+        ("--trainer.precision=bf16-true", "trainer.precision"),
+        ("--trainer.callbacks=BatchSizeFinder", "BatchSizeFinder"),
+        ("--trainer.callbacks=LearningRateFinder", "LearningRateFinder"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_by_name(
+    option: str, complaint: str, tmp_path: Path, minari_root: Path, capfd: pytest.CaptureFixture[str]
+):
+    assert complaint in refused(tmp_path, [*tiny_words(tmp_path / "runs", *SHORT), option], capfd)
+
+
+def test_a_run_that_time_ended_is_not_finished(tmp_path: Path, minari_root: Path):
+    words = tiny_words(tmp_path, *SHORT, "--trainer.max_time=00:00:00:00", "--trainer.max_steps=100000")
+    assert main(words) == 0
+    results = RunFolder(run_folder(tmp_path)).results()
+    assert results["status"] == "interrupted"
+    assert results["gradient_steps"] < 100_000
+
+
+def test_without_a_home_folder_the_remedy_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("MINARI_DATASETS_PATH", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    words = [*tiny_words(tmp_path / "runs"), "--data.dataset=offrl/pointmaze/umaze-v0"]
+    assert "set MINARI_DATASETS_PATH" in refused(tmp_path, words, capfd)

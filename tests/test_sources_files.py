@@ -245,3 +245,26 @@ def test_broken_folders(tmp_path: Path):
     (folder / "2.npz").write_bytes(b"PK")
     with pytest.raises(UserError, match=r"2\.npz: is no \.npz file"):
         sources.load(str(folder))
+
+
+@pytest.mark.parametrize("kind", ["external storage", "external link", "virtual dataset"])
+def test_data_stored_in_other_files_are_not_read(kind: str, tmp_path: Path):
+    """A dataset from elsewhere must not carry other files of the reader into caches and conversions."""
+    secret, path = tmp_path / "secret.bin", tmp_path / "log.hdf5"
+    secret.write_bytes(np.zeros((6, 3), np.float32).tobytes())
+    with h5py.File(tmp_path / "other.hdf5", "w") as file:
+        file["observations"] = np.zeros((6, 3), np.float32)
+    with h5py.File(path, "w") as file:
+        file["actions"], file["rewards"] = np.zeros((6, 2)), np.zeros(6)
+        file["terminals"] = np.arange(6) == 5
+        if kind == "external storage":
+            file.create_dataset("observations", (6, 3), "f4", external=[(str(secret), 0, h5py.h5f.UNLIMITED)])
+        elif kind == "external link":
+            file["observations"] = h5py.ExternalLink("other.hdf5", "/observations")
+        else:
+            layout = h5py.VirtualLayout((6, 3), "f4")
+            layout[:] = h5py.VirtualSource("other.hdf5", "observations", (6, 3))
+            file.create_virtual_dataset("observations", layout)
+    with pytest.raises(UserError, match=r"'observations' is (a link to|stored in) another file"):
+        sources.load(str(path))
+    assert not list(tmp_path.glob("*.cache.npz"))

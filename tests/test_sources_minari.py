@@ -272,6 +272,18 @@ def test_goals_of_other_sources_are_left_as_they_are(moving_goals: str, form: st
     np.testing.assert_array_equal(transitions.observations[second, 4:], transitions.observations[first, 4:])
 
 
+def test_long_episodes_are_complete(form: str):
+    """Arrow and Parquet files of more rows than Minari's own reader returns, 32,768."""
+    steps = (40_000, 3)
+    buffers = [buffer(i, np.arange(n + 1.0)[:, None], np.zeros((n, 1)), np.arange(n)) for i, n in enumerate(steps)]
+    name = f"tests/long-{form}-v0"
+    minari.create_dataset_from_buffers(name, buffers, observation_space=box(1), action_space=box(1), data_format=form)
+    transitions, _ = sources.load(name)
+    np.testing.assert_array_equal(transitions.rewards, np.concatenate([np.arange(n) for n in steps]))
+    np.testing.assert_array_equal(transitions.next_observations[:, 0], transitions.rewards + 1)
+    assert np.flatnonzero(transitions.timeouts).tolist() == [39_999, 40_002]
+
+
 # ----------------------------------------------------------------------------------------------------- broken input
 
 
@@ -288,6 +300,24 @@ def test_broken_metadata(minari_root: Path, monkeypatch: pytest.MonkeyPatch, tmp
     (folder / "metadata.json").write_text(json.dumps({"data_format": "zarr"}))
     with pytest.raises(UserError, match="hdf5, arrow, parquet are read"):
         sources.load("tests/broken-v0")
+
+
+@pytest.mark.parametrize("data_format", ["arrow", "parquet"])
+def test_a_truncated_file_is_named(data_format: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    pytest.importorskip("pyarrow")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    dataset, steps = "tests/truncated-v0", 4
+    minari.create_dataset_from_buffers(
+        dataset,
+        [buffer(0, np.zeros((steps + 1, 2)), np.zeros((steps, 1)), np.zeros(steps))],
+        observation_space=box(2),
+        action_space=box(1),
+        data_format=data_format,
+    )
+    (file,) = (tmp_path / dataset / "data" / "0").glob(f"*.{data_format}")
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(UserError, match=rf"0/{file.name} is broken or not of its format"):
+        sources.load(dataset)
 
 
 def test_arrow_without_pyarrow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -9,7 +9,8 @@ Where the authors' code differs from the paper, and which we follow:
 3. The penalty compares raw noise predictions; the mean that is sampled from has its estimate of a^0 clipped (code).
 4. The penalty is summed over action dimensions and diffusion steps and averaged over the sampled paths, also where
    the backup takes the maximum of Q over them (code).
-5. The behavior model goes on learning, one step for each of the actor's (code); frozen in Algorithm 1: an option.
+5. The behavior model goes on learning, one step for each of the actor's, at a constant rate (code); frozen in
+   Algorithm 1 and in the code's first version, in which its rate decayed over pretraining: an option.
 6. Networks are 256 wide on locomotion, 512 on AntMaze (code); 512 everywhere in Table 2.
 7. V always has LayerNorm, Q only on AntMaze; all layers start orthogonal with gain sqrt(2); gradients of all networks
    are clipped to norm 1 (code; the paper is silent, or speaks of the actor alone).

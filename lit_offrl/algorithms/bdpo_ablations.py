@@ -37,7 +37,8 @@ class OneStepBDPO(BDPO):
     def rollout(self, observations: Tensor, *, penalized: bool) -> tuple[Tensor, Tensor]:
         """Sample actions `[batch, samples, action_dim]` of the target actor; the penalty D is `[batch]`."""
         policy = self.target_actor(observations)
-        actions = policy.sample(self.noise.normal(len(observations), self.samples, self.action_dim)).clamp(-1, 1)
+        noise = self.noise.normal(len(observations), self.samples, self.action_dim)
+        actions = self.units.clamp(policy.sample(noise))
         if penalized:
             return actions, policy.divergence(self.target_behavior(observations))
         return actions, torch.zeros_like(observations[:, 0])
@@ -47,7 +48,7 @@ class OneStepBDPO(BDPO):
         policy = self.actor(batch.observations)
         with torch.no_grad():
             behavior = self.target_behavior(batch.observations)
-        actions = policy.sample(self.noise.normal(len(batch.actions), self.samples, self.action_dim)).clamp(-1, 1)
+        actions = self.units.clamp(policy.sample(self.noise.normal(len(batch.actions), self.samples, self.action_dim)))
         q = self.lower_bound(self.target_critic["q"](batch.observations[:, None], actions).mean(-1))
         penalty = policy.divergence(behavior)
         return -(q - self.eta * penalty).mean(), {"policy_divergence": penalty.detach().mean()}
@@ -64,7 +65,7 @@ class OneStepBDPO(BDPO):
             len(observations), samples, self.action_dim, generator=generator, device=observations.device
         )
         actions: Tensor = policy(observations).sample(noise)
-        return actions.clamp(-1, 1)
+        return self.units.clamp(actions)
 
     def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
         """Q."""

@@ -32,8 +32,9 @@ class ResultsFile(AlgorithmCallback):
         self._training = True
 
     def on_fit_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
-        """Write after training."""
-        self._write(trainer, algorithm, "interrupted" if stop_requested(trainer) else "finished")
+        """Write after training, which is finished only if it has made all its steps: not after `max_time`."""
+        is_complete = algorithm.gradient_step >= trainer.max_steps and not stop_requested(trainer)
+        self._write(trainer, algorithm, "finished" if is_complete else "interrupted")
 
     def on_validation_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Write the present scores while training, and those of `validate` and `test` unless they were stopped."""

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from lit_offrl import __version__
@@ -85,8 +86,9 @@ def _run(command: str, words: list[str]) -> int:
             return run_seeds(others, options.seeds, options.parallel)
     if command in TRAINING:
         # Before torch is imported, which sets it to the temporary folder: compiled code is kept for later runs.
-        caches = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(caches) / "lit_offrl" / "compiled"))
+        with suppress(RuntimeError):  # there is no home folder: torch keeps its default
+            caches = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(caches) / "lit_offrl" / "compiled"))
         with stopping_at_once():
             from lit_offrl.cli.training import run_training
             from lit_offrl.system.memory import keep_freed_memory

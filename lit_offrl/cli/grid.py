@@ -110,7 +110,11 @@ def read_grid(grid: str) -> tuple[list[int], list[Cell]]:
     require(isinstance(runs, list) and bool(runs), f"runs in {grid}", "a list of entries", runs)
     assert isinstance(seeds, list)
     assert isinstance(runs, list)
-    return seeds, [cell for entry in runs for cell in _varied_cells(entry, grid)]
+    cells = [cell for entry in runs for cell in _varied_cells(entry, grid)]
+    names = [cell.name for cell in cells]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{grid}: two entries train {twice[0]} in one folder: give one of them a label")
+    return seeds, cells
 
 
 def _varied_cells(entry: Any, grid: str) -> Iterator[Cell]:

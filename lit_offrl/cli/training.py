@@ -37,20 +37,14 @@ from lit_offrl.callbacks.throughput import Throughput
 from lit_offrl.cli.configs import expand_words
 from lit_offrl.cli.errors import explain, user_error_behind
 from lit_offrl.cli.options import ACCELERATION, OPTION_GROUPS, TRAINER_DEFAULTS
+from lit_offrl.cli.resume import RunIsFinished, goes_on, refuse_used_folder
 from lit_offrl.data.datamodule import D4RLDataModule
-from lit_offrl.data.sources.files import OwnFiles
 from lit_offrl.errors import RunFailure, UserError
-from lit_offrl.ranges import flat
 from lit_offrl.run_folder import RunFolder
 from lit_offrl.system.files import write_bytes
-from lit_offrl.system.ranks import launched_rank
 from lit_offrl.system.trainer import check_trainer
 
 T = TypeVar("T")
-
-
-class RunIsFinished(Exception):  # noqa: N818 (it is no error)
-    """The run has been trained already."""
 
 
 def run_training(command: str, words: list[str]) -> int:
@@ -175,7 +169,10 @@ class OfflineCLI(LightningCLI):
         root = config.trainer.default_root_dir
         self.folder = RunFolder.of(root, algorithm, config.data.dataset, config.seed_everything)
         if config.ckpt_path == "auto":
-            self._choose_checkpoint(config)
+            options = yaml.safe_load(self._parser(self.subcommand).dump(config))
+            is_begun = goes_on(self.folder, config, options)
+            config.ckpt_path = "last" if is_begun else None
+            config.overwrite |= not is_begun  # a run that was stopped before its first checkpoint may have left files
         if config.ckpt_path == "last":
             config.ckpt_path = str(self.folder.last_checkpoint)
             if not self.folder.last_checkpoint.is_file():
@@ -186,56 +183,12 @@ class OfflineCLI(LightningCLI):
         elif self.subcommand != "fit":
             raise UserError(f"{self.subcommand} needs a checkpoint: --ckpt_path runs/.../checkpoints/last.ckpt")
         else:
-            self._refuse_used_folder(config)
+            refuse_used_folder(self.folder, config.overwrite)
         # Checks the options of the data, then downloads or collects the dataset if it is not here.
         D4RLDataModule(**config.data.as_dict()).prepare_data()
         config.weights_only = True
         if self.subcommand in ("validate", "test"):
             config.verbose = False  # our line at the end has the scores
-
-    def _refuse_used_folder(self, config: Any) -> None:
-        if launched_rank() == 0 and self.folder.is_used() and not config.overwrite:  # others may see rank 0's files
-            raise UserError(
-                f"{self.folder.path} holds a run already: go on with it (--ckpt_path last), start anew "
-                "(--overwrite true), or choose another --seed_everything or --trainer.default_root_dir"
-            )
-
-    def _choose_checkpoint(self, config: Any) -> None:
-        """Go on from the run's last checkpoint; start the run where it has none.
-
-        Raises:
-            RunIsFinished: The run has made all its gradient steps.
-            UserError: The run has other options of model or data.
-        """
-        if self.folder.last_checkpoint.is_file():
-            self._refuse_other_options(config)
-        config.ckpt_path = "last" if self.folder.last_checkpoint.is_file() else None
-        results = self.folder.results()
-        if results.get("status") == "finished" and results.get("gradient_steps", 0) >= config.trainer.max_steps:
-            data = D4RLDataModule(**config.data.as_dict())
-            if OwnFiles().matches(config.data.dataset) and data.info.sha256 != results.get("dataset_sha256"):
-                raise UserError(
-                    f"data.dataset: the run in {self.folder.path} was trained on other data of the name "
-                    f"{Path(config.data.dataset).stem}: choose another --trainer.default_root_dir"
-                )
-            raise RunIsFinished(f"finished already; everything is in {self.folder.path}")
-        if config.ckpt_path is None:
-            config.overwrite = True  # a run that was stopped before its first checkpoint may have left files
-
-    def _refuse_other_options(self, config: Any) -> None:
-        """Refuse to go on by itself with a run that was begun with other options of model or data."""
-        try:
-            before = _model_and_data(yaml.safe_load((self.folder.path / "config.yaml").read_text()))
-        except (OSError, ValueError, KeyError, AttributeError, yaml.YAMLError):
-            return  # there is nothing to compare with
-        now = _model_and_data(yaml.safe_load(self._parser(self.subcommand).dump(config)))
-        for key, value in now.items():
-            if key != "data.dataset" and key in before and before[key] != value:
-                raise UserError(
-                    f"{key}: the run in {self.folder.path} was begun with {before[key]}, not with {value}: go on with "
-                    "the new value (--ckpt_path last), start anew (--overwrite true), or choose another "
-                    "--trainer.default_root_dir"
-                )
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         """Make the trainer with our loggers and callbacks beside the user's; its root is the run folder."""
@@ -257,6 +210,8 @@ class OfflineCLI(LightningCLI):
         """Check all that can be checked before the run; only then touch the run folder."""
         if self.subcommand == "fit":
             check_trainer(self.trainer)
+            if self.trainer.precision == "64-true":
+                raise UserError("trainer.precision: data are float32 here: use 32-true")
             check_batch_sizes(self.model, self.datamodule.batch_size, self.trainer.world_size)
         self._check_checkpoint()
         self._check_launcher()
@@ -268,7 +223,7 @@ class OfflineCLI(LightningCLI):
         self.folder.prepare()
         self.until_the_end.callback(self.folder.unlock, self.folder.lock())
         if self.subcommand == "fit" and self.checkpoint is None:
-            self._refuse_used_folder(self.config[self.subcommand])  # another process may just have ended here
+            refuse_used_folder(self.folder, self.config.fit.overwrite)  # another process may just have ended here
             self.folder.clear()
 
     def _check_checkpoint(self) -> None:
@@ -388,11 +343,6 @@ class SaveConfig(SaveConfigCallback):
         config.ckpt_path, config.overwrite = None, False
         text = self.parser.dump(config, skip_none=False)
         write_bytes(Path(trainer.default_root_dir) / "config.yaml", text.encode())
-
-
-def _model_and_data(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that decide what is learned, with dotted names."""
-    return flat({part: config[part] for part in ("model", "data")})
 
 
 def _as_list(given: Any) -> list[Any]:

@@ -9,6 +9,23 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from lit_offrl.errors import UserError
+
+
+def home_folder(variable: str) -> Path:
+    """Return the user's home folder.
+
+    Args:
+        variable: An environment variable that names a folder in its place, for the error message.
+
+    Raises:
+        UserError: The user has none, as in some containers.
+    """
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise UserError(f"there is no home folder: set {variable} to the folder of the datasets") from None
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it to `path` in one step.

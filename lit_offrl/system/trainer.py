@@ -8,6 +8,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import lightning
+from lightning.pytorch import callbacks
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from lit_offrl.errors import UserError
@@ -31,14 +32,45 @@ def set_ddp_timeout(trainer: lightning.Trainer, seconds: float) -> None:
         trainer.strategy._timeout = timedelta(seconds=seconds)
 
 
+# They change batches, learning rates or weights behind the algorithm's back, or only under automatic optimization.
+REFUSED_CALLBACKS = (
+    callbacks.BatchSizeFinder,
+    callbacks.LearningRateFinder,
+    callbacks.StochasticWeightAveraging,
+    callbacks.GradientAccumulationScheduler,
+    callbacks.ModelPruning,
+    callbacks.BackboneFinetuning,
+)
+# Their values without effect; others would train on other data than the options of the data say.
+NEUTRAL = {
+    "fast_dev_run": (False, 0),
+    "overfit_batches": (0, 0.0),
+    "limit_train_batches": (None, 1, 1.0),
+    "reload_dataloaders_every_n_epochs": (0,),
+    "gradient_clip_val": (None, 0, 0.0),
+    "accumulate_grad_batches": (1,),
+}
+PRECISIONS = ("32-true", "bf16-mixed", "64-true")  # the last with tables of float64, which scripts may bring
+
+
 def check_trainer(trainer: lightning.Trainer) -> None:
     """Refuse settings of the trainer that would go wrong or have no effect.
 
     Raises:
         UserError: The run has no end, shards parameters, starts its ranks in another way than by their command line,
-            trains in float16, whose gradients underflow, or has Lightning clip or accumulate gradients, which it does
-            for automatic optimization only.
+            trains in float16, whose gradients underflow, or with weights in bfloat16, or has settings or callbacks of
+            Lightning that change data, gradients or weights behind the algorithm's back.
     """
+    for name, neutral in NEUTRAL.items():
+        value = getattr(trainer, name)
+        if value not in neutral:
+            raise UserError(f"trainer.{name}: {value} has no place here: leave it out")
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, REFUSED_CALLBACKS):
+            raise UserError(f"trainer.callbacks: {type(callback).__name__} cannot work here: leave it out")
+    if trainer.check_val_every_n_epoch is not None and trainer.check_val_every_n_epoch < 1:
+        every = trainer.check_val_every_n_epoch
+        raise UserError(f"trainer.check_val_every_n_epoch: must be at least 1, not {every}")
     if trainer.max_steps < 1:
         raise UserError("trainer.max_steps must say how many gradient steps to train, e.g. --trainer.max_steps 20000")
     strategy = trainer.strategy
@@ -48,7 +80,5 @@ def check_trainer(trainer: lightning.Trainer) -> None:
         raise UserError(
             f"trainer.strategy: {type(strategy).__name__} ({start_method}) cannot train here; use auto or ddp"
         )
-    if str(trainer.precision).startswith("16"):
-        raise UserError(f"trainer.precision: {trainer.precision} needs loss scaling; use 32-true or bf16-mixed")
-    if trainer.gradient_clip_val or trainer.accumulate_grad_batches != 1:
-        raise UserError("trainer.gradient_clip_val and accumulate_grad_batches have no effect here: leave them out")
+    if trainer.precision not in PRECISIONS:
+        raise UserError(f"trainer.precision: must be 32-true or bf16-mixed, not {trainer.precision}")

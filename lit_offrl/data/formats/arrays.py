@@ -12,13 +12,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lit_offrl.data.transitions import Transitions, first_row_not_finite
 from lit_offrl.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    import h5py
 
 Fields = dict[str, NDArray[Any]]
 """Arrays under the names of `Transitions`' fields."""
@@ -72,10 +75,31 @@ def open_arrays(path: Path) -> Iterator[Mapping[str, Any]]:
             with np.load(path, allow_pickle=False) as file:
                 yield file
         else:
-            import h5py
-
-            with h5py.File(path, "r") as file:
+            with open_hdf5(path) as file:
                 yield file
+
+
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Open an HDF5 file all of whose data lie in it: a dataset from elsewhere must not read other files of the reader.
+
+    Raises:
+        UserError: A link or a dataset refers to another file.
+    """
+    import h5py
+
+    def is_link_out(name: bytes, link: Any) -> bytes | None:  # a name ends the visit
+        return name if link.type == h5py.h5l.TYPE_EXTERNAL else None
+
+    def is_stored_elsewhere(name: str, item: object) -> str | None:
+        return name if isinstance(item, h5py.Dataset) and (item.external or item.is_virtual) else None
+
+    with h5py.File(path, "r") as file:
+        if link := file.id.links.visit(is_link_out, info=True):
+            raise UserError(f"'{link.decode()}' is a link to another file: copy the data into this one")
+        if name := file.visititems(is_stored_elsewhere):
+            raise UserError(f"'{name}' is stored in another file: copy the data into this one")
+        yield file
 
 
 def natural_order(names: list[str]) -> list[str]:

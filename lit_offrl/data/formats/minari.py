@@ -19,6 +19,7 @@ from lit_offrl.data.formats.arrays import (
     episode_fields,
     floats,
     natural_order,
+    open_hdf5,
     read_columns,
     reading,
     stored_array,
@@ -164,9 +165,7 @@ class _Hdf5Episodes:
 
 @contextmanager
 def _hdf5_episodes(path: Path) -> Iterator[_Hdf5Episodes]:
-    import h5py
-
-    with h5py.File(path, "r") as file:
+    with open_hdf5(path) as file:
         yield _Hdf5Episodes(file)
 
 

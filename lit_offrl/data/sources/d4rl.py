@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo, ScoreReference
 from lit_offrl.data.sources.base import DataSource, Listing
+from lit_offrl.system.files import home_folder
 
 if TYPE_CHECKING:
     from lit_offrl.data.transitions import Transitions
@@ -91,7 +92,7 @@ class OriginalD4RL(DataSource):
 
 def d4rl_folder() -> Path:
     """Return where D4RL's files are kept: D4RL_DATASET_DIR, or .d4rl/datasets in the home folder, as D4RL does."""
-    return Path(os.environ.get("D4RL_DATASET_DIR") or Path.home() / ".d4rl" / "datasets")
+    return Path(os.environ.get("D4RL_DATASET_DIR") or home_folder("D4RL_DATASET_DIR") / ".d4rl" / "datasets")
 
 
 def _path(dataset: str) -> Path:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo, ScoreReference
 from lit_offrl.data.sources.base import DataSource, Listing
 from lit_offrl.errors import UserError, one_line
+from lit_offrl.system.files import home_folder
 
 if TYPE_CHECKING:
     from lit_offrl.data.transitions import Transitions
@@ -29,7 +30,8 @@ _D4RL_NAMESPACE = "D4RL/"
 
 def minari_root() -> Path:
     """Return Minari's local root: MINARI_DATASETS_PATH, or .minari/datasets in the home folder."""
-    return Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
+    variable = "MINARI_DATASETS_PATH"
+    return Path(os.environ.get(variable) or home_folder(variable) / ".minari" / "datasets")
 
 
 def is_present(dataset: str) -> bool:
