@@ -234,6 +234,7 @@ def test_a_signal_before_the_first_update_is_no_success(
     [
         ("--trainer.fast_dev_run=true", "fast_dev_run"),
         ("--trainer.limit_train_batches=0", "limit_train_batches"),
+        ("--trainer.max_epochs=0", "trainer.max_epochs"),
         ("--trainer.overfit_batches=2", "overfit_batches"),
         ("--trainer.reload_dataloaders_every_n_epochs=1", "reload_dataloaders_every_n_epochs"),
         ("--trainer.check_val_every_n_epoch=0", "check_val_every_n_epoch"),
@@ -268,3 +269,12 @@ def test_without_a_home_folder_the_remedy_is_named(
     monkeypatch.setattr(Path, "home", no_home)
     words = [*tiny_words(tmp_path / "runs"), "--data.dataset=offrl/pointmaze/umaze-v0"]
     assert "set MINARI_DATASETS_PATH" in refused(tmp_path, words, capfd)
+
+
+def test_epochs_are_counted_in_steps_also_over_resumes(tmp_path: Path, minari_root: Path):
+    epochs = [each for each in SHORT if "max_steps" not in each]
+    words = [each for each in tiny_words(tmp_path, *epochs) if "max_steps" not in each]
+    for stop in (15, 25):  # in the middle of an epoch
+        assert main([*words, f"--trainer.max_steps={stop}", "--trainer.max_epochs=4", "--ckpt_path=auto"]) == 0
+    assert main([*words, "--trainer.max_epochs=4", "--ckpt_path=auto"]) == 0
+    assert RunFolder(run_folder(tmp_path)).results()["gradient_steps"] == 40

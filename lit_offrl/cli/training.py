@@ -166,6 +166,8 @@ class OfflineCLI(LightningCLI):
         """Find the run folder, and the checkpoint to start from."""
         config = self.config[self.subcommand]
         algorithm = config.model.class_path.rpartition(".")[2].lower()
+        if self.subcommand == "fit":
+            _count_epochs_in_steps(config)
         root = config.trainer.default_root_dir
         self.folder = RunFolder.of(root, algorithm, config.data.dataset, config.seed_everything)
         if config.ckpt_path == "auto":
@@ -343,6 +345,22 @@ class SaveConfig(SaveConfigCallback):
         config.ckpt_path, config.overwrite = None, False
         text = self.parser.dump(config, skip_none=False)
         write_bytes(Path(trainer.default_root_dir) / "config.yaml", text.encode())
+
+
+def _count_epochs_in_steps(config: Any) -> None:
+    """Turn `max_epochs` into `max_steps`: a run that is resumed within an epoch has begun more epochs than it has made.
+
+    Raises:
+        UserError: It is 0.
+    """
+    epochs, trainer = config.trainer.max_epochs, config.trainer
+    if epochs is None or epochs == -1:
+        return
+    if epochs < 1:
+        raise UserError(f"trainer.max_epochs: must be at least 1, not {epochs}")
+    steps = epochs * config.data.steps_per_epoch
+    trainer.max_steps = steps if trainer.max_steps < 0 else min(steps, trainer.max_steps)
+    trainer.max_epochs = -1
 
 
 def _as_list(given: Any) -> list[Any]:
