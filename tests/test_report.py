@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -434,3 +435,56 @@ def test_no_torch_is_needed(runs: Path):
     loaded = output.rpartition("LOADED")[2].split()
     assert loaded[0] == "0"
     assert not set(loaded) & {"torch", "lightning", "gymnasium", "minari", "h5py", "scipy", "tensorboard"}
+
+
+# ---------------------------------------------------------------- folders that hold anything
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"algorithm": "dtql"}',
+        "[" * 100_000,
+        '{"algorithm": "dtql", "dataset": "x", "seed": "many"}',
+        '{"algorithm": "dtql", "dataset": "x", "seed": 1e999}',
+        '{"algorithm": "dtql\\ud800", "dataset": "x", "seed": 0, "scores": {"return_mean": 1}}',
+        '{"algorithm": "dtql", "dataset": "x", "seed": 0, "scores": [1, 2]}',
+        '{"algorithm": "dtql", "dataset": "x", "seed": 0, "score_reference": {"name": "d4rl", "min": 1, "max": 1}}',
+        '{"algorithm": "dtql", "dataset": "x", "seed": 0, "protocol": "d4rl-1"}',
+        "\xff\xfe",
+    ],
+)
+def test_a_bad_run_is_left_out_with_one_line(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_run(tmp_path, "dtql", "offrl/antmaze/umaze-v0", 0, 95.0)
+    bad = tmp_path / "bad" / "results.json"
+    bad.parent.mkdir()
+    bad.write_bytes(content.encode("latin-1"))
+    assert main(["report", str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert f"{bad} cannot be read and is skipped" in captured.err
+    assert "95.0" in captured.out
+
+
+def test_a_csv_file_with_a_huge_field_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_run(tmp_path, "dtql", "offrl/antmaze/umaze-v0", 0, 95.0)
+    bad = write_run(tmp_path, "dtql", "offrl/antmaze/umaze-v0", 1, 95.0)
+    (bad / "eval.csv").write_text("step,actor,stage,return\n" + "9" * 200_000 + ",policy,fit,1\n")
+    assert main(["report", str(tmp_path)]) == 0
+    assert "is skipped" in capsys.readouterr().err
+
+
+def test_a_terminal_without_unicode_gets_the_report(tmp_path: Path):
+    write_run(tmp_path, "dtql", "offrl/antmaze/umaze-v0", 0, 95.0)
+    done = subprocess.run(
+        [sys.executable, "-m", "lit_offrl", "report", str(tmp_path)],
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "95.0" in done.stdout

@@ -80,6 +80,10 @@ class Run:
         return path
 
 
+# What files that nobody checked can cause, the nesting of JSON and the length of a CSV field included.
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, csv.Error)
+
+
 def find_runs(folders: Sequence[Path], warn: Callable[[str], object]) -> list[Run]:
     """Read every results.json below the folders, sorted by path within each folder.
 
@@ -98,7 +102,7 @@ def find_runs(folders: Sequence[Path], warn: Callable[[str], object]) -> list[Ru
     for file in files.values():
         try:
             runs.append(_read_run(file))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # noqa: PERF203
+        except UNREADABLE as error:  # noqa: PERF203
             reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
             warn(f"{file} cannot be read and is skipped: {reason}")
     if not runs:
@@ -111,11 +115,14 @@ def _read_run(file: Path) -> Run:
     results: dict[str, Any] = json.loads(file.read_text())
     if not isinstance(results, dict):
         raise ValueError("it holds no JSON object")
+    json.dumps(results, ensure_ascii=False).encode()  # half a surrogate pair cannot be written again
     entry = results.get("score_reference") or {}
     low, high = _number(entry.get("min")), _number(entry.get("max"))
     reference = None
     if entry.get("name") is not None and low is not None and high is not None:
         reference = ScoreReference(str(entry["name"]), low, high)
+        if not low < high:
+            raise ValueError(f"the returns of its reference, {low:g} and {high:g}, are no range")
     key = "return_mean" if reference is None else "normalized"
     actors = {"policy": results.get("scores") or {}, **(results.get("comparison") or {})}
     values = {name: (_number(each.get(key)), each.get("episodes")) for name, each in actors.items()}
