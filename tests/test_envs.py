@@ -442,3 +442,24 @@ def test_references_of_different_sources_are_never_mixed() -> None:
 def test_a_reference_that_is_no_scale_is_none() -> None:
     assert reference_for(info("offrl/x/y-v0", "offrl", reference=(5.0, 5.0))) is None
     assert reference_for(info("offrl/x/y-v0", "offrl", reference=json.loads("[NaN, 5.0]"))) is None
+
+
+class NotFinite(gym.Env[np.ndarray, np.ndarray]):
+    """Pays NaN in its third step."""
+
+    observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(**options)
+        self.steps = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        return np.zeros(1, np.float32), np.nan if self.steps == 3 else 1.0, False, False, {}
+
+
+def test_a_reward_that_is_not_finite_names_episode_and_step() -> None:
+    with Rollouts(NotFinite, 1) as rollouts, pytest.raises(RunFailure, match="in step 3 of the episode with seed 7"):
+        rollouts.run(lambda observations, _: np.zeros_like(observations), seeds=[7])

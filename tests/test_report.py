@@ -488,3 +488,18 @@ def test_a_terminal_without_unicode_gets_the_report(tmp_path: Path):
     )
     assert done.returncode == 0, done.stderr
     assert "95.0" in done.stdout
+
+
+def test_names_can_be_neither_formulas_nor_markup(tmp_path: Path):
+    for seed, name in enumerate(("=cmd()", "+1+1", "@x", "<script>", "[x](javascript:1)", "a^b")):
+        folder = write_run(tmp_path / str(seed), "dtql", "offrl/antmaze/umaze-v0", seed, 95.0)
+        results = json.loads((folder / "results.json").read_text())
+        (folder / "results.json").write_text(json.dumps({**results, "dataset": name}))
+    assert main(["report", str(tmp_path)]) == 0
+    folder = tmp_path / "report"
+    names = [row["dataset"] for row in flat(folder)]
+    assert {"'=cmd()", "'+1+1", "'@x", "a^b"} <= set(names)
+    markdown = (folder / "report.md").read_text()
+    assert "<script" not in markdown
+    assert "](javascript" not in markdown
+    assert "^" not in (folder / "report.tex").read_text().replace("\\textasciicircum", "")

@@ -112,7 +112,7 @@ class Rollouts:
 
         Raises:
             StoppedEarly: `should_stop` returned True; the environments can be used again.
-            RunFailure: Actions are not finite, or a worker process failed.
+            RunFailure: Actions, rewards or observations are not finite, or a worker process failed.
             ValueError: Actions have a wrong shape.
         """
         finished: dict[int, Episode] = {}
@@ -136,6 +136,11 @@ class Rollouts:
                 episode.observation = step.observation
                 episode.episode_return += step.reward
                 episode.length += 1
+                if not (np.isfinite(step.reward) and np.isfinite(step.observation).all()):
+                    raise RunFailure(
+                        f"the environment returned a reward or an observation that is not finite, in step "
+                        f"{episode.length} of the episode with seed {episode.seed}"
+                    )
                 if step.success is not None:
                     episode.success = step.success or bool(episode.success)
                 if step.done:

@@ -9,7 +9,7 @@ import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lit_offrl.report import tables
 from lit_offrl.report.rows import Comparison, Report, Task
@@ -105,23 +105,28 @@ def to_markdown(blocks: Iterable[Block]) -> str:
     parts = []
     for block in blocks:
         if isinstance(block, Heading):
-            parts.append(f"{'#' * block.level} {block.text}\n")
+            parts.append(f"{'#' * block.level} {_inert(block.text)}\n")
         elif isinstance(block, Picture):
             parts.append(f"![{block.caption}]({block.name})\n")
         elif isinstance(block, Table):
-            parts.append(f"{_markdown_table(block)}\n\n{block.caption}\n")
+            parts.append(f"{_markdown_table(block)}\n\n{_inert(block.caption)}\n")
         elif isinstance(block, list):
-            parts.append("".join(f"- {line}\n" for line in block))
+            parts.append("".join(f"- {_inert(line)}\n" for line in block))
         else:
-            parts.append(f"{block}\n")
+            parts.append(f"{_inert(block)}\n")
     return "\n".join(parts)
+
+
+def _inert(text: str) -> str:
+    """Return text whose names of datasets and algorithms can be neither tags nor links in Markdown."""
+    return text.replace("<", "&lt;").replace("](", "]\\(")
 
 
 def _markdown_table(table: Table) -> str:
     columns = list(zip(table.columns, *table.rows, strict=True))
     for i, column in enumerate(columns):
         is_text = i < table.text_columns
-        cells = [cell.replace("|", "\\|") for cell in column]
+        cells = [_inert(cell).replace("|", "\\|") for cell in column]
         width = max(3, *map(len, cells))
         rule = f":{'-' * (width - 1)}" if is_text else f"{'-' * (width - 1)}:"
         header, *rest = [cell.ljust(width) if is_text else cell.rjust(width) for cell in cells]
@@ -205,7 +210,15 @@ def _latex_table(table: Table) -> str:
 
 
 MINUS = "\N{MINUS SIGN}"
-SPECIAL = {"\\": r"\textbackslash ", "~": r"\textasciitilde ", MINUS: "$-$", "±": r"$\pm$", ">": "$>$", "<": "$<$"}
+SPECIAL = {
+    "\\": r"\textbackslash ",
+    "~": r"\textasciitilde ",
+    "^": r"\textasciicircum ",
+    MINUS: "$-$",
+    "±": r"$\pm$",
+    ">": "$>$",
+    "<": "$<$",
+}
 LATEX = str.maketrans(SPECIAL | {character: f"\\{character}" for character in "&%$#_{}"})
 
 
@@ -220,5 +233,11 @@ def to_csv(report: Report) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _no_formula(cell) for name, cell in row.items()} for row in rows)
     return text.getvalue()
+
+
+def _no_formula(cell: Any) -> Any:
+    """Return a cell that a spreadsheet takes for text where it would take it for a formula; numbers stay."""
+    is_formula = isinstance(cell, str) and re.match(r"[=+@\t\r]|-(?![\d.])", cell)
+    return f"'{cell}" if is_formula else cell

@@ -146,7 +146,8 @@ def _storage_name(search: Search) -> str:
     """Return the name of the storage without the password."""
     name = search.storage or str(search.folder / "study.db")
     scheme, separator, rest = name.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}" if separator else name
+    # Drivers also take user and password as options behind the question mark.
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}" if separator else name
 
 
 def _check_same(study: optuna.Study, common: Mapping[str, Any], search: Search) -> None:
