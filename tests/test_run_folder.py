@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -278,3 +279,34 @@ def test_epochs_are_counted_in_steps_also_over_resumes(tmp_path: Path, minari_ro
         assert main([*words, f"--trainer.max_steps={stop}", "--trainer.max_epochs=4", "--ckpt_path=auto"]) == 0
     assert main([*words, "--trainer.max_epochs=4", "--ckpt_path=auto"]) == 0
     assert RunFolder(run_folder(tmp_path)).results()["gradient_steps"] == 40
+
+
+class WithoutEnd(gym.Env[np.ndarray, np.ndarray]):
+    """Never ends by itself."""
+
+    observation_space = gym.spaces.Box(-1, 1, (3,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+
+    def reset(self, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(**options)
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        return np.zeros(3, np.float32), 1.0, False, False, {}
+
+
+def test_an_environment_without_a_time_limit_has_that_of_the_data(tmp_path: Path, minari_root: Path):
+    gym.register("WithoutEnd-v0", WithoutEnd)
+    np.savez(
+        tmp_path / "log.npz",
+        observations=np.zeros((40, 3)),
+        actions=np.zeros((40, 2)),
+        rewards=np.ones(40),
+        terminals=np.isin(np.arange(40), (9, 39)),
+    )
+    own = [f"--data.dataset={tmp_path}/log.npz", "--data.environment=WithoutEnd-v0", "--data.reward=raw"]
+    own += ["--data.normalize_observations=false", "--evaluation.enabled=true", "--overwrite=true"]
+    for more, limit in (([], 30), (["--evaluation.max_episode_steps=7"], 7)):
+        assert main([*tiny_words(tmp_path / "runs", *SHORT), *own, *more]) == 0
+        scores = RunFolder(tmp_path / "runs" / "dtql" / "log" / "seed_0").results()["scores"]
+        assert scores["return_mean"] == limit

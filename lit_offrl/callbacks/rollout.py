@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,8 @@ class RolloutEvaluation(Evaluation):
         processes: Let the environments step in processes of their own; pays for heavy simulators.
         seed: Seed of the first episode; episode i of every evaluation has seed + i.
         compare: Also evaluate the algorithm's other actors (e.g. the behavior policy) in the final evaluation.
+        max_episode_steps: Time limit of an episode, in place of the environment's own. An environment without any has
+            the length of the dataset's longest episode.
         mujoco2_contacts: In D4RL's own environments, compute contacts as MuJoCo 2 did, with which published scores were
             made; false leaves them to the installed MuJoCo. Other environments are as they are.
         enabled: Whether to evaluate at all; false for datasets without an environment. Bandits need no option:
@@ -126,6 +128,7 @@ class RolloutEvaluation(Evaluation):
         processes: bool = False,
         seed: Seed = 10_000,
         compare: bool = True,
+        max_episode_steps: Count | None = None,
         mujoco2_contacts: bool = True,
         enabled: bool = True,
     ) -> None:
@@ -136,6 +139,7 @@ class RolloutEvaluation(Evaluation):
         self.processes = processes
         self.seed = seed
         self.compare = compare
+        self.max_episode_steps = max_episode_steps
         self.mujoco2_contacts = mujoco2_contacts
         self.enabled = enabled
         self.environment: EnvironmentInfo | None = None
@@ -158,8 +162,13 @@ class RolloutEvaluation(Evaluation):
         environment = environment_for(datamodule.info, self.mujoco2_contacts)
         self.environment, self.protocol = environment, protocol_of(datamodule.info, environment)
         self.reference = reference_for(datamodule.info)
-        make = partial(make_env, environment, datamodule.info.observation_keys)
-        probe = make()
+        keys = datamodule.info.observation_keys
+        probe = make_env(environment, keys)
+        limit = environment.max_episode_steps or (probe.spec and probe.spec.max_episode_steps)
+        if self.max_episode_steps or not limit:
+            limit = self.max_episode_steps or int(datamodule.transitions.episode_lengths().max())
+            self.environment = replace(environment, max_episode_steps=limit)
+        make = partial(make_env, self.environment, keys)
         spaces = probe.observation_space, probe.action_space
         probe.close()
         for what, space in zip(("observations", "actions"), spaces, strict=True):

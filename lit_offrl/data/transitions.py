@@ -87,6 +87,10 @@ class Transitions:
         ends = np.flatnonzero(self.episode_ends)
         return np.concatenate([[0], ends[:-1] + 1])
 
+    def episode_lengths(self) -> NDArray[np.int64]:
+        """Number of transitions of each episode."""
+        return np.diff(self.episode_starts, append=len(self))
+
     def episode_returns(self) -> NDArray[np.float64]:
         """Return the undiscounted sum of recorded rewards of each episode, `[episodes]`."""
         return np.add.reduceat(self.rewards.astype(np.float64), self.episode_starts)
