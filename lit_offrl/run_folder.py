@@ -33,7 +33,7 @@ class RunFolder:
     @classmethod
     def of(cls, root: str | Path, algorithm: str, dataset: str, seed: int) -> RunFolder:
         """Return the folder of a run; a dataset given as a file or folder goes by its stem."""
-        name = Path(dataset).stem if OwnFiles().matches(dataset) else dataset
+        name = Path(dataset).absolute().stem if OwnFiles().matches(dataset) else dataset
         return cls(Path(root) / algorithm / name / f"seed_{seed}")
 
     @classmethod

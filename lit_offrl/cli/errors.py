@@ -39,18 +39,31 @@ def explain(message: str) -> str:
     if option := _first(r"[Uu]nrecognized arguments: (.+)", text):
         return f"unrecognized: {option}{did_you_mean(option.split()[0].split('=')[0].lstrip('-'), _flags())}"
     if name := _first(r"Expected a dot import path string: (\S+)", text):
+        if key != "model":
+            return f"{key}: no class '{name}'"
         names = list(ALGORITHMS)
         return f"{key}: no class '{name}'{did_you_mean(name, names)}; there are {', '.join(names)}"
+    if name := _first(r"(?:Import path|class_path) '?([\w.]+)'? (?:does not correspond to|is not) a subclass", text):
+        return f"{key or 'model'}: {name} is no class that belongs there; `algorithms` lists those of model"
+    if package := _first(r"No module named '?([\w.]+)|Requirement '([\w.-]+)", text):
+        return f"{key or 'a class of the configuration'}: needs the package {package}: pip install {package}"
     if wrong := re.search(r"class_path \S+ Parser key \"(\S+)\": Expected an? <class '(\w+)'>. Got value: (\S+)", text):
         return f"{key}.init_args.{wrong[1]}: must be {wrong[2]}, not {wrong[3]}"
-    if path := _first(r'[Pp]ath "?([^"]+?)"? (?:not accessible|does not exist)', text):
+    if path := _first(r'[Pp]ath "?(?!but )([^"]+?)"? (?:not accessible|does not exist)', text):
         return f"config: no file {path}"
+    if "must be a mapping, not NoneType" in text:
+        return f"{key or 'model.init_args'}: a group of options is null: leave it out, or give its options"
+    if wrong := re.search(r"Subtypes: \[(.*?)\] Errors: (?:- Expected an? .*)Given value: (.+)", text):
+        kinds = re.findall(r"<class '(\w+)'>|Literal\[(.*?)\]", wrong[1])
+        return f"{key}: must be {' or '.join(filter(None, sum(kinds, ())))}, not {wrong[2]}"
+    if reason := _first(r"Errors: - (.+?)(?: - Expected an? | Given value)", text):
+        return f"{key}: {reason}" if key else reason
     return f"{key}: {text}" if key and key not in text else text
 
 
 def _first(pattern: str, text: str) -> str | None:
     match = re.search(pattern, text)
-    return match[1] if match else None
+    return next(filter(None, match.groups()), None) if match else None
 
 
 def _parameters(cls: type) -> list[str]:

@@ -39,6 +39,7 @@ from lit_offrl.cli.errors import explain, user_error_behind
 from lit_offrl.cli.options import ACCELERATION, OPTION_GROUPS, TRAINER_DEFAULTS
 from lit_offrl.cli.resume import RunIsFinished, goes_on, refuse_used_folder
 from lit_offrl.data.datamodule import D4RLDataModule
+from lit_offrl.data.sources import find_source
 from lit_offrl.errors import RunFailure, UserError
 from lit_offrl.run_folder import RunFolder
 from lit_offrl.system.files import write_bytes
@@ -65,11 +66,18 @@ def run_training(command: str, words: list[str]) -> int:
     except ArgumentError as error:
         raise UserError(explain(str(error))) from error
     except (MisconfigurationException, ValueError) as error:
-        raise user_error_behind(error) or error from None
+        bad_input = user_error_behind(error)
+        if bad_input is not None:
+            raise bad_input from None
+        if str(error).startswith("Does not validate"):  # of the parser, when it builds what a config names
+            raise UserError(explain(str(error))) from error
+        raise
     except RuntimeError as error:
         if isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error):
             message = "another rank has died or hangs; the last checkpoint is intact: --ckpt_path last"
             raise RunFailure(message) from error
+        if "conditioned on metric" in str(error):  # of EarlyStopping and its kin, at the end of the first epoch
+            raise RunFailure(f"trainer.callbacks: {error}") from error
         if "loading state_dict" not in str(error):
             raise
         raise UserError("ckpt_path: the checkpoint was made with other model options (sizes differ)") from error
@@ -155,8 +163,11 @@ class OfflineCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse without Lightning's warning about a second source of arguments."""
         self.config = parser.parse_args(args)
-        if isinstance(self.config[self.config.subcommand].seed_everything, bool):
+        seed = self.config[self.config.subcommand].seed_everything
+        if isinstance(seed, bool):
             raise UserError("seed_everything: give a number, e.g. --seed_everything 1")
+        if not 0 <= seed < 2**32:
+            raise UserError(f"seed_everything: must be at least 0 and below 2^32, not {seed}")
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would let the checkpoint's hyper-parameters override the command line. Here flags win.
@@ -169,6 +180,7 @@ class OfflineCLI(LightningCLI):
         if self.subcommand == "fit":
             _count_epochs_in_steps(config)
         root = config.trainer.default_root_dir
+        find_source(config.data.dataset)  # refuses what can be no name before folders are named after it
         self.folder = RunFolder.of(root, algorithm, config.data.dataset, config.seed_everything)
         if config.ckpt_path == "auto":
             options = yaml.safe_load(self._parser(self.subcommand).dump(config))
@@ -205,7 +217,7 @@ class OfflineCLI(LightningCLI):
             callbacks.append(GradientStepBar())
         try:
             return super().instantiate_trainer(callbacks=callbacks, default_root_dir=self.folder.path, **kwargs)
-        except (ValueError, ModuleNotFoundError) as error:  # e.g. an accelerator that there is not
+        except (TypeError, ValueError, ModuleNotFoundError) as error:  # e.g. an accelerator that there is not
             raise UserError(f"trainer: {error}") from error
 
     def after_instantiate_classes(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -54,7 +55,7 @@ def reward_rule(name: str) -> RewardRule:
     """Return the rule of this name, or `r * SCALE + BIAS` for `affine:SCALE:BIAS`.
 
     Raises:
-        UserError: There is no rule of this name, or scale or bias is not a number.
+        UserError: There is no rule of this name, or scale or bias is no number that a reward can have.
     """
     kind, *numbers = name.split(":")
     if kind == AFFINE:
@@ -62,6 +63,8 @@ def reward_rule(name: str) -> RewardRule:
             scale, bias = (float(number) for number in numbers)
         except ValueError:
             raise UserError(f"data.reward: '{name}' is not affine:SCALE:BIAS, e.g. affine:5:-1") from None
+        if not (math.isfinite(scale) and math.isfinite(bias) and scale):
+            raise UserError(f"data.reward: '{name}' needs a finite scale other than 0 and a finite bias")
         return _affine(scale, bias)
     if name not in REWARD_RULES:
         raise UserError(

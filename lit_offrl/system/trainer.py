@@ -46,6 +46,8 @@ NEUTRAL = {
     "fast_dev_run": (False, 0),
     "overfit_batches": (0, 0.0),
     "limit_train_batches": (None, 1, 1.0),
+    "limit_val_batches": (None, 0, 1, 1.0),
+    "val_check_interval": (None, 1, 1.0),
     "reload_dataloaders_every_n_epochs": (0,),
     "gradient_clip_val": (None, 0, 0.0),
     "accumulate_grad_batches": (1,),

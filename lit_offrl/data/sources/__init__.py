@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lit_offrl.data.sources.bandit import Bandits
 from lit_offrl.data.sources.base import DataSource, Listing
 from lit_offrl.data.sources.d4rl import OriginalD4RL
-from lit_offrl.data.sources.files import FILE_SUFFIXES, OwnFiles
+from lit_offrl.data.sources.files import FILE_SUFFIXES, LONGEST_NAME, OwnFiles
 from lit_offrl.data.sources.minari import Minari
 from lit_offrl.data.sources.offrl import Collected
 from lit_offrl.errors import UserError, did_you_mean
@@ -42,6 +42,8 @@ def find_source(dataset: str) -> DataSource:
     Raises:
         UserError: The id belongs to no source.
     """
+    if len(dataset) > LONGEST_NAME:  # no file system has longer names of files
+        raise UserError(f"data.dataset: '{dataset[:40]}...' is no dataset id: it has {len(dataset):,} characters")
     for source in SOURCES:
         if source.matches(dataset):
             return source

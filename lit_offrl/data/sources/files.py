@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lit_offrl.data.transitions import Transitions
 
 FILE_SUFFIXES = (".h5", ".hdf5", ".npz")
+LONGEST_NAME = 255  # of a file
 
 
 class OwnFiles(DataSource):
@@ -32,6 +33,8 @@ class OwnFiles(DataSource):
     def matches(self, dataset: str) -> bool:
         """Return whether this is a path: it has a known suffix, or a file or folder lies there."""
         path = Path(dataset)
+        if len(path.name) > LONGEST_NAME:
+            return False
         return path.suffix in FILE_SUFFIXES or path.is_file() or (path.is_dir() and not is_present(dataset))
 
     def load(self, dataset: str, d4rl_compat: bool = True) -> tuple[Transitions, DatasetInfo]:
@@ -40,6 +43,8 @@ class OwnFiles(DataSource):
         from lit_offrl.data.formats.files import read_file, read_folder
 
         path = Path(dataset)
+        if not path.name:  # `.`, which a cache cannot lie beside
+            path = path.absolute()
         if path.is_dir():
             transitions, keys, digest = cached(path, {}, lambda: (read_folder(path), None))
         elif not path.is_file():
