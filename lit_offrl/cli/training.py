@@ -164,7 +164,7 @@ class OfflineCLI(LightningCLI):
         """Parse without Lightning's warning about a second source of arguments."""
         self.config = parser.parse_args(args)
         seed = self.config[self.config.subcommand].seed_everything
-        if isinstance(seed, bool):
+        if seed is None or isinstance(seed, bool):
             raise UserError("seed_everything: give a number, e.g. --seed_everything 1")
         if not 0 <= seed < 2**32:
             raise UserError(f"seed_everything: must be at least 0 and below 2^32, not {seed}")
