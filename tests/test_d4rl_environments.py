@@ -104,7 +104,7 @@ def largest_difference(case: dict[str, Any], dense: bool, monkeypatch: pytest.Mo
             assert not observation[27:].any()
         difference = max(difference, np.abs(observed(family, observation) - expected).max(), abs(paid - reward))
         assert ended == terminated
-        assert isinstance(info.get("success"), bool) or family == "locomotion" or info["success"] in (True, False)
+        assert ("success" in info) == (family != "locomotion")
     return float(difference)
 
 
@@ -125,16 +125,17 @@ TOLERANCES = {
     "halfcheetah": 1e-6,
     "walker2d": 1e-8,
     "ant": 1e-8,
-    "hammer": 1e-4,
-    "relocate": 1e-4,
-    "kitchen": 1e-2,
+    "hammer": 1e-5,
+    "relocate": 1e-5,
+    "door": 1e-6,  # while it is closed; the collisions of capsules with boxes, by which it opens, are those of today
+    "kitchen": 1e-3,
 }
-DEEP_CONTACT = "antmaze-large-wall"  # starts with a leg in a wall
+DEEP_CONTACT = "antmaze-large-wall"  # left out: starts with a leg in a wall, whose contacts are those of today
 
 
 @pytest.mark.parametrize(
     "name",
-    [name for name in CASES if any(name.startswith(each) for each in TOLERANCES) and name != DEEP_CONTACT],
+    [name for name in CASES if name != DEEP_CONTACT],
 )
 def test_contacts_are_those_of_mujoco_2(name: str, monkeypatch: pytest.MonkeyPatch):
     case, tolerance = CASES[name], next(value for key, value in TOLERANCES.items() if name.startswith(key))
@@ -152,19 +153,39 @@ def test_contacts_are_those_of_mujoco_2(name: str, monkeypatch: pytest.MonkeyPat
     assert abs(total - expected["reward_sum"]) < tolerance
 
 
+@pytest.mark.parametrize(("name", "first"), [("antmaze-umaze-v2", 3), ("ant-v2", 1), ("kitchen-complete-v0", 26)])
+def test_quaternions_have_length_1_at_the_start_as_in_mujoco_2(
+    name: str, first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for mujoco2_contacts in (True, False):
+        env = build_env(EnvironmentInfo(D4RL_NAMESPACE + name, {"mujoco2_contacts": mujoco2_contacts}, None))
+        if name.startswith("kitchen"):
+            monkeypatch.setattr(wrapper(env), "draw_noise", Noise({}))
+        length = np.linalg.norm(env.reset(seed=0)[0][first : first + 4])
+        assert (abs(length - 1) < 1e-12) == mujoco2_contacts
+        env.close()
+
+
+def test_the_kitchen_starts_as_in_mujoco_2(monkeypatch: pytest.MonkeyPatch):
+    case = CASES["kitchen-complete-start"]
+    env = environment("kitchen", "complete", True)
+    monkeypatch.setattr(wrapper(env), "draw_noise", Noise(case))
+    expected = [*case["mujoco_2_3_2"]["first_observation"], *case["goal_part"]]
+    np.testing.assert_allclose(env.reset(seed=0)[0], expected, rtol=0, atol=1e-8)
+
+
 # ---------------------------------------------------------------------------------------------- starts, goals and ends
 
 
 def resets(name: str, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the observations after resets, and the goals."""
-    env = build_env(EnvironmentInfo(D4RL_NAMESPACE + name, {"mujoco2_contacts": False}, None))
-    observations = np.array([env.reset(seed=seed)[0] for seed in range(number)])
-    env.reset(seed=0)
-    goals = []
-    for seed in range(number if hasattr(env.unwrapped, "goal") else 0):
-        env.reset(seed=seed)
+    """Return the observations after resets, and the goals, which mazes have."""
+    env: Any = build_env(EnvironmentInfo(D4RL_NAMESPACE + name, {"mujoco2_contacts": False}, None))
+    observations, goals = [], []
+    for seed in range(number):
+        observations.append(env.reset(seed=seed)[0])
         goals.append(np.array(env.unwrapped.goal))
-    return observations, np.array(goals)
+    env.close()
+    return np.array(observations), np.array(goals)
 
 
 def test_ants_start_around_the_origin_and_goals_are_drawn_as_the_version_says():
@@ -175,8 +196,15 @@ def test_ants_start_around_the_origin_and_goals_are_drawn_as_the_version_says():
     assert (noise.std(0) > 0.045).all(), "also on x and y"
     assert observations[:, 15:].std() == pytest.approx(0.1, rel=0.05)
     assert goals.std(0) == pytest.approx(np.sqrt(1 / 12 + 0.25 / 12), rel=0.15)
-    _, fixed = resets("antmaze-umaze-v0", 5)
-    assert (fixed == fixed[0]).all()
+    for version in (0, 1):
+        _, fixed = resets(f"antmaze-umaze-v{version}", 5)
+        assert (fixed == fixed[0]).all()
+
+
+def test_goals_do_not_follow_from_starts():
+    observations, goals = resets("antmaze-umaze-v2", 200)
+    correlations = np.corrcoef(observations, goals, rowvar=False)[:29, 29:]
+    assert np.abs(correlations).max() < 0.3  # of 58 correlations of 200 pairs, with a standard error of 0.07 each
 
 
 def test_the_ball_starts_in_every_cell():
