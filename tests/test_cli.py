@@ -427,7 +427,8 @@ def test_data_commands(minari_root: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["data", "info", DATASET]) == 0
     out = capsys.readouterr().out
     assert "1,500 in" in out
-    assert "PointMaze_UMaze-v3" in out
+    assert "PointMaze_UMaze-v3, at most" in out
+    assert "(rules local)" in out
     assert main(["data", "check", DATASET]) == 0
     assert "no findings" in capsys.readouterr().out
     assert "did you mean" in failure(capsys, ["data", "info", "offrl/pointmaze/umaze-v9"])

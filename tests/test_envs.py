@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo
+from lit_offrl.data.sources.d4rl import D4RL_FILES
 from lit_offrl.envs.make import environment_for, make_env, no_files_left
 from lit_offrl.envs.rollout import Array, Episode, Policy, Rollouts, StoppedEarly
 from lit_offrl.envs.scores import ScoreReference, reference_for
@@ -408,6 +409,9 @@ def test_a_nonsensical_number_of_environments_or_kind_of_action_is_refused() -> 
         ("ant-random-v2", -325.6, 0.0),
         ("antmaze-large-diverse-v2", 0.5, 50.0),
         ("antmaze-umaze-v0", 1.0, 100.0),
+        ("antmaze-medium-play-v1", 1.0, 100.0),
+        ("antmaze-eval-large-play-v0", 1.0, 100.0),
+        ("ant-random-expert-v0", 3879.7, 100.0),
         ("kitchen-mixed-v0", 3.0, 75.0),
         ("pen-cloned-v1", 96.262799, 0.0),
         ("door-human-v0", 2880.5693087298737, 100.0),
@@ -422,7 +426,12 @@ def test_d4rl_scores(dataset: str, episode_return: float, score: float) -> None:
     assert reference.normalize(episode_return) == pytest.approx(score, abs=1e-9)
 
 
-@pytest.mark.parametrize("dataset", ["hopper-full-replay-v0", "antmaze-umaze-v1", "D4RL/antmaze/umaze-v1"])
+@pytest.mark.parametrize("dataset", D4RL_FILES)
+def test_every_dataset_of_d4rl_has_a_reference(dataset: str) -> None:
+    assert reference_for(info(dataset, "d4rl")) is not None
+
+
+@pytest.mark.parametrize("dataset", ["hopper-full-replay-v0", "antmaze-eval-umaze-v2", "D4RL/antmaze/umaze-v1"])
 def test_what_d4rl_has_no_reference_for_has_no_score(dataset: str) -> None:
     assert reference_for(info(dataset, "d4rl")) is None
 

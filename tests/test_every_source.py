@@ -106,6 +106,7 @@ SOURCES = {
     "npz": (npz, "file", [NAMED], None),
     "hdf5": (hdf5, "file", [NAMED], None),
     "folder": (episode_folder, "file", [NAMED], None),
+    "in-d4rl": (npz, "file", ["--data.environment=D4RL/hopper-v2"], None),
     "d4rl": (d4rl, "d4rl", [], "d4rl"),
     "minari-hdf5": (lambda log, folder: minari_dataset(log, folder, "hdf5"), "minari", [], "minari"),
     "minari-arrow": (lambda log, folder: minari_dataset(log, folder, "arrow"), "minari", [], "minari"),
@@ -127,5 +128,8 @@ def test_dtql_trains_on_it(kind: str, log: list[Log], tmp_path: Path, monkeypatc
     assert results["scores"]["episodes"] == 3
     assert results["scores"]["return_mean"] > 0
     assert results["score_reference"]["name"] == reference
+    rules = {"npz": "own", "hdf5": "own", "folder": "own", "d4rl": "d4rl-1", "in-d4rl": "d4rl-1"}.get(kind, "minari")
+    assert results["protocol"]["rules"] == rules
+    assert results["protocol"]["mujoco2_contacts"] is (True if rules == "d4rl-1" else None)
     # Only D4RL's rules lose a transition here: the file's last row.
     assert results["transitions"] == sum(len(episode["rewards"]) for episode in log) - (kind == "d4rl")

@@ -332,7 +332,7 @@ def test_bandits_have_a_table_of_their_own(tmp_path: Path, capsys: pytest.Captur
         ("hopper-medium-v2", "file", D4RL, {"rules": "d4rl-1"}, False),
         ("hopper-medium-v2", "d4rl", NO_REFERENCE, {"rules": "d4rl-1"}, False),
         ("offrl/hopper/medium-v2", "offrl", LOCAL, {"rules": "local"}, False),
-        ("D4RL/hopper/medium-v2", "minari", {**D4RL, "name": "minari"}, {"rules": "minari"}, False),
+        ("D4RL/hopper/medium-v2", "minari", {**D4RL, "name": "minari"}, {"rules": "minari-d4rl"}, False),
     ],
 )
 def test_published_figures_only_where_source_version_and_rules_agree(

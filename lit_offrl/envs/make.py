@@ -144,8 +144,9 @@ def _at(observation: Any, key: str) -> NDArray[np.floating]:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    # gymnasium warns that v3 and v4 environments are old, but data were recorded in them; gymnasium-robotics prints an
-    # unrelated notice to standard error when it is imported.
+    # gymnasium warns that v3 and v4 environments are old, but data were recorded in them. gymnasium-robotics prints to
+    # standard error, in every program that imports it, that rewards of its hands have changed; lit_offrl.envs.protocol
+    # says so where such a hand is played.
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

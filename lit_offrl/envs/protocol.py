@@ -15,6 +15,14 @@ D4RL_RULES = "d4rl-1"
 
 MUJOCO2_CONTACTS = "mujoco2_contacts"
 _WITHOUT_CONTACTS = ("halfcheetah", "walker2d")  # families that MuJoCo's changes do not concern
+_MINARI_NAMESPACE = "D4RL/"  # of Minari's D4RL datasets
+_MINARI_DIFFERENCES = (  # what the environments of Minari's D4RL datasets do otherwise than D4RL's, by dataset
+    (r"antmaze/", "the ant's motors are five times as strong as D4RL's, and a step takes half as long"),
+    (r"pointmaze/(?!.*dense)", "an episode ends at the goal, in D4RL it goes on and every step at the goal pays"),
+    (r"(antmaze|pointmaze)/", "starts and goals vary otherwise, and a goal is reached within 0.45 instead of 0.5"),
+    (r"pen/", "an episode goes on when the pen has been dropped"),
+    (r"kitchen/", "observations have velocities and less noise, and tasks are checked without noise"),
+)
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,8 @@ class Protocol:
     """The rules of an evaluation.
 
     Attributes:
-        rules: `d4rl-1`, with which published scores are comparable; `minari`, `local` (of this package) or `own`.
+        rules: `d4rl-1`, with which published scores are comparable; `minari-d4rl` (Minari's environments with D4RL's
+            limits and one goal), `minari`, `local` (of this package) or `own`.
         environment: Gymnasium id.
         mujoco2_contacts: Whether contacts are computed as in MuJoCo 2; None outside D4RL's environments.
         differences: What is known to differ from the benchmark of the dataset's name, a sentence each.
@@ -41,12 +50,13 @@ def protocol_of(info: DatasetInfo, environment: EnvironmentInfo) -> Protocol:
         contacts = bool(environment.kwargs.get(MUJOCO2_CONTACTS, True))
         return Protocol(D4RL_RULES, environment.env_id, contacts, tuple(_differences_to_d4rl(name, contacts)))
     rules = {"minari": "minari", "offrl": "local"}.get(info.source, "own")
-    differences: tuple[str, ...] = ()
-    if info.source == "minari" and info.id.startswith("D4RL/"):
-        differences = (f"the robot is that of {environment.env_id}, in which the data were recorded, not D4RL's",)
-        if re.match(r"AdroitHand(Door|Hammer|Relocate)-v1", environment.env_id):
-            differences += ("the distance between hand and object is paid for, in D4RL it costs as much",)
-    return Protocol(rules, environment.env_id, None, differences)
+    differences = []
+    if info.source == "minari" and info.id.startswith(_MINARI_NAMESPACE):
+        rules, name = "minari-d4rl", info.id.removeprefix(_MINARI_NAMESPACE)
+        differences = [difference for pattern, difference in _MINARI_DIFFERENCES if re.match(pattern, name)]
+    if re.match(r"AdroitHand(Door|Hammer|Relocate)-v1", environment.env_id):  # whoever recorded the data
+        differences.append("the distance between hand and object is paid for, in D4RL it costs as much")
+    return Protocol(rules, environment.env_id, None, tuple(differences))
 
 
 def with_contacts(environment: EnvironmentInfo, mujoco2_contacts: bool) -> dict[str, Any]:

@@ -87,7 +87,8 @@ class AntMaze(gym.Wrapper[NDArray[np.float64], NDArray[np.float32], Any, Any]):
         """Start an episode."""
         _, info = super().reset(**options)
         robots: Any = self.unwrapped
-        goal = self._draw_goal(robots.np_random) if self.goal is None else self.goal
+        # Not from the maze's generator: it has the ant's seed, so that the goal would follow from the start's noise.
+        goal = self._draw_goal(self.ant.np_random) if self.goal is None else self.goal
         robots.goal = goal - self.offset
         robots.update_target_site_pos()
         if self.unit_start:

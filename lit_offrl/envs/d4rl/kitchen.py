@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
-from lit_offrl.envs.d4rl.contacts import restore_convex_collisions, restore_margins
+from lit_offrl.envs.d4rl.contacts import restore_convex_collisions, restore_margins, unit_quaternion
 
 # Of the 30 positions (9 of the robot, then the objects): where an object's are, and its goal.
 GOALS: dict[str, tuple[slice, tuple[float, ...]]] = {
@@ -30,6 +30,7 @@ NEAR = 0.3  # an object is where it should be within this Euclidean distance
 NOISE = np.repeat([0.01, 0.0005, 0.00005, 0.0005, 0.01, 0.0005, 0.01, 0.0005], [9, 2, 6, 3, 3, 3, 3, 1])
 PEDESTAL_RADIUS = 0.12  # of the cylinder below the robot
 POSITIONS = np.r_[0:9, 18:39]  # among the 59 numbers of FrankaKitchen-v1
+KETTLE_QUATERNION = 26  # its place among the 30 positions
 
 
 class Kitchen(gym.Wrapper[Any, Any, Any, Any]):
@@ -58,6 +59,7 @@ class Kitchen(gym.Wrapper[Any, Any, Any, Any]):
         if mujoco2_contacts:
             restore_margins(self.robot.model)
             restore_convex_collisions(self.robot.model)
+            self.robot.init_qpos = unit_quaternion(self.robot.init_qpos, KETTLE_QUATERNION)
 
     def reset(self, **options: Any) -> tuple[NDArray[np.float64], dict[str, Any]]:
         """Start an episode: always the same state, with other noise."""
