@@ -319,5 +319,6 @@ def test_an_environment_without_a_time_limit_has_that_of_the_data(tmp_path: Path
     own += ["--data.normalize_observations=false", "--evaluation.enabled=true", "--overwrite=true"]
     for more, limit in (([], 30), (["--evaluation.max_episode_steps=7"], 7)):
         assert main([*tiny_words(tmp_path / "runs", *SHORT), *own, *more]) == 0
-        scores = RunFolder(tmp_path / "runs" / "dtql" / "log" / "seed_0").results()["scores"]
-        assert scores["return_mean"] == limit
+        results = RunFolder(tmp_path / "runs" / "dtql" / "log" / "seed_0").results()
+        assert results["scores"]["return_mean"] == limit
+        assert bool(results["protocol"]["differences"]) == (not more), "what the data decided is said"

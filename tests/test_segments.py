@@ -160,7 +160,7 @@ gym.register("Switches-v0", Switches)
 
 def test_a_memory_lasts_for_one_episode_of_several_played_at_once(tmp_path: Path):
     """Episodes of 1 to 9 steps in two environments: each begins a chunk of its own, so its return is known."""
-    evaluation = RolloutEvaluation(final_episodes=9, num_envs=2, seed=0)
+    evaluation = RolloutEvaluation(final_episodes=9, num_envs=2, seed=0, max_episode_steps=20)
     data = D4RLDataModule.from_arrays(arrays(), environment="Corridor-v0", steps_per_epoch=4)
     fit(Chunks(1, 1), data, tmp_path, evaluation)
     lines = (tmp_path / "eval.csv").read_text().splitlines()[1:]

@@ -164,10 +164,12 @@ class RolloutEvaluation(Evaluation):
         self.reference = reference_for(datamodule.info)
         keys = datamodule.info.observation_keys
         probe = make_env(environment, keys)
-        limit = environment.max_episode_steps or (probe.spec and probe.spec.max_episode_steps)
-        if self.max_episode_steps or not limit:
-            limit = self.max_episode_steps or int(datamodule.transitions.episode_lengths().max())
-            self.environment = replace(environment, max_episode_steps=limit)
+        limit = environment.max_episode_steps or (probe.spec.max_episode_steps if probe.spec else None)
+        if not limit and not self.max_episode_steps:
+            limit = int(datamodule.transitions.episode_lengths().max())
+            reason = f"episodes end after {limit} steps, the longest of the data: there is no time limit"
+            self.protocol = replace(self.protocol, differences=(*self.protocol.differences, reason))
+        self.environment = replace(environment, max_episode_steps=self.max_episode_steps or limit)
         make = partial(make_env, self.environment, keys)
         spaces = probe.observation_space, probe.action_space
         probe.close()

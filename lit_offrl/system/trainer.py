@@ -63,6 +63,15 @@ def check_trainer(trainer: lightning.Trainer) -> None:
             trains in float16, whose gradients underflow, or with weights in bfloat16, or has settings or callbacks of
             Lightning that change data, gradients or weights behind the algorithm's back.
     """
+    if trainer.max_steps < 1:
+        raise UserError("trainer.max_steps must say how many gradient steps to train, e.g. --trainer.max_steps 20000")
+    strategy = trainer.strategy
+    start_method = getattr(strategy, "_start_method", "popen")
+    # Exact types: subclasses shard parameters.
+    if type(strategy) not in (SingleDeviceStrategy, DDPStrategy) or start_method != "popen":
+        raise UserError(
+            f"trainer.strategy: {type(strategy).__name__} ({start_method}) cannot train here; use auto or ddp"
+        )
     for name, neutral in NEUTRAL.items():
         value = getattr(trainer, name)
         if value not in neutral:
@@ -73,14 +82,5 @@ def check_trainer(trainer: lightning.Trainer) -> None:
     if trainer.check_val_every_n_epoch is not None and trainer.check_val_every_n_epoch < 1:
         every = trainer.check_val_every_n_epoch
         raise UserError(f"trainer.check_val_every_n_epoch: must be at least 1, not {every}")
-    if trainer.max_steps < 1:
-        raise UserError("trainer.max_steps must say how many gradient steps to train, e.g. --trainer.max_steps 20000")
-    strategy = trainer.strategy
-    start_method = getattr(strategy, "_start_method", "popen")
-    # Exact types: subclasses shard parameters.
-    if type(strategy) not in (SingleDeviceStrategy, DDPStrategy) or start_method != "popen":
-        raise UserError(
-            f"trainer.strategy: {type(strategy).__name__} ({start_method}) cannot train here; use auto or ddp"
-        )
     if trainer.precision not in PRECISIONS:
         raise UserError(f"trainer.precision: must be 32-true or bf16-mixed, not {trainer.precision}")
