@@ -20,7 +20,7 @@ PAPER = {
     "paper/dtql_authors": 26 * 5,
     "paper/dtql_table3": 2 * 3 * 5,
     "paper/dtql_table5": 2 * 3 * 5,
-    "paper/dtql_table6": 6 * 5,
+    "paper/dtql_table6": (6 + 4) * 5,
     "paper/dtql_figure5": 2 * 2 * 5,
     "paper/bdpo": 15 * 5,
     "paper/bdpo_paper": 15 * 5,
