@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lit_offrl.data.sources.files import OwnFiles
 from lit_offrl.errors import UserError
-from lit_offrl.system.files import write_atomically
-
-if TYPE_CHECKING:
-    from filelock import FileLock
+from lit_offrl.system.files import temporary_lock, write_atomically
 
 RUN_FILES = ("config.yaml", "metrics.csv", "eval.csv", "results.json", "actions.npy")
 
@@ -77,29 +74,24 @@ class RunFolder:
                 "choose another with --trainer.default_root_dir"
             ) from error
 
-    def lock(self) -> FileLock:
-        """Become the one writer of the folder until the lock is released or this process dies, however it dies.
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the one writer of the folder within this context.
 
         Raises:
             UserError: Another process writes here.
         """
-        from filelock import FileLock, Timeout
+        from filelock import Timeout
 
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"another process writes into {self.path}: wait for it, or choose another --seed_everything or "
-                "--trainer.default_root_dir"
-            ) from None
-        return lock
-
-    def unlock(self, lock: FileLock) -> None:
-        """Release the lock and remove its file."""
-        with suppress(OSError):  # Windows removes no open file; there filelock does so itself
-            (self.path / ".lock").unlink()
-        lock.release()
+        with ExitStack() as held:
+            try:
+                held.enter_context(temporary_lock(self.path / ".lock", timeout_s=0))
+            except Timeout:
+                raise UserError(
+                    f"another process writes into {self.path}: wait for it, or choose another --seed_everything or "
+                    "--trainer.default_root_dir"
+                ) from None
+            yield
 
     def is_used(self) -> bool:
         """Whether a run has left anything here."""

@@ -189,8 +189,8 @@ def test_files_of_one_name_are_not_one_dataset(tmp_path: Path, capfd: pytest.Cap
 def test_a_folder_has_one_writer(root: Path, capfd: pytest.CaptureFixture[str]):
     folder = RunFolder(run_folder(root))
     holds_the_lock = (
-        "import sys, time; from pathlib import Path; from lit_offrl.run_folder import RunFolder;"
-        f"lock = RunFolder(Path({str(folder.path)!r})).lock(); print('locked', flush=True); time.sleep(600)"
+        "import time; from pathlib import Path; from lit_offrl.run_folder import RunFolder\n"
+        f"with RunFolder(Path({str(folder.path)!r})).lock(): print('locked', flush=True); time.sleep(600)"
     )
     other = subprocess.Popen(
         [sys.executable, "-c", holds_the_lock],

@@ -365,15 +365,8 @@ class AEPO(OfflineAlgorithm):
 
     def make_support(self) -> Support:
         """Sample behavior actions at all transitions of the dataset, as the kind of critic needs them."""
-        return make_support(
-            partial(sample_behavior, self.process, self.behavior, action_dim=self.action_dim),
-            self.dataset_observations,
-            self.dataset_next_observations,
-            self.support_actions,
-            self.seed,
-            everywhere=self.critic_options.kind == "conservative",
-            show_progress=self.shows_progress,
-        )
+        sample = partial(sample_behavior, self.process, self.behavior, action_dim=self.action_dim)
+        return make_support(self, sample, self.support_actions, everywhere=self.critic_options.kind == "conservative")
 
     # ---------------------------------------------------------------- the algorithm
 

@@ -248,15 +248,9 @@ class EDA(OfflineAlgorithm):
     def prepare_support(self, batch: Batch) -> None:
         """Sample the behavior actions that the critic needs, before its first update and in a resumed run."""
         if self.support is None and self.critic_options.kind != "implicit":
-            self.support = make_support(
-                partial(self.sample, self.behavior),
-                self.dataset_observations,
-                self.dataset_next_observations,
-                self.support_actions,
-                self.seed,
-                everywhere=self.critic_options.kind == "conservative",
-                show_progress=self.shows_progress,
-            )
+            is_conservative = self.critic_options.kind == "conservative"
+            sample = partial(self.sample, self.behavior)
+            self.support = make_support(self, sample, self.support_actions, everywhere=is_conservative)
 
     @torch.no_grad()
     def make_labels(self) -> Labels:

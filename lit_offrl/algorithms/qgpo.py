@@ -206,15 +206,8 @@ class QGPO(OfflineAlgorithm):
 
     def make_support(self) -> Support:
         """Sample behavior actions at the observations and next observations of the dataset."""
-        return make_support(
-            partial(sample_behavior, self.process, self.behavior, action_dim=self.action_dim),
-            self.dataset_observations,
-            self.dataset_next_observations,
-            self.support_actions,
-            self.seed,
-            everywhere=True,
-            show_progress=self.shows_progress,
-        )
+        sample = partial(sample_behavior, self.process, self.behavior, action_dim=self.action_dim)
+        return make_support(self, sample, self.support_actions, everywhere=True)
 
     def support_of(self, batch: Batch) -> Support:
         """Return behavior actions at the transitions of `batch`.

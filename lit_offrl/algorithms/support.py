@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from lit_offrl.algorithms.noise import NoiseStream
 from lit_offrl.algorithms.options import SupportedCritic
 from lit_offrl.algorithms.vp_diffusion import SAMPLED_AT_ONCE, for_all_rows
 from lit_offrl.batch import Batch
+
+if TYPE_CHECKING:
+    from lit_offrl.algorithms.base import OfflineAlgorithm
 
 SUPPORT_STREAM = 2_000_003  # added to the seed: support actions must not repeat the noise of the training
 NEXT_SUPPORT_STREAM = 3_000_017
@@ -42,35 +45,24 @@ class SampleBehavior(Protocol):
     def __call__(self, observations: Tensor, *, count: int, generator: torch.Generator | None) -> Tensor: ...  # noqa: D102
 
 
-def make_support(
-    sample: SampleBehavior,
-    observations: Tensor | None,
-    next_observations: Tensor | None,
-    count: int,
-    seed: int,
-    *,
-    everywhere: bool,
-    show_progress: bool,
-) -> Support:
-    """Sample behavior actions at all transitions of a dataset.
+def make_support(algorithm: OfflineAlgorithm, sample: SampleBehavior, count: int, *, everywhere: bool) -> Support:
+    """Sample behavior actions at all transitions of the dataset that an algorithm trains on.
 
     They are a function of the seed and of the behavior model alone: a resumed run, whose checkpoint has no room for
     them, samples the same again.
 
     Args:
-        sample: The behavior model.
-        observations: Of the dataset, `[n, observation_dim]`.
-        next_observations: Likewise.
+        algorithm: Knows the dataset and the seed.
+        sample: Its behavior model.
         count: Actions K at each observation.
-        seed: Seed of the run.
         everywhere: Whether actions are needed at observations, too, not only at next ones.
-        show_progress: Whether to show a bar.
     """
+    observations, next_observations = algorithm.dataset_observations, algorithm.dataset_next_observations
     assert observations is not None, "support actions need the observations of a dataset"
     assert next_observations is not None
 
     def at(states: Tensor, stream: int, description: str) -> Tensor:
-        generator = torch.Generator(states.device).manual_seed(seed + stream)
+        generator = torch.Generator(states.device).manual_seed(algorithm.seed + stream)
         rows_at_once = SAMPLED_AT_ONCE // count
         with torch.no_grad():
             return for_all_rows(
@@ -78,7 +70,7 @@ def make_support(
                 states,
                 rows_at_once,
                 description,
-                show_progress=show_progress,
+                show_progress=algorithm.shows_progress,
             )
 
     actions = at(observations, SUPPORT_STREAM, "support actions") if everywhere else None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import lightning
@@ -16,7 +16,7 @@ from lit_offrl.algorithms.base import OfflineAlgorithm
 from lit_offrl.algorithms.loop import Named, Phase, run_eagerly
 from lit_offrl.algorithms.noise import Draw
 from lit_offrl.batch import Batch
-from lit_offrl.callbacks.base import AlgorithmCallback
+from lit_offrl.callbacks.base import AlgorithmCallback, print_note
 from lit_offrl.errors import UserError, one_line
 
 Kind = tuple[str, tuple[str, ...], tuple[bool, ...]]  # phase, what is active, which targets move
@@ -68,12 +68,7 @@ class Acceleration(AlgorithmCallback):
         self._precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
 
-        def note(text: str) -> None:
-            if trainer.progress_bar_callback is not None:
-                trainer.progress_bar_callback.print(text)
-            elif trainer.is_global_zero:
-                print(text, file=sys.stderr)
-
+        note = partial(print_note, trainer)
         is_long = can_compile() and trainer.max_steps >= self.COMPILED_FROM and trainer.world_size == 1
         # On several threads `ThreadFallback` may reduce their number, and each number is compiled anew.
         may_change = algorithm.device.type == "cpu" and torch.get_num_threads() > 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import lightning
@@ -63,6 +64,14 @@ def tensorboard_writers(trainer: lightning.Trainer) -> list[SummaryWriter]:
     """Return the writers of the TensorBoard loggers; none on ranks other than 0."""
     loggers = trainer.loggers if trainer.is_global_zero else []
     return [each.experiment for each in loggers if isinstance(each, TensorBoardLogger)]
+
+
+def print_note(trainer: lightning.Trainer, text: str) -> None:
+    """Print what the user must know above the progress bar; on standard error where there is none."""
+    if trainer.progress_bar_callback is not None:
+        trainer.progress_bar_callback.print(text)
+    elif trainer.is_global_zero:
+        print(text, file=sys.stderr)
 
 
 def print_line(trainer: lightning.Trainer, text: str) -> None:

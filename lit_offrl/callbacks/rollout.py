@@ -160,7 +160,7 @@ class RolloutEvaluation(Evaluation):
         if not self.enabled or self._rollouts is not None:
             return
         environment = environment_for(datamodule.info, self.mujoco2_contacts)
-        self.environment, self.protocol = environment, protocol_of(datamodule.info, environment)
+        self.protocol = protocol_of(datamodule.info, environment)
         self.reference = reference_for(datamodule.info)
         keys = datamodule.info.observation_keys
         probe = make_env(environment, keys)

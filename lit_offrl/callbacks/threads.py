@@ -14,7 +14,7 @@ from lit_offrl.algorithms.base import OfflineAlgorithm
 from lit_offrl.algorithms.loop import Named, Phase
 from lit_offrl.batch import Batch
 from lit_offrl.callbacks.acceleration import Kind, kind_of
-from lit_offrl.callbacks.base import AlgorithmCallback, print_line
+from lit_offrl.callbacks.base import AlgorithmCallback, print_note
 
 FIXED_BY = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
@@ -53,7 +53,6 @@ class ThreadFallback(AlgorithmCallback):
         """Watch the updates; `Acceleration` has set before how they run."""
         if algorithm.device.type != "cpu" or any(name in os.environ for name in FIXED_BY):
             return
-        self._threads_before = torch.get_num_threads()
         if self.threads is not None:
             torch.set_num_threads(min(self.threads, torch.get_num_threads()))
         run = algorithm.run_update
@@ -85,7 +84,7 @@ class ThreadFallback(AlgorithmCallback):
         if scheduled < threads - self.MISSING:
             self.threads = max(math.floor(scheduled), 1)
             torch.set_num_threads(self.threads)
-            print_line(
+            print_note(
                 trainer,
                 f"note: other programs use the CPU: {self.threads} of {threads} threads from here on, which is faster "
                 "now; OMP_NUM_THREADS sets a number for the whole run",

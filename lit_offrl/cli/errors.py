@@ -43,8 +43,6 @@ def explain(message: str) -> str:
             return f"{key}: no class '{name}'"
         names = list(ALGORITHMS)
         return f"{key}: no class '{name}'{did_you_mean(name, names)}; there are {', '.join(names)}"
-    if name := _first(r"(?:Import path|class_path) '?([\w.]+)'? (?:does not correspond to|is not) a subclass", text):
-        return f"{key or 'model'}: {name} is no class that belongs there; `algorithms` lists those of model"
     if package := _first(r"No module named '?([\w.]+)|Requirement '([\w.-]+)", text):
         return f"{key or 'a class of the configuration'}: needs the package {package}: pip install {package}"
     if wrong := re.search(r"class_path \S+ Parser key \"(\S+)\": Expected an? <class '(\w+)'>. Got value: (\S+)", text):

@@ -78,9 +78,7 @@ def run_training(command: str, words: list[str]) -> int:
             raise RunFailure(message) from error
         if "conditioned on metric" in str(error):  # of EarlyStopping and its kin, at the end of the first epoch
             raise RunFailure(f"trainer.callbacks: {error}") from error
-        if "loading state_dict" not in str(error):
-            raise
-        raise UserError("ckpt_path: the checkpoint was made with other model options (sizes differ)") from error
+        raise
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns it into an exit with code 1
             raise error.__context__ from None
@@ -235,7 +233,7 @@ class OfflineCLI(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         self.folder.prepare()
-        self.until_the_end.callback(self.folder.unlock, self.folder.lock())
+        self.until_the_end.enter_context(self.folder.lock())
         if self.subcommand == "fit" and self.checkpoint is None:
             refuse_used_folder(self.folder, self.config.fit.overwrite)  # another process may just have ended here
             self.folder.clear()
@@ -365,7 +363,8 @@ def _count_epochs_in_steps(config: Any) -> None:
     Raises:
         UserError: It is 0.
     """
-    epochs, trainer = config.trainer.max_epochs, config.trainer
+    trainer = config.trainer
+    epochs = trainer.max_epochs
     if epochs is None or epochs == -1:
         return
     if epochs < 1:

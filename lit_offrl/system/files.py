@@ -63,14 +63,14 @@ def _finite(value: Any) -> Any:
 
 
 @contextmanager
-def temporary_lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock, and remove its file at the end.
+def temporary_lock(path: Path, timeout_s: float = -1) -> Iterator[None]:
+    """Hold an exclusive lock, and remove its file at the end; it dies with its holder, however that dies.
 
     `FileLock` notices that the file it waited for was removed, and makes a new one.
     """
     from filelock import FileLock
 
-    with FileLock(path):
+    with FileLock(path, timeout=timeout_s):
         try:
             yield
         finally:

@@ -88,17 +88,22 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     """
     import h5py
 
-    def is_link_out(name: bytes, link: Any) -> bytes | None:  # a name ends the visit
+    # A name ends a visit. At the low level a visit takes a third of the time of `visititems`.
+    def is_link_out(name: bytes, link: Any) -> bytes | None:
         return name if link.type == h5py.h5l.TYPE_EXTERNAL else None
 
-    def is_stored_elsewhere(name: str, item: object) -> str | None:
-        return name if isinstance(item, h5py.Dataset) and (item.external or item.is_virtual) else None
+    def is_stored_elsewhere(name: bytes, item: Any) -> bytes | None:
+        if item.type != h5py.h5o.TYPE_DATASET:
+            return None
+        stored = h5py.h5d.open(file.id, name).get_create_plist()
+        elsewhere = stored.get_external_count() or stored.get_layout() == h5py.h5d.VIRTUAL
+        return name if elsewhere else None
 
     with h5py.File(path, "r") as file:
         if link := file.id.links.visit(is_link_out, info=True):
             raise UserError(f"'{link.decode()}' is a link to another file: copy the data into this one")
-        if name := file.visititems(is_stored_elsewhere):
-            raise UserError(f"'{name}' is stored in another file: copy the data into this one")
+        if name := h5py.h5o.visit(file.id, is_stored_elsewhere, info=True):
+            raise UserError(f"'{name.decode()}' is stored in another file: copy the data into this one")
         yield file
 
 
