@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,10 @@ class RunFolder:
         if path.parent.name != "checkpoints":
             path = path.absolute()
         if path.parent.name != "checkpoints":
-            raise UserError(f"ckpt_path: {checkpoint} does not lie in the checkpoints/ of a run folder: put it there")
+            raise UserError(
+                f"ckpt_path: {checkpoint} does not lie in the checkpoints/ of a run folder: put it there, and the "
+                "run's config.yaml beside that folder (or name it with --config)"
+            )
         return cls(path.parent.parent)
 
     @property
@@ -122,6 +125,14 @@ class RunFolder:
             for file in self.path.glob(pattern):
                 file.unlink()
 
+    def remove_if_empty(self, root: Path) -> None:
+        """Remove the folder, and those above it up to `root`, as far as they hold nothing."""
+        for folder in (self.checkpoints, self.path / "figures", self.path, *self.path.parents):
+            if not folder.is_relative_to(root):
+                return
+            with suppress(OSError):
+                folder.rmdir()
+
 
 class GrowingCSV:
     """A CSV file of one row per event, appended to; new columns may appear at any time.
@@ -131,9 +142,16 @@ class GrowingCSV:
         columns: Columns that come first, in this order.
         keep_until: Where the file exists: drop rows whose `step` is larger (they came after the checkpoint that the
             run is resumed from and will come again). None starts a new file.
+        dropped_at_end: Of the rows at step `keep_until` itself, drop those with a value in a column that begins so.
     """
 
-    def __init__(self, path: Path, columns: Iterable[str], keep_until: float | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        columns: Iterable[str],
+        keep_until: float | None = None,
+        dropped_at_end: tuple[str, ...] = (),
+    ) -> None:
         self.path = path
         self.columns = list(columns)
         rows: list[dict[str, str]] = []
@@ -143,6 +161,8 @@ class GrowingCSV:
                 self.columns = list(reader.fieldnames or self.columns)
                 # A killed process may have left a partial last row; its step is then missing or it lacks cells.
                 rows = [row for row in reader if None not in row.values() and _step(row) <= keep_until]
+            if dropped_at_end:
+                rows = [row for row in rows if _step(row) < keep_until or not _has_value(row, dropped_at_end)]
         self._rewrite(rows)
 
     def append(self, row: Mapping[str, Any]) -> None:
@@ -169,6 +189,10 @@ class GrowingCSV:
                 writer.writerows(rows)
 
         write_atomically(self.path, write)
+
+
+def _has_value(row: Mapping[str, str], beginnings: tuple[str, ...]) -> bool:
+    return any(value for name, value in row.items() if name.startswith(beginnings))
 
 
 def _step(row: Mapping[str, str]) -> float:

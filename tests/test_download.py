@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import socket
 import threading
@@ -16,7 +17,8 @@ import pytest
 from test_cache import full_disk
 
 from lit_offrl.data import sources
-from lit_offrl.data.download import download, host_answers
+from lit_offrl.data.download import download, host_answers, secure
+from lit_offrl.data.sources.d4rl import D4RL_FILES, known_digests
 from lit_offrl.errors import UserError
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
@@ -32,7 +34,8 @@ class Handler(BaseHTTPRequestHandler):
         if server.status != 200:
             self.send_error(server.status)
             return
-        begin = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and server.knows_ranges else 0
+        same = server.versions[0] == self.headers.get("If-Range")
+        begin = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and server.knows_ranges and same else 0
         body = server.content[begin:]
         if asked and server.knows_ranges and not body:
             self.send_response(416)
@@ -42,6 +45,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.send_response(206 if begin else 200)
         self.send_header("Content-Length", str(len(body)))
+        self.send_header(server.version_header, server.versions[0])
         if begin:
             self.send_header("Content-Range", f"bytes {begin}-{len(server.content) - 1}/{len(server.content)}")
         self.end_headers()
@@ -60,10 +64,12 @@ class Server(ThreadingHTTPServer):
     knows_ranges = True
     drops = 0  # how many connections break after `bytes_per_drop` bytes
     bytes_per_drop = 1_000_000
+    version_header = "ETag"
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests: list[str | None] = []
+        self.versions = ['"one"']
         self.url = f"http://127.0.0.1:{self.server_port}/folder/data.hdf5"
 
 
@@ -106,7 +112,7 @@ def test_a_later_call_goes_on_too(server: Server, tmp_path: Path):
         download(server.url, tmp_path / "data.hdf5")
     assert "\n" not in str(error.value)
     assert server.url in str(error.value)
-    assert names(tmp_path) == ["data.hdf5.part", "other.hdf5"]
+    assert names(tmp_path) == ["data.hdf5.part", "data.hdf5.part.version", "other.hdf5"]
     assert (tmp_path / "other.hdf5").read_bytes() == b"finished"
     download(server.url, tmp_path / "data.hdf5")
     assert (tmp_path / "data.hdf5").read_bytes() == CONTENT
@@ -131,6 +137,50 @@ def test_a_part_that_is_too_long_starts_again(server: Server, tmp_path: Path):
     (tmp_path / "data.hdf5.part").write_bytes(CONTENT + b"more")
     download(server.url, tmp_path / "data.hdf5")
     assert (tmp_path / "data.hdf5").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("header", ["ETag", "Last-Modified"])
+def test_a_part_of_another_version_starts_again(server: Server, tmp_path: Path, header: str):
+    server.drops, server.bytes_per_drop, server.version_header = 3, 500_000, header
+    with pytest.raises(UserError, match="broke after"):
+        download(server.url, tmp_path / "data.hdf5")
+    server.content, server.versions[0] = CONTENT[::-1], '"two"'
+    download(server.url, tmp_path / "data.hdf5")
+    assert (tmp_path / "data.hdf5").read_bytes() == CONTENT[::-1]
+
+
+def test_a_part_of_which_nothing_is_known_starts_again(server: Server, tmp_path: Path):
+    (tmp_path / "data.hdf5.part").write_bytes(b"x" * 1000)
+    download(server.url, tmp_path / "data.hdf5")
+    assert (tmp_path / "data.hdf5").read_bytes() == CONTENT
+
+
+def test_a_file_that_is_not_the_known_one_is_refused(server: Server, tmp_path: Path):
+    known = hashlib.sha256(CONTENT).hexdigest()
+    server.content = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
+    with pytest.raises(UserError, match=r"has the digest .*, not the known"):
+        download(server.url, tmp_path / "data.hdf5", len(CONTENT), known)
+    server.content = CONTENT[:-1]
+    with pytest.raises(UserError, match="has 2,999,999 bytes, not the known 3,000,000"):
+        download(server.url, tmp_path / "data.hdf5", len(CONTENT), known)
+    assert names(tmp_path) == []
+    server.content = CONTENT
+    download(server.url, tmp_path / "data.hdf5", len(CONTENT), known)
+    assert names(tmp_path) == ["data.hdf5"]
+
+
+def test_known_digests_are_those_of_files_of_d4rl():
+    assert len(known_digests()) == 97
+    assert set(known_digests()) < set(D4RL_FILES.values())
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for _, digest in known_digests().values())
+
+
+def test_https_is_used_where_the_host_has_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("lit_offrl.data.download.host_answers", lambda url: "with.example" in url)
+    assert secure("http://with.example/a.hdf5") == "https://with.example/a.hdf5"
+    assert secure("http://without.example/a.hdf5") == "http://without.example/a.hdf5"
+    assert secure("https://without.example/a.hdf5") == "https://without.example/a.hdf5"
+    assert secure("http://with.example:8000/a.hdf5") == "http://with.example:8000/a.hdf5"
 
 
 @pytest.mark.parametrize("status", [404, 403, 503])
@@ -190,8 +240,10 @@ def test_a_d4rl_dataset_comes_from_a_mirror(server: Server, tmp_path: Path, monk
     monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "datasets"))
     monkeypatch.setenv("LIT_OFFRL_D4RL_URL", f"http://127.0.0.1:{server.server_port}/mirror")
     for _ in range(2):
-        transitions, info = sources.load("hopper-medium-v2")
+        transitions, info = sources.load("relocate-human-v1")
         assert transitions.rewards.tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
-    assert info.path == tmp_path / "datasets" / "hopper_medium-v2.hdf5"
-    assert info.metadata["url"].endswith("/mirror/gym_mujoco_v2/hopper_medium-v2.hdf5")
+    assert info.path == tmp_path / "datasets" / "relocate-human-v1.hdf5"
+    assert info.metadata["url"].endswith("/mirror/hand_dapg_v1/relocate-human-v1.hdf5")
     assert server.requests == [None], "downloaded once"
+    with pytest.raises(UserError, match="not the known 152,756,557"):
+        sources.load("hopper-medium-v2")

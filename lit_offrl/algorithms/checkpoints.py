@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zipfile
 from collections.abc import Callable
 from importlib import import_module
@@ -23,6 +24,7 @@ def training_state(algorithm: OfflineAlgorithm) -> dict[str, Any]:
     cls = type(algorithm)
     return {
         "dataset": algorithm.trained_on,
+        "init_from": algorithm.init_from,
         "class_path": f"{cls.__module__}.{cls.__qualname__}",
         "gradient_step": algorithm.gradient_step,
         "noise": algorithm.noise.get_state(),
@@ -30,7 +32,8 @@ def training_state(algorithm: OfflineAlgorithm) -> dict[str, Any]:
 
 
 def restore_training_state(algorithm: OfflineAlgorithm, state: dict[str, Any]) -> None:
-    """Set the gradient step and the position in the noise stream."""
+    """Set the gradient step, the position in the noise stream, and what the run began with."""
+    algorithm.init_from = state.get("init_from")
     algorithm.gradient_step = state["gradient_step"]
     algorithm.noise.set_state(state["noise"])
 
@@ -142,37 +145,57 @@ def check_dataset(content: dict[str, Any], dataset: str, sha256: str | None, pat
     if began.get("id") != dataset if None in digests else digests[0] != digests[1]:
         name = f"other data of the name {dataset}" if began.get("id") == dataset else began.get("id")
         raise UserError(
-            f"ckpt_path: {path} was trained on {name}, not on {dataset}; to start a new run from its weights, give it "
-            "as --model.init_args.pretrained and another --trainer.default_root_dir"
+            f"ckpt_path: {path} was trained on {name}, not on {dataset}; a new run starts from its weights with "
+            f"--init_from {path} in place of --ckpt_path"
         )
 
 
-def load_pretrained(algorithm: OfflineAlgorithm, path: str | Path) -> None:
+def load_weights(algorithm: OfflineAlgorithm, path: str | Path, option: str) -> dict[str, Any]:
     """Copy every network parameter of a checkpoint that has the same name and shape in `algorithm`.
+
+    Args:
+        algorithm: Receives the weights.
+        path: The checkpoint.
+        option: What to name in an error.
+
+    Returns:
+        What the run records about them.
 
     Raises:
         UserError: The file is broken, or has no such parameter.
     """
-    option = "model.init_args.pretrained"
-    weights = read_checkpoint(path, option)["state_dict"]
+    content = read_checkpoint(path, option)
+    weights = content["state_dict"]
     own = dict(algorithm.named_parameters())  # no buffers: the units of the data are this run's
     common = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     if not common:
         raise UserError(f"{option}: {path} has no network of the same name and shape")
     algorithm.load_state_dict(common, strict=False)
+    began = content[ENTRY].get("dataset") or {}
+    return {
+        "checkpoint": str(path),
+        "dataset": began.get("id"),
+        "gradient_steps": content[ENTRY]["gradient_step"],
+        "parameters": len(common),
+        "of": len(own),
+    }
 
 
-def load_policy(path: str | Path) -> OfflineAlgorithm:
+def load_policy(path: str | Path, trust: bool = False) -> OfflineAlgorithm:
     """Return the algorithm of a checkpoint, ready to `act`: no trainer, dataset or environment is needed.
 
     Args:
         path: A checkpoint, e.g. `runs/dtql/offrl/antmaze/umaze-v0/seed_0/checkpoints/last.ckpt`.
+        trust: Import the algorithm's class also where it is not of this package and its module has not been imported
+            yet, which runs that module's code.
 
     Raises:
-        UserError: The file is no checkpoint of this package, or its class cannot be imported.
+        UserError: The file is no checkpoint of this package, its class cannot be imported, or is not trusted.
     """
     content = read_checkpoint(path, "load_policy")
     module, _, name = content[ENTRY]["class_path"].rpartition(".")
+    if not (trust or module in sys.modules or module.startswith("lit_offrl.")):
+        raise UserError(f"load_policy: {path} is of {module}.{name}: import {module} first, or give trust=True")
     try:
         cls = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_offrl.algorithms.acting import Units
-from lit_offrl.algorithms.checkpoints import ENTRY, load_pretrained, restore_training_state, training_state
+from lit_offrl.algorithms.checkpoints import ENTRY, load_weights, restore_training_state, training_state
 from lit_offrl.algorithms.loop import Phase, RunUpdate, main_start, run_eagerly, train_block
 from lit_offrl.algorithms.noise import NoiseStream
 from lit_offrl.algorithms.optimizers import Optimizers, OptimizerSpec
@@ -61,6 +61,7 @@ class TrainingModule(lightning.LightningModule):
         self.block_metrics: dict[str, float] = {}  # what loggers receive at the end of the block
         self.shows_progress = False  # whether work that takes minutes shows a bar; the progress bar's callback says so
         self.trained_on: dict[str, str | None] | None = None  # id and digest of the dataset
+        self.init_from: dict[str, Any] | None = None  # the checkpoint whose weights the run began with
         self.traced_active: tuple[str, ...] | None = None  # `active` while an update is traced
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -126,7 +127,7 @@ class TrainingModule(lightning.LightningModule):
         if self.targets() and self.target_updates is None:
             raise UserError(f"{type(self).__name__} has target networks: train it with the EMATargets callback")
         if self.pretrained is not None and self.gradient_step == 0:
-            load_pretrained(self._algorithm, self.pretrained)
+            load_weights(self._algorithm, self.pretrained, "model.init_args.pretrained")
 
     def on_train_start(self) -> None:
         """Find the dataset's observations in the table that minibatches are drawn from."""

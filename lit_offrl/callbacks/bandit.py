@@ -145,7 +145,7 @@ class BanditEvaluation(Evaluation):
 
     @checked("bandit")
     def __init__(
-        self, beta: NonNegative = 3.0, samples: Annotated[int, Range(2, 1_000_000)] = 2000, figures: bool = True
+        self, beta: NonNegative = 3.0, samples: Annotated[int, Range(2, 20_000)] = 2000, figures: bool = True
     ) -> None:
         super().__init__()
         self.beta = beta

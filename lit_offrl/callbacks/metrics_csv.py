@@ -20,12 +20,14 @@ class MetricsCSV(Logger):
         folder: The run folder.
         keep_until: Gradient step of the checkpoint that training resumes from: later rows go. Infinity keeps all;
             None is for a new run.
+        validates_again: The run begins with the validation of that checkpoint: its rows go, too.
     """
 
     name = version = ""  # not part of the path
 
-    def __init__(self, folder: str | Path, keep_until: float | None = None) -> None:
+    def __init__(self, folder: str | Path, keep_until: float | None = None, validates_again: bool = False) -> None:
         super().__init__()
+        self._validates_again = validates_again
         self._folder = Path(folder)
         self._keep_until = keep_until
 
@@ -38,7 +40,8 @@ class MetricsCSV(Logger):
     @rank_zero_experiment
     def experiment(self) -> GrowingCSV:
         """The file, opened at the first use."""
-        return GrowingCSV(self._folder / "metrics.csv", ["step"], self._keep_until)
+        dropped_at_end = ("val/", "eval") if self._validates_again else ()
+        return GrowingCSV(self._folder / "metrics.csv", ["step"], self._keep_until, dropped_at_end)
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 
 from lit_offrl import __version__
 from lit_offrl.algorithms.base import OfflineAlgorithm
@@ -33,8 +34,14 @@ class ResultsFile(AlgorithmCallback):
 
     def on_fit_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Write after training, which is finished only if it has made all its steps: not after `max_time`."""
-        is_complete = algorithm.gradient_step >= trainer.max_steps and not stop_requested(trainer)
-        self._write(trainer, algorithm, "finished" if is_complete else "interrupted")
+        if stop_requested(trainer):
+            status = "interrupted"
+        elif algorithm.gradient_step >= trainer.max_steps:
+            status = "finished"
+        else:
+            early = (each for each in trainer.callbacks if isinstance(each, EarlyStopping))  # type: ignore[attr-defined]
+            status = "stopped early" if any(each.stopped_epoch for each in early) else "interrupted"
+        self._write(trainer, algorithm, status)
 
     def on_validation_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Write the present scores while training, and those of `validate` and `test` unless they were stopped."""
@@ -67,6 +74,7 @@ class ResultsFile(AlgorithmCallback):
             "stage": str(trainer.state.fn.value if trainer.state.fn else None),
             "status": status,
             "gradient_steps": algorithm.gradient_step,
+            "init_from": algorithm.init_from,
         }
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, AlgorithmCallback):

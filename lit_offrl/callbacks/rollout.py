@@ -18,8 +18,8 @@ from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from lit_offrl.algorithms.base import Memory, OfflineAlgorithm
-from lit_offrl.callbacks.base import find_datamodule, print_line
-from lit_offrl.callbacks.checkpoint import agree_to_stop, stop_received, stop_requested
+from lit_offrl.callbacks.base import find_callback, find_datamodule, print_line, print_note
+from lit_offrl.callbacks.checkpoint import RunCheckpoint, agree_to_stop, stop_received, stop_requested
 from lit_offrl.callbacks.distributed import gather_objects
 from lit_offrl.callbacks.evaluation import Evaluation
 from lit_offrl.callbacks.throughput import evaluation_mode
@@ -30,7 +30,7 @@ from lit_offrl.envs.make import environment_for, make_env
 from lit_offrl.envs.protocol import Protocol, protocol_of
 from lit_offrl.envs.rollout import Episode, Rollouts, StoppedEarly
 from lit_offrl.envs.scores import reference_for
-from lit_offrl.errors import UserError
+from lit_offrl.errors import RunFailure, SimulatorFailure, UserError, one_line
 from lit_offrl.ranges import Count, Seed, checked
 from lit_offrl.run_folder import GrowingCSV
 
@@ -146,7 +146,6 @@ class RolloutEvaluation(Evaluation):
         self.protocol: Protocol | None = None
         self.reference: ScoreReference | None = None
         self._finished = False  # the final evaluation is complete
-        self._must_repeat = False  # a request to stop interrupted the latest evaluation
         self._rollouts: Rollouts | None = None
         self._file: GrowingCSV | None = None
 
@@ -200,24 +199,18 @@ class RolloutEvaluation(Evaluation):
     def on_fit_start(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Start eval.csv, or drop the rows that came after the checkpoint that the run resumes from."""
         self._finished = False
+        checkpoint = find_callback(trainer, RunCheckpoint)
         nothing_left = algorithm.gradient_step >= trainer.max_steps  # then the final evaluation is played again
+        comes_again = nothing_left or (checkpoint is not None and checkpoint.validation_due)
         resumed = trainer.ckpt_path is not None
-        self._open_file(trainer, keep_until=algorithm.gradient_step - nothing_left if resumed else None)
-
-    def on_train_start(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
-        """Repeat an evaluation that a request to stop interrupted."""
-        if self.enabled and self._must_repeat and self._evaluate(trainer, algorithm, final=False):
-            self.log_directly(trainer, algorithm)
+        self._open_file(trainer, keep_until=algorithm.gradient_step - comes_again if resumed else None)
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Evaluate; during training with the smaller number of episodes, unless training ends here."""
         training = trainer.state.fn == "fit"
         if not self.enabled or trainer.sanity_checking or (training and algorithm.gradient_step >= trainer.max_steps):
             return  # the final evaluation comes in on_train_end
-        if training and stop_requested(trainer):
-            # Lightning validates before it stops, even in the middle of an epoch.
-            self._must_repeat = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        elif self._evaluate(trainer, algorithm, final=not training):
+        if self._evaluate(trainer, algorithm, final=not training):
             self.log_in_hook(algorithm)
 
     on_test_epoch_end = on_validation_epoch_end
@@ -238,26 +231,29 @@ class RolloutEvaluation(Evaluation):
             self._rollouts.close()
             self._rollouts = None
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the latest scores, and whether that evaluation must be repeated."""
-        return {**super().state_dict(), "due": self._must_repeat}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state of the checkpoint."""
-        super().load_state_dict(state_dict)
-        self._must_repeat = state_dict["due"]
-
     def _evaluate(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm, *, final: bool) -> bool:
-        """Play episodes, keep their scores and write them; return False, and keep nothing, if asked to stop."""
+        """Play episodes, keep their scores and write them; return False, and keep nothing, if asked to stop.
+
+        Where the environment fails while training, a line says so, and the training goes on without these scores.
+
+        Raises:
+            RunFailure: The environment fails in the final evaluation; all that was trained is in the checkpoint.
+        """
         episodes = self.final_episodes if final else self.episodes
         actors = list(algorithm.actors()) if final and self.compare else list(algorithm.actors())[:1]
         played: dict[str, list[Episode]] = {}
-        with evaluation_mode(trainer, algorithm), suppress(StoppedEarly):
-            played = self.play(algorithm, actors, episodes, trainer)
-        if agree_to_stop(trainer):
-            self._must_repeat = not final
+        try:
+            with evaluation_mode(trainer, algorithm), suppress(StoppedEarly):
+                played = self.play(algorithm, actors, episodes, trainer)
+        except SimulatorFailure as error:
+            if final:
+                remedy = "the checkpoint is complete: repeat the evaluation alone with validate --ckpt_path"
+                raise RunFailure(f"{error}: {remedy}") from error
+            print_note(trainer, f"note: no scores at step {algorithm.gradient_step}: {one_line(error)}")
             return False
-        self.scores, self.scored_step, self._must_repeat = {}, algorithm.gradient_step, False
+        if agree_to_stop(trainer):
+            return False
+        self.scores, self.scored_step = {}, algorithm.gradient_step
         for name, own in played.items():
             shares = gather_objects(own)
             every = [shares[i % len(shares)][i // len(shares)] for i in range(episodes)]

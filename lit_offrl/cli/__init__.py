@@ -13,8 +13,9 @@ from pathlib import Path
 
 from lit_offrl import __version__
 from lit_offrl.cli.parser import split_options
-from lit_offrl.errors import RunFailure, UserError, did_you_mean, one_line
+from lit_offrl.errors import DEVICE_ERRORS, RunFailure, UserError, did_you_mean, explain_failure, one_line
 from lit_offrl.jobs.local import run_seeds
+from lit_offrl.system.memory import keep_freed_memory, limit_memory
 from lit_offrl.system.ranks import launched_rank
 from lit_offrl.system.signals import stopping_at_once
 
@@ -53,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
     0 success, 1 a failure during the run, 2 bad input (one line on stderr), 128 and the signal's number
-    where a signal stopped it: 130 for Ctrl-C, 143 for SIGTERM.
+    where a signal stopped it: 130 for Ctrl-C, 143 for SIGTERM. With LIT_OFFRL_TRACEBACK=1 in the environment, errors
+    that are not the user's keep their traceback.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
@@ -65,18 +67,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         sys.stdout.write(f"lit_offrl {__version__}\n")
         return 0
+    limit_memory()
     try:
-        return _run(words[0], words[1:])
+        code = _run(words[0], words[1:])
+        sys.stdout.flush()  # here, where a full disk or a closed pipe is reported like any other failure
+        return code
     except (UserError, RunFailure) as error:
-        prefix = f"[rank {rank}] " if (rank := launched_rank()) else ""
-        sys.stderr.write(f"{prefix}error: {one_line(error)}\n")
+        _print_error(one_line(error))
         return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt as request:
         sys.stderr.write("stopped\n")
         return 128 + getattr(request, "signal", signal.SIGINT)
-    except BrokenPipeError:  # the reader of our output (head, less) has gone
+    except BrokenPipeError:  # the reader of our output (head, less) has gone: what was not done is not done
+        _write_no_more()
+        _print_error("stopped: nobody reads the output any more")
+        return 128 + getattr(signal, "SIGPIPE", 13)
+    except Exception as error:
+        if os.environ.get("LIT_OFFRL_TRACEBACK"):
+            raise
+        if getattr(error, "errno", None) in DEVICE_ERRORS and not getattr(error, "filename", None):
+            _write_no_more()  # what could not be written stays in the buffer and would fail again at exit
+        _print_error(explain_failure(error))
+        return 1
+
+
+def _print_error(text: str) -> None:
+    prefix = f"[rank {rank}] " if (rank := launched_rank()) else ""
+    with suppress(OSError):  # standard error can be on the full disk, too
+        sys.stderr.write(f"{prefix}error: {text}\n")
+
+
+def _write_no_more() -> None:
+    """Send the rest of standard output, which cannot be written, to nowhere."""
+    with suppress(OSError, ValueError):  # a standard output without a file, as in tests and notebooks
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _run(command: str, words: list[str]) -> int:
@@ -95,7 +119,6 @@ def _run(command: str, words: list[str]) -> int:
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(caches) / "lit_offrl" / "compiled"))
         with stopping_at_once():
             from lit_offrl.cli.training import run_training
-            from lit_offrl.system.memory import keep_freed_memory
             from lit_offrl.system.onednn import products_by_onednn
 
             keep_freed_memory()

@@ -18,6 +18,8 @@ from lit_offrl.run_folder import RunFolder
 
 PACKAGE = Path(lit_offrl.__file__).parent
 CONFIG = ("--config", "-c")
+TRUST = "--trust"
+CLASS_OPTIONS = ("model", "logger", "callbacks", "profiler", "strategy", "accelerator", "plugins")  # may be plain names
 # In the repository `conf/` lies beside the package, in a wheel inside of it.
 CONF = next((folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir()), PACKAGE / "conf")
 
@@ -164,11 +166,13 @@ def expand_words(words: Sequence[str]) -> list[str]:
     Raises:
         UserError: A config, a task or a variant does not exist, or `--task` comes without an algorithm.
     """
-    options, words = split_options(words, "--task", "--variant")
+    trusts = TRUST in words
+    options, words = split_options([word for word in words if word != TRUST], "--task", "--variant")
     if options.task is None:
         if options.variant is not None:
             raise UserError("--variant belongs to --task, e.g. --task hopper-medium-v2 --variant paper")
-        return _with_config_of_checkpoint([word for pair in pair_options(words) for word in _as_words(pair)])
+        words = [word for pair in pair_options(words) for word in _as_words(pair)]
+        return _with_config_of_checkpoint(words, trusts)
     pairs = pair_options(words)
     configs = [value for name, value in pairs if name in CONFIG and value is not None]
     algorithm = next(filter(None, (algorithm_of(read_config(name)) for name in reversed(configs))), None)
@@ -209,11 +213,40 @@ def _as_words(pair: tuple[str, str | None]) -> list[str]:
     return [f"{name}={value}"] if name.startswith("--") else [name, value]
 
 
-def _with_config_of_checkpoint(words: list[str]) -> list[str]:
-    """Put the config.yaml of a checkpoint's run folder first where the user gave a checkpoint and no config."""
+def _with_config_of_checkpoint(words: list[str], trusts: bool) -> list[str]:
+    """Put the config.yaml of a checkpoint's run folder first where the user gave a checkpoint and no config.
+
+    Raises:
+        UserError: That file, which comes from whoever made the checkpoint, names code that is not of this package, and
+            the user does not trust it.
+    """
     given = dict(pair_options(words))
     checkpoint = given.get("--ckpt_path")
     if "--config" in given or checkpoint is None or not Path(checkpoint).is_file():
         return words
     config = RunFolder.of_checkpoint(checkpoint).path / "config.yaml"
-    return [f"--config={config}", *words] if config.is_file() else words
+    if not config.is_file():
+        if any(name.startswith(("--model", "--data.")) for name in given):
+            return words
+        raise UserError(f"ckpt_path: there is no {config}: name the run's configuration with --config")
+    if not trusts and (name := next(foreign_code(read_config(str(config), option="ckpt_path")), None)):
+        raise UserError(
+            f"ckpt_path: {config} names code of another package, {name}: it will be imported and run; add {TRUST} if "
+            "you know where the file comes from"
+        )
+    return [f"--config={config}", *words]
+
+
+def foreign_code(config: Any, key: str = "") -> Iterator[str]:
+    """Yield what a config names that is imported from elsewhere: classes, and modules with environments."""
+    if isinstance(config, Mapping):
+        for name, value in config.items():
+            yield from foreign_code(value, str(name))
+    elif isinstance(config, list):
+        for value in config:
+            yield from foreign_code(value, key)
+    elif isinstance(config, str):
+        is_class = key == "class_path" or (key in CLASS_OPTIONS and "." in config)
+        is_module = key == "environment" and ":" in config
+        if ((is_class and "." in config) or is_module) and not config.startswith("lit_offrl."):
+            yield config

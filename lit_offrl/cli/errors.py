@@ -9,7 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lit_offrl.algorithms import ALGORITHMS
 from lit_offrl.cli.options import ACCELERATION, OPTION_GROUPS
-from lit_offrl.errors import UserError, did_you_mean
+from lit_offrl.errors import UserError, did_you_mean, explain_memory
 
 
 def user_error_behind(error: BaseException | None) -> UserError | None:
@@ -26,9 +26,21 @@ def user_error_behind(error: BaseException | None) -> UserError | None:
 def explain(message: str) -> str:
     """Reduce a parser's nested message to one line: the key, what is wrong, and what was probably meant."""
     text = " ".join(message.split())
+    if "can't allocate memory" in text:
+        return f"{explain_memory(text)}: make model.init_args.hidden_dim smaller"
     key = _first(r'[Pp]arser key "([^"]+)"', text)
     if "fit.data.dataset" in text and "required" in text:
         return "data.dataset is missing: give --data.dataset offrl/antmaze/umaze-v0, or a config with --config"
+    if option := _first(r"Subcommand '\w+' does not accept option '([^']+)'", text):
+        return f"no option '{option}'{did_you_mean(option, _flags())}; --help-all lists them"
+    if wrong := re.search(r"Expected a <class '(\w+)'>\. Got value: (.+)", text):
+        return f"{key}: must be {wrong[1]}, not {wrong[2]}"
+    if group := _first(r"Parser key \"(\w+)\": Unable to load config", text):
+        return f"{key}.init_args.{group}: is a group of options, not a single value"
+    if "does not correspond to a subclass of" in text:
+        return f"{key}: the class is none of an algorithm; there are {', '.join(ALGORITHMS)}"
+    if "Not a valid subclass of" in text:
+        return f"{key}: must be the name of a class, or class_path and init_args"
     if option := _first(r"Option '([^']+)' is not accepted", text):
         full = f"{key}.init_args.{option}" if key == "model" else (f"{key}.{option}" if key else option)
         return f"no option '{full}'{did_you_mean(option, _known_options())}; --help-all lists them"
@@ -75,5 +87,6 @@ def _known_options() -> list[str]:
 
 def _flags() -> list[str]:
     grouped = [f"{group}.{name}" for group, cls in OPTION_GROUPS.items() for name in _parameters(cls)]
-    own = ["config", "task", "variant", "ckpt_path", "seed_everything", "seeds", "parallel", "overwrite", "model"]
+    own = ["config", "task", "variant", "ckpt_path", "trust", "init_from", "seed_everything", "seeds", "parallel"]
+    own += ["overwrite", "model"]
     return [*own, *ACCELERATION, *grouped]

@@ -37,6 +37,8 @@ RUN = (
     ("--seeds", "0,1,2", "Train several seeds, each in a process of its own (fit only)."),
     ("--parallel", "N", "How many of these seeds train at a time; by default one for each core (fit only)."),
     ("--ckpt_path", "FILE", "Checkpoint to go on from; `last` for this run's, `auto` to start or go on as needed."),
+    ("--trust", "", "Let the config.yaml beside --ckpt_path name code of other packages, which is then run."),
+    ("--init_from", "FILE", "Start a new run from the weights of a checkpoint, e.g. on other data."),
     ("--overwrite", "true", "Start anew in a run folder that holds a run."),
 )
 NO_MODEL = ("", "", "Name an algorithm to see its options: --model DTQL --help, or --config NAME --help")

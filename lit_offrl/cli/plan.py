@@ -14,11 +14,9 @@ import yaml
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from lit_offrl.callbacks.bandit import BanditScores
-from lit_offrl.callbacks.rollout import Scores
 from lit_offrl.cli.configs import flatten
-from lit_offrl.cli.training import resolved_config
-from lit_offrl.errors import UserError, did_you_mean
+from lit_offrl.cli.training import check_metric, resolved_config
+from lit_offrl.errors import UserError
 from lit_offrl.report.plots import png
 from lit_offrl.search import study as studies
 from lit_offrl.search.pictures import pictures
@@ -94,17 +92,9 @@ class Plan:
 
     def _check_objective(self) -> None:
         metric = self.search.objective.metric
-        if metric.startswith("eval/"):
-            scores = BanditScores(0, 0, 0, 0, 0, 0) if self.is_bandit else Scores(0, 0, 0, 0, 0, 0)
-            known = list(scores.logged("eval"))
-            if metric not in known:
-                raise UserError(
-                    f"objective.metric: no '{metric}'{did_you_mean(metric, known)}; evaluations have {', '.join(known)}"
-                )
-        elif not metric.startswith(("eval_", "train/", "val/")):
-            raise UserError(f"objective.metric: '{metric}' is none of eval/..., train/... and val/...")
-        if metric.startswith("val/") and not look_up(self.config, "data.validation_fraction"):
-            raise UserError("objective.metric: val/... needs held-out episodes: set data.validation_fraction, e.g. 0.1")
+        if not metric.startswith("train/"):
+            fraction = float(look_up(self.config, "data.validation_fraction"))
+            check_metric("objective.metric", metric, self.is_bandit, fraction, "train/...")
         if self.search.objective.evaluates and not self.is_bandit and not look_up(self.config, "evaluation.enabled"):
             raise UserError(f"objective.metric: {metric} needs evaluations, but evaluation.enabled is false")
 

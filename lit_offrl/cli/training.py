@@ -16,31 +16,36 @@ import torch
 import yaml
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
+from omegaconf.errors import OmegaConfBaseException
 
 from lit_offrl.algorithms import OfflineAlgorithm
-from lit_offrl.algorithms.checkpoints import ENTRY, check_dataset, check_fits, read_checkpoint
+from lit_offrl.algorithms.checkpoints import ENTRY, check_dataset, check_fits, load_weights, read_checkpoint
 from lit_offrl.callbacks.acceleration import Acceleration
-from lit_offrl.callbacks.bandit import BanditEvaluation
-from lit_offrl.callbacks.checkpoint import RunCheckpoint
+from lit_offrl.callbacks.bandit import BanditEvaluation, BanditScores
+from lit_offrl.callbacks.base import find_callback
+from lit_offrl.callbacks.checkpoint import RunCheckpoint, validation_was_due
 from lit_offrl.callbacks.distributed import DistributedTraining, check_batch_sizes
 from lit_offrl.callbacks.ema import EMATargets
 from lit_offrl.callbacks.metrics_csv import MetricsCSV
 from lit_offrl.callbacks.predictions import PredictionsFile
 from lit_offrl.callbacks.progress import GradientStepBar
 from lit_offrl.callbacks.results import ResultsFile
-from lit_offrl.callbacks.rollout import RolloutEvaluation
+from lit_offrl.callbacks.rollout import RolloutEvaluation, Scores
 from lit_offrl.callbacks.threads import ThreadFallback
 from lit_offrl.callbacks.throughput import Throughput
-from lit_offrl.cli.configs import expand_words
+from lit_offrl.cli.config_lines import check_config, with_place
+from lit_offrl.cli.configs import CONFIG, expand_words, pair_options
 from lit_offrl.cli.errors import explain, user_error_behind
 from lit_offrl.cli.options import ACCELERATION, OPTION_GROUPS, TRAINER_DEFAULTS
 from lit_offrl.cli.resume import RunIsFinished, goes_on, refuse_used_folder
 from lit_offrl.data.datamodule import D4RLDataModule
-from lit_offrl.data.sources import find_source
-from lit_offrl.errors import RunFailure, UserError
+from lit_offrl.data.inspection import clipped_actions
+from lit_offrl.data.sources import find_source, source_of
+from lit_offrl.errors import RunFailure, UserError, did_you_mean, explain_memory, out_of_memory
 from lit_offrl.run_folder import RunFolder
 from lit_offrl.system.files import write_bytes
 from lit_offrl.system.trainer import check_trainer
@@ -57,6 +62,17 @@ def run_training(command: str, words: list[str]) -> int:
         return 0
     _silence_lightning()
     arguments = expand_words(["--help" if word == "--help-all" else word for word in words])
+    given = pair_options(arguments)
+    for name, value in given:
+        if name in CONFIG and value is not None:
+            check_config(Path(value), OPTION_GROUPS)
+    try:
+        return _run_training(command, words, arguments)
+    except UserError as error:
+        raise UserError(with_place(str(error), given)) from error
+
+
+def _run_training(command: str, words: list[str], arguments: list[str]) -> int:
     try:
         with contextlib.ExitStack() as until_the_end:
             cli = OfflineCLI([command, *arguments], [command, *words], until_the_end)
@@ -65,6 +81,9 @@ def run_training(command: str, words: list[str]) -> int:
         return 0
     except ArgumentError as error:
         raise UserError(explain(str(error))) from error
+    except OmegaConfBaseException as error:
+        key = str(error.full_key or "config").removeprefix(f"{command}.")
+        raise UserError(f"{key}: {str(error.msg or error).splitlines()[0]}") from error
     except (MisconfigurationException, ValueError) as error:
         bad_input = user_error_behind(error)
         if bad_input is not None:
@@ -72,7 +91,10 @@ def run_training(command: str, words: list[str]) -> int:
         if str(error).startswith("Does not validate"):  # of the parser, when it builds what a config names
             raise UserError(explain(str(error))) from error
         raise
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if out_of_memory(error):
+            message = "make data.batch_size, data.block_size, the candidates of acting or evaluation.num_envs smaller"
+            raise RunFailure(f"{explain_memory(str(error))}: {message}; checkpoints are intact") from error
         if isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error):
             message = "another rank has died or hangs; the last checkpoint is intact: --ckpt_path last"
             raise RunFailure(message) from error
@@ -99,6 +121,32 @@ def resolved_config(words: list[str]) -> dict[str, Any]:
     return config
 
 
+def check_metric(option: str, metric: str, is_bandit: bool, validation_fraction: float, others: str = "") -> None:
+    """Check the name of a metric that validations log.
+
+    Args:
+        option: What names it.
+        metric: The name.
+        is_bandit: Whether the dataset is a 2-D set, whose evaluations have metrics of their own.
+        validation_fraction: Share of held-out episodes, without which there is no `val/...`.
+        others: Further kinds of metrics, for the error message.
+
+    Raises:
+        UserError: There is no such metric.
+    """
+    if metric.startswith("eval/"):
+        scores = BanditScores(0, 0, 0, 0, 0, 0) if is_bandit else Scores(0, 0, 0, 0, 0, 0)
+        known = list(scores.logged("eval"))
+        if metric not in known:
+            hint = did_you_mean(metric, known)
+            raise UserError(f"{option}: no '{metric}'{hint}; evaluations have {', '.join(known)}")
+    elif not metric.startswith(("eval_", "val/")):
+        kinds = ", ".join(filter(None, ("eval/...", "val/...", others)))
+        raise UserError(f"{option}: '{metric}' is none of {kinds}")
+    if metric.startswith("val/") and not validation_fraction:
+        raise UserError(f"{option}: val/... needs held-out episodes: set data.validation_fraction, e.g. 0.1")
+
+
 class OfflineCLI(LightningCLI):
     """The training command line. Adds the project's callbacks and loggers, and the run folder they write to.
 
@@ -116,7 +164,7 @@ class OfflineCLI(LightningCLI):
         self.folder: RunFolder  # found before the classes are instantiated
         self.checkpoint: dict[str, Any] | None = None  # what the command starts from
         self.exit_code = 0
-        mode = {"parser_mode": "omegaconf", "exit_on_error": False}
+        mode = {"parser_mode": "omegaconf+", "exit_on_error": False}
         super().__init__(
             OfflineAlgorithm,
             D4RLDataModule,
@@ -150,6 +198,8 @@ class OfflineCLI(LightningCLI):
             if issubclass(cls, lightning.Callback):
                 parser.add_lightning_class_args(cls, group)
         parser.add_argument("--overwrite", type=bool, default=False, help="Start anew in a folder that holds a run.")
+        text = "Start a new run from the weights of this checkpoint, e.g. on other data; optimizers start anew."
+        parser.add_argument("--init_from", type=str | None, default=None, help=text)
         for name, text in ACCELERATION.items():
             kind, default = (bool | Literal["auto"], "auto") if name == "compile" else (bool, False)
             parser.add_argument(f"--{name}", type=kind, default=default, help=text)
@@ -196,6 +246,8 @@ class OfflineCLI(LightningCLI):
             raise UserError(f"{self.subcommand} needs a checkpoint: --ckpt_path runs/.../checkpoints/last.ckpt")
         else:
             refuse_used_folder(self.folder, config.overwrite)
+            if config.init_from is not None:
+                read_checkpoint(config.init_from, "init_from")
         # Checks the options of the data, then downloads or collects the dataset if it is not here.
         D4RLDataModule(**config.data.as_dict()).prepare_data()
         config.weights_only = True
@@ -218,6 +270,16 @@ class OfflineCLI(LightningCLI):
         except (TypeError, ValueError, ModuleNotFoundError) as error:  # e.g. an accelerator that there is not
             raise UserError(f"trainer: {error}") from error
 
+    def instantiate_classes(self) -> None:
+        """Build data, networks and trainer; refuse what does not fit into the memory."""
+        try:
+            super().instantiate_classes()
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            message = "make model.init_args.hidden_dim or the data smaller"
+            raise UserError(f"{explain_memory(str(error))}: {message}") from error
+
     def after_instantiate_classes(self) -> None:
         """Check all that can be checked before the run; only then touch the run folder."""
         if self.subcommand == "fit":
@@ -225,18 +287,41 @@ class OfflineCLI(LightningCLI):
             if self.trainer.precision == "64-true":
                 raise UserError("trainer.precision: data are float32 here: use 32-true")
             check_batch_sizes(self.model, self.datamodule.batch_size, self.trainer.world_size)
+            self.datamodule.check_block_fits()
+            self._check_monitors()
         self._check_checkpoint()
+        if self.subcommand == "fit" and self.checkpoint is None and self.config.fit.init_from is not None:
+            self.model.init_from = load_weights(self.model, self.config.fit.init_from, "init_from")
         self._check_launcher()
         self._callback(DistributedTraining).prepare(self.trainer)
         if self.subcommand != "predict":
             self._callback(RolloutEvaluation).prepare(self.datamodule)
         if not self.trainer.is_global_zero:
             return
+        if not self.folder.is_used():
+            self.until_the_end.push(self._leave_no_trace)
         self.folder.prepare()
         self.until_the_end.enter_context(self.folder.lock())
         if self.subcommand == "fit" and self.checkpoint is None:
             refuse_used_folder(self.folder, self.config.fit.overwrite)  # another process may just have ended here
             self.folder.clear()
+
+    def _leave_no_trace(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """Empty the folder again after a failure before the first block of updates: the command can be corrected."""
+        if kind is not None and self.model.gradient_step == 0:
+            self.folder.clear()
+            self.folder.remove_if_empty(Path(self.config[self.subcommand].trainer.default_root_dir))
+
+    def _check_monitors(self) -> None:
+        """Refuse a callback that watches a metric which is never logged."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            monitor = getattr(callback, "monitor", None)
+            if isinstance(monitor, str):
+                option = f"trainer.callbacks: {type(callback).__name__}.monitor"
+                bandit = not source_of(self.datamodule.info).plays_episodes
+                check_metric(option, monitor, bandit, self.datamodule.validation_fraction)
+            if isinstance(callback, EarlyStopping):
+                callback.strict = False  # a resumed run has no metric before its first validation
 
     def _check_checkpoint(self) -> None:
         """Check that the checkpoint can be restored, before any file is touched."""
@@ -272,7 +357,7 @@ class OfflineCLI(LightningCLI):
         if self.subcommand != "fit":
             return [MetricsCSV(self.folder.path, keep_until=math.inf), *users]
         resumed_step = None if self.checkpoint is None else self.checkpoint[ENTRY]["gradient_step"]
-        metrics = MetricsCSV(self.folder.path, keep_until=resumed_step)
+        metrics = MetricsCSV(self.folder.path, resumed_step, validation_was_due(self.checkpoint))
         if given is False:
             return [metrics]
         purge = None if resumed_step is None else resumed_step + 1
@@ -295,6 +380,10 @@ class OfflineCLI(LightningCLI):
             f"{self.trainer.strategy.root_device}, {torch.get_num_threads()} threads{ranks}"
         )
         print(f"run folder {self.folder.path}  (curves: tensorboard --logdir {self.folder.path})", flush=True)
+        if (origin := self.model.init_from) is not None and self.checkpoint is None:
+            print(f"starts from {origin['parameters']} of {origin['of']} parameters of {origin['checkpoint']}")
+        for finding in clipped_actions(transitions, data.action_bounds or info.action_bounds):
+            print(f"note: {finding}")
         protocol = self._callback(RolloutEvaluation).protocol
         if protocol is not None and protocol.differences:
             print(f"note: in {protocol.environment} {'; '.join(protocol.differences)}")
@@ -303,7 +392,18 @@ class OfflineCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Print the scores."""
-        self._print_scores(f"finished {self.model.gradient_step:,} gradient steps", command="fit")
+        step, last = self.model.gradient_step, self.trainer.max_steps
+        timer = find_callback(self.trainer, Timer)
+        if step >= last or self._callback(RunCheckpoint).stop_signal is not None:
+            event = f"finished {step:,} gradient steps"
+        elif timer is not None and timer.time_remaining() == 0:
+            event = (
+                f"trainer.max_time ended the run at gradient step {step:,} of {last:,}; it counts all parts of a run: "
+                "go on with a larger one and --ckpt_path last"
+            )
+        else:
+            event = f"stopped early at gradient step {step:,} of {last:,}"
+        self._print_scores(event, command="fit")
 
     def after_validate(self) -> None:
         """Print the scores."""

@@ -24,6 +24,7 @@ from lit_offrl.data.shared_tables import share_table
 from lit_offrl.data.transitions import BlockSampler, Transitions
 from lit_offrl.errors import UserError, require
 from lit_offrl.ranges import Count, Positive, ProperFraction, Seed, checked
+from lit_offrl.system.memory import memory_bytes
 from lit_offrl.system.ranks import launched_rank
 
 
@@ -49,6 +50,7 @@ class D4RLDataModule(lightning.LightningDataModule):
         environment: Gymnasium id of the environment of evaluation, e.g. `Hopper-v5`, for datasets that name none.
         validation_fraction: Share of the episodes that training does not see; algorithms log their losses on them as
             `val/...` whenever Lightning validates. All seeds hold out the same episodes.
+        sha256: Digest that the dataset's file must have, in hexadecimal (`data info` prints it).
         seed: Seed of the minibatches (set from `seed_everything`).
     """
 
@@ -78,6 +80,7 @@ class D4RLDataModule(lightning.LightningDataModule):
         d4rl_compat: bool = True,
         environment: str | None = None,
         validation_fraction: ProperFraction = 0.0,
+        sha256: str | None = None,
         seed: Seed = 0,
     ) -> None:
         super().__init__()
@@ -95,6 +98,7 @@ class D4RLDataModule(lightning.LightningDataModule):
         self.d4rl_compat = d4rl_compat
         self.environment = environment
         self.validation_fraction = validation_fraction
+        self.sha256 = sha256
         self.seed = seed
         self._loaded: tuple[Transitions, DatasetInfo] | None = None
 
@@ -124,6 +128,8 @@ class D4RLDataModule(lightning.LightningDataModule):
         """
         if self._loaded is None:
             transitions, info = sources.load(self.dataset, self.d4rl_compat)
+            if self.sha256 is not None and info.sha256 != self.sha256.lower():
+                raise UserError(f"data.sha256: {info.path} has the digest {info.sha256}, not {self.sha256}")
             self._loaded = transitions, self._with_environment(info)
         return self._loaded
 
@@ -245,6 +251,21 @@ class D4RLDataModule(lightning.LightningDataModule):
         if self.held_out is not None:
             table = table[torch.from_numpy(self.held_out == held_out)]
         return table, widths
+
+    def check_block_fits(self) -> None:
+        """Check that a block of minibatches fits into the memory of this machine.
+
+        Raises:
+            UserError: It does not.
+        """
+        transitions = self.batch_size * self.block_size
+        needed, there = transitions * (8 + 4 * sum(self.widths)), memory_bytes()  # an index, and the fields as float32
+        if there is not None and needed > there:
+            raise UserError(
+                f"data.batch_size: {self.batch_size:,} transitions in each of the {self.block_size} minibatches of a "
+                f"block take {needed / 1e9:.1f} GB ({needed:,} bytes), this machine has {there / 1e9:.1f} GB: make it, "
+                "or data.block_size, smaller"
+            )
 
     def shared_table(self) -> tuple[Tensor, tuple[int, ...]]:
         """Return the table of training, in memory shared with other processes where `SHARED_TABLES` names a folder."""

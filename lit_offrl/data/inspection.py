@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lit_offrl.data.transitions import Transitions
 
+LARGEST_REWARD = 1e4  # far above what a step pays in the benchmarks; a squared error of such values rules a loss
 _USUAL_RULES = (  # dataset ids of a family, the reward rule that the papers train with
     (re.compile("maze"), "minus_one"),
     (re.compile("hopper|halfcheetah|walker2d"), "return_range"),
@@ -30,17 +31,17 @@ def findings(transitions: Transitions, action_bounds: tuple[ArrayLike, ArrayLike
         transitions: The table.
         action_bounds: Lowest and highest action, numbers or `[action_dim]`; None for -1 and 1.
     """
-    actions, ends = transitions.actions, transitions.episode_ends
-    low, high = (np.asarray(bound, np.float32) for bound in action_bounds or (-1, 1))
-    outside = np.maximum(low - actions, actions - high).max(axis=1) > 1e-4 * np.max(high - low)
-    if outside.any():
+    ends = transitions.episode_ends
+    yield from clipped_actions(transitions, action_bounds)
+    largest = float(np.abs(transitions.rewards).max())
+    if largest > LARGEST_REWARD:
         yield (
-            f"actions outside [{low.min():g}, {high.max():g}] in {_count(outside)}, from {actions.min():.3g} to "
-            f"{actions.max():.3g}: they are clipped; give the environment's own bounds with --data.action_bounds"
+            f"rewards reach {largest:.3g}: values of this size train badly; scale them, e.g. --data.reward standardize "
+            f"or affine:{1 / largest:.0e}:0"
         )
     # In a bandit every step is terminal and there is one state; constant observations are expected there.
     bandit = transitions.terminals.all() and not np.ptp(transitions.observations, axis=0).any()
-    for name, table in (("observation", transitions.observations), ("action", actions)):
+    for name, table in (("observation", transitions.observations), ("action", transitions.actions)):
         constant = np.flatnonzero(np.ptp(table, axis=0) == 0)
         if len(constant) and not (bandit and name == "observation"):
             yield f"{name} dimensions {constant.tolist()} are constant: harmless, but nothing is learned from them"
@@ -60,6 +61,20 @@ def findings(transitions: Transitions, action_bounds: tuple[ArrayLike, ArrayLike
     frozen = (transitions.next_observations == transitions.observations).all(axis=1) & ~transitions.terminals
     if frozen.any():
         yield f"standing still: {_count(frozen)}; was the last observation of an episode stored twice?"
+
+
+def clipped_actions(
+    transitions: Transitions, action_bounds: tuple[ArrayLike, ArrayLike] | None = None
+) -> Iterator[str]:
+    """Yield a line if actions lie outside of the bounds; see `findings`."""
+    actions = transitions.actions
+    low, high = (np.asarray(bound, np.float32) for bound in action_bounds or (-1, 1))
+    outside = np.maximum(low - actions, actions - high).max(axis=1) > 1e-4 * np.max(high - low)
+    if outside.any():
+        yield (
+            f"actions outside [{low.min():g}, {high.max():g}] in {_count(outside)}, from {actions.min():.3g} to "
+            f"{actions.max():.3g}: they are clipped; give the environment's own bounds with --data.action_bounds"
+        )
 
 
 def _count(rows: NDArray[np.bool_]) -> str:

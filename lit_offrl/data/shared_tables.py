@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +18,24 @@ if TYPE_CHECKING:
 
 SHARED_TABLES = "LIT_OFFRL_SHARED_TABLES"
 """Environment variable that names a folder of shared tables; `lit_offrl.jobs.local` sets it."""
+_PREFIX = "lit_offrl_tables_"
+
+
+@contextmanager
+def shared_tables() -> Iterator[dict[str, str]]:
+    """Make a folder of shared tables; yield the environment variables of the processes that share them.
+
+    The folder's name holds this process's number, by which the next call finds the folders of killed processes.
+    """
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        if not _is_alive(folder.name.removeprefix(_PREFIX).partition("_")[0]):
+            shutil.rmtree(folder, ignore_errors=True)  # that of another user stays
+    with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}_") as tables:
+        yield {SHARED_TABLES: tables}
+
+
+def _is_alive(process: str) -> bool:
+    return not Path("/proc/self").exists() or not process.isdigit() or Path("/proc", process).exists()
 
 
 def share_table(make_table: Callable[[], Tensor], width: int, options: Sequence[object]) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -18,7 +17,7 @@ from gymnasium.spaces import Box
 from gymnasium.vector.utils import CloudpickleWrapper
 from numpy.typing import NDArray
 
-from lit_offrl.errors import RunFailure, UserError
+from lit_offrl.errors import RunFailure, SimulatorFailure, UserError, one_line
 from lit_offrl.system.cores import available_cores
 
 Array = NDArray[np.float32]
@@ -85,7 +84,8 @@ class Rollouts:
             copies.close()
             raise UserError(f"only actions that are vectors of real numbers can be played, not {action_space}")
         self._low, self._high = action_space.low, action_space.high
-        self._pool: _Pool = copies
+        self._make, self._processes = make, processes
+        self._pool: _Pool | None = copies
         if processes:
             copies.close()  # this copy gave the action space, and shows errors here instead of in a worker
             self._pool = _Workers(make, num_envs)
@@ -112,16 +112,34 @@ class Rollouts:
 
         Raises:
             StoppedEarly: `should_stop` returned True; the environments can be used again.
-            RunFailure: Actions, rewards or observations are not finite, or a worker process failed.
+            SimulatorFailure: An environment raised, its process died, or rewards or observations are not finite; the
+                next call builds the environments anew.
+            RunFailure: Actions are not finite.
             ValueError: Actions have a wrong shape.
         """
+        if self._pool is None:
+            self._pool = _Workers(self._make, self.num_envs) if self._processes else _Copies(self._make, self.num_envs)
+        try:
+            return self._run(self._pool, policy, seeds, should_stop, on_episode)
+        except SimulatorFailure:
+            self.close()
+            raise
+
+    def _run(
+        self,
+        pool: _Pool,
+        policy: Policy,
+        seeds: Sequence[int],
+        should_stop: Callable[[], bool] | None,
+        on_episode: Callable[[Episode], None] | None,
+    ) -> list[Episode]:
         finished: dict[int, Episode] = {}
         running: dict[int, _Running] = {}
         free = list(range(self.num_envs))
         queue = iter(enumerate(seeds))
         while len(finished) < len(seeds):
             starting = {env: (index, int(seed)) for env, (index, seed) in zip(free, queue, strict=False)}
-            resets = self._pool.advance({env: seed for env, (_, seed) in starting.items()})
+            resets = pool.advance({env: seed for env, (_, seed) in starting.items()})
             for env, (index, seed) in starting.items():
                 running[env] = _Running(index, seed, resets[env].observation)
             free = []
@@ -131,13 +149,13 @@ class Rollouts:
             envs = list(running)
             observations = np.stack([running[env].observation for env in envs])
             actions = self._checked(policy(observations, [running[env].index for env in envs]), len(envs))
-            for env, step in self._pool.advance(dict(zip(envs, actions, strict=True))).items():
+            for env, step in pool.advance(dict(zip(envs, actions, strict=True))).items():
                 episode = running[env]
                 episode.observation = step.observation
                 episode.episode_return += step.reward
                 episode.length += 1
                 if not (np.isfinite(step.reward) and np.isfinite(step.observation).all()):
-                    raise RunFailure(
+                    raise SimulatorFailure(
                         f"the environment returned a reward or an observation that is not finite, in step "
                         f"{episode.length} of the episode with seed {episode.seed}"
                     )
@@ -154,7 +172,9 @@ class Rollouts:
 
     def close(self) -> None:
         """Close the environments and end the worker processes; a second call does nothing."""
-        self._pool.close()
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
 
     def __enter__(self) -> Rollouts:
         return self
@@ -201,7 +221,10 @@ class _Copies:
 
     def advance(self, commands: Mapping[int, _Command]) -> dict[int, _Outcome]:
         """Reset or step the named copies."""
-        return {index: self._advance(self.envs[index], command) for index, command in commands.items()}
+        try:
+            return {index: self._advance(self.envs[index], command) for index, command in commands.items()}
+        except Exception as error:  # whatever a simulator raises
+            raise SimulatorFailure(f"the environment raised {type(error).__name__}: {one_line(error)[:300]}") from error
 
     def close(self) -> None:
         while self.envs:
@@ -238,8 +261,6 @@ class _Workers:
 
     def advance(self, commands: Mapping[int, _Command]) -> dict[int, _Outcome]:
         workers = len(self._pipes)
-        if not workers:
-            raise RuntimeError("the environments are closed")
         shares: dict[int, dict[int, _Command]] = {}
         for env, command in commands.items():
             shares.setdefault(env % workers, {})[env // workers] = command
@@ -264,12 +285,12 @@ class _Workers:
             for worker in shares:
                 answer = self._pipes[worker].recv()
                 if isinstance(answer, str):
-                    raise RunFailure(f"an environment failed in its worker process:\n{answer}")
+                    raise SimulatorFailure(answer)
                 answers[worker] = answer
         except BaseException as error:
             self.close()  # the next step would read answers that are still in the pipes
             if isinstance(error, (EOFError, OSError)):
-                raise RunFailure("a worker process with environments died") from error
+                raise SimulatorFailure("a worker process with environments died") from error
             raise
         return answers
 
@@ -285,8 +306,8 @@ def _work(pipe: Connection, make: Callable[[], gym.Env[Any, Any]], copy_count: i
             try:
                 copies = copies or _Copies(make, copy_count)
                 answer: dict[int, _Outcome] | str = copies.advance(commands)
-            except Exception:
-                answer = traceback.format_exc()
+            except Exception as error:
+                answer = one_line(error)
             pipe.send(answer)
     if copies is not None:
         copies.close()

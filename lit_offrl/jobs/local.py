@@ -6,16 +6,15 @@ import os
 import queue
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from lit_offrl.data.shared_tables import SHARED_TABLES
+from lit_offrl.data.shared_tables import shared_tables
 from lit_offrl.errors import UserError
 from lit_offrl.system.cores import available_cores
-from lit_offrl.system.processes import forwarding_signals, package_command
+from lit_offrl.system.processes import forwarding_signals, start
 
 
 @dataclass(frozen=True)
@@ -52,21 +51,15 @@ def run_jobs(jobs: Sequence[Job], at_once: int | None = None) -> dict[str, int]:
     for slot in range(at_once):
         slots.put(slot)
     codes: dict[str, int] = {}
-    with tempfile.TemporaryDirectory() as tables, forwarding_signals() as running:
+    with shared_tables() as tables, forwarding_signals() as running:
         threads = os.environ.get("OMP_NUM_THREADS", str(max(available_cores() // at_once, 1)))
-        environment = {**os.environ, "OMP_NUM_THREADS": threads, SHARED_TABLES: tables}
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, **tables}
 
         def run(job: Job) -> None:
             if running.stopped:
                 return
             slot = slots.get()
-            process = subprocess.Popen(
-                package_command(job.words),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                env={**environment, **_device(slot)},
-            )
+            process = start(job.words, subprocess.PIPE, {**environment, **_device(slot)})
             running.add(process)
             assert process.stdout is not None
             for line in process.stdout:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lit_offrl.search.space import Objective
-from lit_offrl.system.processes import start_detached, stop
+from lit_offrl.system.processes import start, stop
 
 POLL_S = 0.2
 READING_SHARE = 0.05  # largest share of the time for reading metrics.csv
@@ -172,7 +172,7 @@ def _fit(
     run.log.parent.mkdir(parents=True, exist_ok=True)
     with run.log.open("ab") as log:
         # `auto` continues a run that ended with an earlier search.
-        process = start_detached(["fit", *run.words, "--ckpt_path=auto"], log, inherited)
+        process = start(["fit", *run.words, "--ckpt_path=auto"], log, inherited=inherited, detached=True)
     size, pause = 0, POLL_S
     try:
         while process.poll() is None:

@@ -1,9 +1,11 @@
-"""The memory allocator of the C library."""
+"""The memory allocator of the C library, and a limit that makes impossible sizes fail at once."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 # Constants of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -24,3 +26,32 @@ def keep_freed_memory() -> bool:
     except AttributeError:  # another C library
         return False
     return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, KEPT))
+
+
+def memory_bytes() -> int | None:
+    """Return the memory of the machine with its swap space, or of the container; None where it is unknown."""
+    with suppress(OSError, ValueError, IndexError):
+        rows = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+        sizes = {row[0]: int(row[1]) * 1024 for row in rows}
+        total = sizes["MemTotal:"] + sizes["SwapTotal:"]
+        for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+            with suppress(OSError, ValueError):  # there is no such limit
+                total = min(total, int(Path(limit).read_text()))
+        return total
+    return None
+
+
+def limit_memory() -> None:
+    """Let an allocation beyond the machine's memory fail when it is made (on Linux).
+
+    Without a limit Linux promises any amount, and kills the process without a word when it uses what was promised. The
+    limit holds for child processes, too. It is left away where a CUDA driver is loaded, which reserves address space.
+    """
+    total = memory_bytes()
+    if not sys.platform.startswith("linux") or total is None or Path("/dev/nvidiactl").exists():
+        return
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_DATA, (total if hard == resource.RLIM_INFINITY else min(total, hard), hard))

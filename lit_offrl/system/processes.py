@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -26,21 +26,36 @@ def package_command(words: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "lit_offrl", *words]
 
 
-def start_detached(words: Sequence[str], log: Any, inherited: Sequence[int] = ()) -> subprocess.Popen[bytes]:
-    """Start a command of the package in a session of its own, so that Ctrl-C in the terminal does not reach it.
+def start(
+    words: Sequence[str],
+    output: Any,
+    environment: Mapping[str, str] | None = None,
+    inherited: Sequence[int] = (),
+    detached: bool = False,
+) -> subprocess.Popen[str]:
+    """Start a command of the package.
 
-    On Linux the command receives SIGTERM when this process dies, however it dies. On other systems it continues.
+    On Linux the command receives SIGTERM when the thread that started it ends, i.e. also when this process is killed:
+    no training goes on that nobody knows of. On other systems it continues.
 
     Args:
         words: The command and its options.
-        log: Open file for everything that the command prints.
+        output: Open file for everything that the command prints, or `subprocess.PIPE`.
+        environment: Its environment variables; None for those of this process.
         inherited: File descriptors that stay open in the command (not on Windows).
+        detached: Give it a session of its own, so that Ctrl-C in the terminal does not reach it.
     """
-    options: dict[str, Any] = {"start_new_session": True, "pass_fds": inherited} if os.name == "posix" else {}
+    options: dict[str, Any] = {"start_new_session": detached, "pass_fds": inherited} if os.name == "posix" else {}
     if sys.platform == "linux":
         options["preexec_fn"] = _stop_with_parent
     return subprocess.Popen(
-        package_command(words), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, **options
+        package_command(words),
+        stdin=subprocess.DEVNULL if detached else None,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        **options,
     )
 
 

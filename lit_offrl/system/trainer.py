@@ -32,6 +32,21 @@ def set_ddp_timeout(trainer: lightning.Trainer, seconds: float) -> None:
         trainer.strategy._timeout = timedelta(seconds=seconds)
 
 
+def validates_after_epoch(trainer: lightning.Trainer) -> bool:
+    """Return whether Lightning validates at the end of the present epoch."""
+    every = trainer.check_val_every_n_epoch or 1
+    return bool(trainer.limit_val_batches) and (trainer.current_epoch + 1) % every == 0
+
+
+def validate_now(trainer: lightning.Trainer) -> None:
+    """Run a validation while training, at another time than after an epoch."""
+    validation = trainer.fit_loop.epoch_loop.val_loop
+    trainer.validating = True
+    validation.run()
+    trainer.training = True
+    validation._has_run = False  # else the loop that goes on from a checkpoint finds itself done before it has begun
+
+
 # They change batches, learning rates or weights behind the algorithm's back, or only under automatic optimization.
 REFUSED_CALLBACKS = (
     callbacks.BatchSizeFinder,

@@ -36,6 +36,7 @@ READ_ERRORS = (
     AttributeError,
     RuntimeError,
     EOFError,
+    NotImplementedError,
     zipfile.BadZipFile,
     zlib.error,
 )
@@ -54,8 +55,15 @@ def reading(path: Path | str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    except MemoryError as error:
+        raise UserError(f"{path} does not fit into the memory ({one_line(error)[:200]})") from error
     except READ_ERRORS as error:
-        raise UserError(f"{path} is broken or not of its format ({one_line(error)[:200]})") from error
+        text = one_line(error)
+        if isinstance(error, PermissionError) or "Permission denied" in text:
+            raise UserError(f"{path} cannot be read: permission denied") from error
+        if "unable to lock file" in text or "already open for write" in text:
+            raise UserError(f"{path} is open for writing elsewhere: close it there, or train on a copy") from error
+        raise UserError(f"{path} is broken or not of its format ({text[:200]})") from error
 
 
 @contextmanager

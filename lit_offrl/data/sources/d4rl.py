@@ -7,6 +7,7 @@ pointmaze and kitchen. Left out are minigrid, flow, carla and bullet (there is n
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -54,7 +55,7 @@ class OriginalD4RL(DataSource):
         if not self.is_here(dataset):
             from lit_offrl.data.download import download
 
-            download(_url(dataset), _path(dataset))
+            download(_url(dataset), _path(dataset), *known_digests().get(D4RL_FILES[dataset], (None, None)))
 
     def load(self, dataset: str, d4rl_compat: bool = True) -> tuple[Transitions, DatasetInfo]:
         """Read a file; download it first if it is not here."""
@@ -89,6 +90,16 @@ class OriginalD4RL(DataSource):
         """Return D4RL's reference."""
         bounds = REFERENCES.get(info.id)
         return None if bounds is None else ScoreReference("d4rl", *bounds)
+
+
+@functools.cache
+def known_digests() -> dict[str, tuple[int, str]]:
+    """Return size in bytes and SHA-256 digest of files by their path, of those that are published.
+
+    They are the ones that TensorFlow Datasets checks its downloads of D4RL with.
+    """
+    text = Path(__file__).with_name("d4rl_digests.txt").read_text()
+    return {path: (int(size), digest) for path, size, digest in map(str.split, text.splitlines())}
 
 
 def d4rl_folder() -> Path:

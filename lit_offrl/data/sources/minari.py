@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -47,9 +49,11 @@ def read_metadata(dataset: str) -> dict[str, Any]:
     """
     path = minari_root() / dataset / "data" / "metadata.json"
     try:
-        metadata: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        metadata = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable ({error}): remove {path.parent.parent} and get it again") from error
+    if not isinstance(metadata, dict):
+        raise UserError(f"{path} holds no table of names and values: remove {path.parent.parent} and get it again")
     return metadata
 
 
@@ -129,31 +133,28 @@ class Minari(DataSource):
         self.prepare(dataset)
         folder = minari_root() / dataset / "data"
         metadata = read_metadata(dataset)
-        keys = _entry(metadata, "observation_keys") or None
-        repair = str(_entry(metadata, "env_spec").get("id", "")).startswith("PointMaze")
-        data_format = metadata.get("data_format") or "hdf5"
-        if data_format not in FORMATS:
-            raise UserError(f"{dataset}: {folder} is in the format {data_format}; {', '.join(FORMATS)} are read")
-        path = folder / "main_data.hdf5" if data_format == "hdf5" else folder
+        with _naming(folder / "metadata.json"):
+            facts = _Facts.of(metadata)
+        path = folder / "main_data.hdf5" if facts.data_format == "hdf5" else folder
         if not path.exists():
             raise UserError(f"{dataset}: {path} is missing: remove {folder.parent} and get the dataset again")
+        environment = facts.environment
+        keys, repair = facts.observation_keys, environment is not None and environment.env_id.startswith("PointMaze")
         transitions, used_keys, digest = cached(
             path,
             {"observation_keys": keys, "repair_goals": repair},
             lambda: read_minari(path, tuple(keys) if keys else None, repair),
         )
-        low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
-        environment = _environment(metadata)
         return transitions, DatasetInfo(
             id=dataset,
             source=self.names[0],
             path=path,
             sha256=digest,
             observation_keys=used_keys,
-            action_bounds=_action_bounds(metadata),
+            action_bounds=facts.action_bounds,
             environment=environment,
             environment_note="" if environment else "the dataset's metadata names no environment",
-            reference=None if low is None or high is None else (float(low), float(high)),
+            reference=facts.reference,
             metadata=metadata,
         )
 
@@ -176,29 +177,107 @@ class Minari(DataSource):
 # ---------------------------------------------------------------------------------------------------- the metadata
 
 
-def _entry(metadata: Mapping[str, Any], name: str) -> Any:
+@dataclass(frozen=True)
+class _Facts:
+    """What the package needs of a dataset's metadata.json, checked: the file may come from anywhere."""
+
+    data_format: str
+    observation_keys: list[str] | None
+    environment: EnvironmentInfo | None
+    action_bounds: tuple[tuple[float, ...], tuple[float, ...]] | None
+    reference: tuple[float, float] | None
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any]) -> _Facts:
+        """Check the entries.
+
+        Raises:
+            UserError: One has a wrong type or value; the message names it.
+        """
+        data_format = metadata.get("data_format") or "hdf5"
+        if data_format not in FORMATS:
+            raise UserError(f"'data_format' is {_short(data_format)}; {', '.join(FORMATS)} are read")
+        keys = _entry(metadata, "observation_keys", list)
+        if not all(isinstance(key, str) for key in keys):
+            raise UserError(f"'observation_keys' must be a list of names, not {_short(keys)}")
+        return cls(data_format, keys or None, _environment(metadata), _action_bounds(metadata), _reference(metadata))
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _entry(metadata: Mapping[str, Any], name: str, kind: type) -> Any:
     """Return an entry of the metadata, decoded where Minari stored JSON within JSON; empty where it is missing."""
     value = metadata.get(name)
-    return json.loads(value) if isinstance(value, str) else value or {}
+    if isinstance(value, str) and value:
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"'{name}' is no JSON ({error})") from error
+    if value in (None, "", {}, []):
+        return kind()
+    if not isinstance(value, kind):
+        raise UserError(f"'{name}' must be a {kind.__name__}, not {_short(value)}")
+    return value
 
 
 def _environment(metadata: Mapping[str, Any]) -> EnvironmentInfo | None:
-    spec = _entry(metadata, "eval_env_spec") or _entry(metadata, "env_spec")
+    name = "eval_env_spec" if _entry(metadata, "eval_env_spec", dict) else "env_spec"
+    spec = _entry(metadata, name, dict)
     if not spec:
         return None
-    return EnvironmentInfo(spec["id"], spec.get("kwargs") or {}, int(spec.get("max_episode_steps") or 1000))
+    env_id, kwargs, limit = spec.get("id"), spec.get("kwargs") or {}, spec.get("max_episode_steps")
+    if not isinstance(env_id, str) or not env_id:
+        raise UserError(f"'{name}' must name an environment as 'id', not {_short(env_id)}")
+    if ":" in env_id:  # Gymnasium would import the module before the colon
+        raise UserError(f"'{name}' names code, {_short(env_id)}: a dataset may name environments that are registered")
+    if not isinstance(kwargs, dict):
+        raise UserError(f"'kwargs' in '{name}' must be a dict, not {_short(kwargs)}")
+    if limit is not None and not (type(limit) is int and limit > 0):
+        raise UserError(f"'max_episode_steps' in '{name}' must be a positive number of steps, not {_short(limit)}")
+    return EnvironmentInfo(env_id, kwargs, limit or 1000)
 
 
 def _action_bounds(metadata: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     import numpy as np
 
-    space = _entry(metadata, "action_space")
-    if space.get("type") != "Box" or len(space["shape"]) != 1:
+    space = _entry(metadata, "action_space", dict)
+    if not space:
         return None
-    low, high = (np.asarray(space[bound], np.float64) for bound in ("low", "high"))
+    if space.get("type") != "Box":
+        raise UserError(
+            f"actions are of kind {_short(space.get('type'))}: this package trains on continuous actions only"
+        )
+    try:
+        low, high = (np.asarray(space[bound], np.float64) for bound in ("low", "high"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"'action_space' has no valid low and high ({one_line(error)})") from error
+    if low.ndim != 1 or low.shape != high.shape or not len(low) or not (low < high).all():
+        raise UserError("'action_space' must be a box of vectors, low below high in each dimension")
     if not np.isfinite([low, high]).all() or (np.all(low == -1) and np.all(high == 1)):
         return None
     return tuple(low.tolist()), tuple(high.tolist())
+
+
+def _reference(metadata: Mapping[str, Any]) -> tuple[float, float] | None:
+    low, high = (metadata.get(name) for name in ("ref_min_score", "ref_max_score"))
+    if low is None or high is None:
+        return None
+    if not all(type(value) in (int, float) and math.isfinite(value) for value in (low, high)):
+        raise UserError(f"'ref_min_score' and 'ref_max_score' must be numbers, not {_short([low, high])}")
+    if not low < high:
+        raise UserError(f"'ref_min_score' must be below 'ref_max_score', not {low:g} and {high:g}")
+    return float(low), float(high)
 
 
 # ----------------------------------------------------------------------------------------- D4RL's goals and limits
