@@ -79,7 +79,7 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Be the one writer of the folder within this context.
+        """Be the one writer of the folder within this context; remove what killed processes left half-written.
 
         Raises:
             UserError: Another process writes here.
@@ -94,6 +94,8 @@ class RunFolder:
                     f"another process writes into {self.path}: wait for it, or choose another --seed_everything or "
                     "--trainer.default_root_dir"
                 ) from None
+            for file in self.path.rglob(".*.tmp"):
+                file.unlink(missing_ok=True)
             yield
 
     def is_used(self) -> bool:
@@ -115,8 +117,6 @@ class RunFolder:
             "events.out.tfevents.*",
             "hparams.yaml",
             "checkpoints/*.ckpt",
-            "checkpoints/.*.tmp",  # of processes that were killed while they wrote
-            ".*.tmp",
             "hpc_ckpt_*.ckpt",  # of Lightning under SLURM, which would take it for the start of a new run
             "figures/*.png",
             "rollout.gif",

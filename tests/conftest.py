@@ -6,12 +6,47 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
+
+os.environ["LIT_OFFRL_TRACEBACK"] = "1"  # an exception that nothing explains must not hide behind its line
+
+# The campaign of faults (`pytest -m faults`) tries more than the default run, and other values each time.
+settings.register_profile("quick", max_examples=6, deadline=None, derandomize=True, database=None)
+settings.register_profile("faults", max_examples=60, deadline=None, database=None, print_blob=True)
 
 DATASET = "offrl/pointmaze/umaze-v0"
+TALLY_FILE = pytest.StashKey[str]()
 REPOSITORY = Path(__file__).parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    campaign = "faults" in config.option.markexpr and "not faults" not in config.option.markexpr
+    settings.load_profile("faults" if campaign else "quick")
+    if campaign and "LIT_OFFRL_TALLY" not in os.environ:  # workers inherit it
+        handle, os.environ["LIT_OFFRL_TALLY"] = tempfile.mkstemp(prefix="tally_")
+        os.close(handle)
+        config.stash[TALLY_FILE] = os.environ["LIT_OFFRL_TALLY"]
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Print the tries and passes of the campaign."""
+    tally = config.stash.get(TALLY_FILE, None)
+    if tally is None:
+        return
+    kinds: dict[str, list[int]] = {}
+    for line in Path(tally).read_text().splitlines():
+        passed, _, kind = line.partition(" ")
+        kinds.setdefault(kind, []).append(int(passed))
+    terminalreporter.section("campaign of faults")
+    for kind, results in sorted(kinds.items()):
+        terminalreporter.write_line(f"{kind:45} {len(results):5} tries {sum(results):5} passes")
+    everything = [each for results in kinds.values() for each in results]
+    terminalreporter.write_line(f"{'all':45} {len(everything):5} tries {sum(everything):5} passes")
+    Path(tally).unlink()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -33,8 +33,6 @@ def explain(message: str) -> str:
         return "data.dataset is missing: give --data.dataset offrl/antmaze/umaze-v0, or a config with --config"
     if option := _first(r"Subcommand '\w+' does not accept option '([^']+)'", text):
         return f"no option '{option}'{did_you_mean(option, _flags())}; --help-all lists them"
-    if wrong := re.search(r"Expected a <class '(\w+)'>\. Got value: (.+)", text):
-        return f"{key}: must be {wrong[1]}, not {wrong[2]}"
     if group := _first(r"Parser key \"(\w+)\": Unable to load config", text):
         return f"{key}.init_args.{group}: is a group of options, not a single value"
     if "does not correspond to a subclass of" in text:
@@ -59,6 +57,8 @@ def explain(message: str) -> str:
         return f"{key or 'a class of the configuration'}: needs the package {package}: pip install {package}"
     if wrong := re.search(r"class_path \S+ Parser key \"(\S+)\": Expected an? <class '(\w+)'>. Got value: (\S+)", text):
         return f"{key}.init_args.{wrong[1]}: must be {wrong[2]}, not {wrong[3]}"
+    if wrong := re.search(r"Expected a <class '(\w+)'>\. Got value: (.+)", text):
+        return f"{key}: must be {wrong[1]}, not {wrong[2]}"
     if path := _first(r'[Pp]ath "?(?!but )([^"]+?)"? (?:not accessible|does not exist)', text):
         return f"config: no file {path}"
     if "must be a mapping, not NoneType" in text:

@@ -141,8 +141,7 @@ def check_metric(option: str, metric: str, is_bandit: bool, validation_fraction:
             hint = did_you_mean(metric, known)
             raise UserError(f"{option}: no '{metric}'{hint}; evaluations have {', '.join(known)}")
     elif not metric.startswith(("eval_", "val/")):
-        kinds = ", ".join(filter(None, ("eval/...", "val/...", others)))
-        raise UserError(f"{option}: '{metric}' is none of {kinds}")
+        raise UserError(f"{option}: '{metric}' is none of eval/...{others and f', {others}'} and val/...")
     if metric.startswith("val/") and not validation_fraction:
         raise UserError(f"{option}: val/... needs held-out episodes: set data.validation_fraction, e.g. 0.1")
 

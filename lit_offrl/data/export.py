@@ -44,6 +44,9 @@ def _write_npz(transitions: Transitions, path: Path) -> None:
 def _write_hdf5(transitions: Transitions, path: Path) -> None:
     import h5py
 
-    with h5py.File(path, "w") as file:
+    # In memory first: where the disk is full, the HDF5 library crashes the process while it closes the file.
+    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
         for field in fields(transitions):
             file.create_dataset(field.name, data=getattr(transitions, field.name), compression="gzip", shuffle=True)
+        file.flush()
+        path.write_bytes(file.id.get_file_image())

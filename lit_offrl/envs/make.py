@@ -94,8 +94,8 @@ def build_env(environment: EnvironmentInfo) -> gym.Env[Any, Any]:
         except (gym.error.UnregisteredEnv, ModuleNotFoundError) as error:
             raise UserError(
                 f"environment '{environment.env_id}' is not known"
-                f"{did_you_mean(environment.env_id, gym.registry)} ({one_line(error)[:200]}); one that a module of "
-                f"your own registers is named with the module: --data.environment my_module:{environment.env_id[:40]}"
+                f"{did_you_mean(environment.env_id, gym.registry) or ': is its package installed?'} "
+                f"({one_line(error)[:200]}); one that a module of your own registers is named my_module:Id"
             ) from error
         except Exception as error:  # whatever a simulator raises
             raise UserError(f"environment '{environment.env_id}' cannot be built: {one_line(error)[:200]}") from error
@@ -118,7 +118,7 @@ def _flatten(env: gym.Env[Any, Any], keys: tuple[str, ...] | None) -> FlatEnv:
     shapes = [part.shape for part in parts if isinstance(part, Box) and len(part.shape) == 1]
     if len(shapes) != len(parts):
         kinds = ", ".join(sorted({type(part).__name__ for part in parts if not isinstance(part, Box)})) or "not flat"
-        raise UserError(f"its observations are {kinds}: only vectors of continuous numbers can be used")
+        raise UserError(f"only observations made of vectors of numbers can be used, not {kinds}")
     width = sum(size for (size,) in shapes)
 
     def vector(observation: Any) -> NDArray[np.float32]:

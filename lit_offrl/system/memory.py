@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import sys
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 # Constants of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -50,8 +52,7 @@ def limit_memory() -> None:
     total = memory_bytes()
     if not sys.platform.startswith("linux") or total is None or Path("/dev/nvidiactl").exists():
         return
-    import resource
-
+    resource: Any = import_module("resource")  # there is none on Windows
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_DATA, (total if hard == resource.RLIM_INFINITY else min(total, hard), hard))

@@ -69,8 +69,9 @@ def _files(source: Path) -> Iterator[Path]:
     for folder, folders, names in os.walk(source):
         folders.sort()
         for name in sorted(names):
-            if not name.startswith(".") and not name.endswith(SUFFIX):
-                yield Path(folder, name)
+            path = Path(folder, name)
+            if not name.startswith(".") and not name.endswith(SUFFIX) and path.is_file():  # no link to nowhere
+                yield path
 
 
 def _fingerprint(source: Path, options: Mapping[str, Any]) -> str:

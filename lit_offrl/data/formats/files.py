@@ -28,6 +28,7 @@ from lit_offrl.data.formats.arrays import (
     natural_order,
     open_arrays,
     read_columns,
+    reading,
     stored_array,
 )
 from lit_offrl.data.formats.cache import SUFFIX, Table
@@ -49,18 +50,28 @@ def read_file(path: Path) -> Table:
     return read_minari(path)
 
 
+def episode_files(folder: Path) -> list[Path]:
+    """Return the files of a folder with a file per episode, in their order.
+
+    Raises:
+        UserError: There are none.
+    """
+    with reading(folder):
+        names = [
+            path.name for path in folder.iterdir() if path.suffix in FILE_SUFFIXES and not path.name.endswith(SUFFIX)
+        ]
+    if not names:
+        raise UserError(f"{folder}: the folder holds no episodes, i.e. no {', '.join(FILE_SUFFIXES)} files")
+    return [folder / name for name in natural_order(names)]
+
+
 def read_folder(folder: Path) -> Transitions:
     """Read a folder with a file per episode.
 
     Raises:
         UserError: The folder holds no episodes, or a file is broken; the message names the file and the key.
     """
-    names = [
-        entry.name for entry in folder.iterdir() if entry.suffix in FILE_SUFFIXES and not entry.name.endswith(SUFFIX)
-    ]
-    paths = [folder / name for name in natural_order(names)]
-    if not paths:
-        raise UserError(f"{folder}: the folder holds no episodes, i.e. no {', '.join(FILE_SUFFIXES)} files")
+    paths = episode_files(folder)
     steps = 0
     for path in paths:
         with open_arrays(path) as arrays:

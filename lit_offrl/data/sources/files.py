@@ -40,12 +40,13 @@ class OwnFiles(DataSource):
     def load(self, dataset: str, d4rl_compat: bool = True) -> tuple[Transitions, DatasetInfo]:
         """Read a file or folder."""
         from lit_offrl.data.formats.cache import cached, source_sha256
-        from lit_offrl.data.formats.files import read_file, read_folder
+        from lit_offrl.data.formats.files import episode_files, read_file, read_folder
 
         path = Path(dataset)
         if not path.name:  # `.`, which a cache cannot lie beside
             path = path.absolute()
         if path.is_dir():
+            episode_files(path)  # raises for a folder of other things, which may be large
             transitions, keys, digest = cached(path, {}, lambda: (read_folder(path), None))
         elif not path.is_file():
             raise UserError(f"data.dataset: no file {path}")
