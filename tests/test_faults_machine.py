@@ -23,7 +23,6 @@ from faults import (
 from test_faults_data import flat_arrays
 
 from lit_offrl.cli import main
-from lit_offrl.run_folder import RunFolder
 
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses Linux's namespaces and /dev/full")
 pytestmark = linux_only
@@ -38,7 +37,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def log_file(folder: Path, rows: int = 50) -> Path:
+    generator = np.random.default_rng(0)
     arrays = {name: np.concatenate([each] * (1 + rows // len(each))) for name, each in flat_arrays().items()}
+    arrays["observations"] = generator.normal(size=arrays["observations"].shape)  # which cannot be compressed
     np.savez(folder / "log.npz", **arrays)
     return folder / "log.npz"
 
@@ -47,8 +48,10 @@ def log_file(folder: Path, rows: int = 50) -> Path:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("size", ["8k", "40k", "200k", "600k", "1m"])
-@pytest.mark.parametrize("figures", ["true", "false"])
+@pytest.mark.parametrize(
+    ("figures", "size"),
+    [*(("true", each) for each in ("8k", "40k", "200k", "600k", "1m")), *(("false", each) for each in ("8k", "40k", "200k"))],
+)
 def test_training_on_a_full_disk(size: str, figures: str, tmp_path: Path):
     """Wherever the disk is full first: the event file, metrics.csv, a figure, a checkpoint, results.json."""
     (tmp_path / "disk").mkdir()
@@ -82,7 +85,7 @@ def test_collecting_on_a_full_disk(size: str, tmp_path: Path):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("size", ["4k", "60k"])
+@pytest.mark.parametrize("size", ["4k", "12k"])
 def test_reporting_on_a_full_disk(size: str, finished: Path, tmp_path: Path):
     (tmp_path / "disk").mkdir()
     words = command_line("report", str(finished), "--output", "disk/report")
@@ -196,8 +199,7 @@ def test_seeds_end_with_their_parent(tmp_path: Path):
     started = environment(TMPDIR=str(tables))
     with trial("killed parents"):
         process = subprocess.Popen(command_line(*words), stdout=subprocess.PIPE, env=started)
-        folders = [tmp_path / "runs" / "dtql" / "bandit" / "8gaussians" / f"seed_{seed}" for seed in (0, 1)]
-        wait(lambda: all(RunFolder(folder).last_checkpoint.exists() for folder in folders))
+        wait(lambda: len(list(tmp_path.rglob("last.ckpt"))) == 2)
         children = children_of(process.pid)
         assert len(children) == 2
         process.kill()
@@ -237,7 +239,7 @@ def wait(condition: object, seconds: float = 90.0) -> None:
     [
         (["--model.init_args.hidden_dim=60000"], "GB"),
         (["--data.batch_size=2147483647"], "687"),
-        (["--data.batch_size=1000000", "--data.block_size=10", "--model.init_args.hidden_dim=4096"], "GB"),
+        (["--data.batch_size=3000000", "--data.block_size=1", "--model.init_args.hidden_dim=2048"], "GB"),
     ],
 )
 def test_what_does_not_fit_into_memory(options: list[str], named: str, tmp_path: Path):

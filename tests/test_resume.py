@@ -20,6 +20,7 @@ from conftest import run_folder, tiny_words
 from test_contract import ALGORITHMS
 from tiny import checkpoints, words
 
+from lit_offrl.callbacks.checkpoint import RunCheckpoint
 from lit_offrl.callbacks.rollout import RolloutEvaluation
 from lit_offrl.cli import main
 
@@ -196,6 +197,53 @@ def test_an_evaluation_that_was_broken_off_is_made_up_for(tiny: Words, tmp_path:
         assert rows(whole / "eval.csv") == rows(folder / "eval.csv")
         scores = [json.loads((each / "results.json").read_text())["scores"] for each in (whole, folder)]
         assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize("moment", ["within an epoch", "in an evaluation"])
+def test_tables_show_no_interruption(moment: str, tiny: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With losses on held-out episodes, which Lightning also logs when it is asked to stop."""
+    own = ["--data.validation_fraction=0.2"]
+    assert main(tiny(*own, root=tmp_path / "whole")) == 0
+    with monkeypatch.context() as patched:
+        if moment == "within an epoch":
+            end = RunCheckpoint.on_block_end
+
+            def on_block_end(self, trainer, algorithm):
+                if algorithm.gradient_step == 54:
+                    signal.raise_signal(signal.SIGTERM)
+                end(self, trainer, algorithm)
+
+            patched.setattr(RunCheckpoint, "on_block_end", on_block_end)
+        else:
+            play = RolloutEvaluation.play
+
+            def interrupted(self, *arguments):
+                signal.raise_signal(signal.SIGTERM)
+                return play(self, *arguments)
+
+            patched.setattr(RolloutEvaluation, "play", interrupted)
+        assert main(tiny(*own, root=tmp_path / "stopped")) == 143
+    whole, stopped = run_folder(tmp_path / "whole"), run_folder(tmp_path / "stopped")
+    assert main(["fit", f"--ckpt_path={stopped}/checkpoints/last.ckpt"]) == 0
+    assert_same_state(load(whole), load(stopped))
+    assert any(name.startswith("val/") for name in rows(whole / "metrics.csv")[0])
+    assert_same_tables(whole, stopped)
+
+
+def test_a_kill_in_an_evaluation_loses_nothing(tiny: Words, tmp_path: Path, whole: Path):
+    """The epoch before it is in the checkpoint, and the evaluation comes again."""
+    kill = (
+        "import os, signal, sys\n"
+        "from lit_offrl.callbacks.rollout import RolloutEvaluation; from lit_offrl.cli import main\n"
+        "RolloutEvaluation.play = lambda *_: os.kill(os.getpid(), signal.SIGKILL); main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", kill, *tiny(root=tmp_path / "killed")]
+    assert subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True).returncode == -9
+    folder = run_folder(tmp_path / "killed")
+    assert load(folder)["global_step"] == 40
+    assert main(["fit", f"--ckpt_path={folder}/checkpoints/last.ckpt"]) == 0
+    assert_same_state(load(whole), load(folder))
+    assert_same_tables(whole, folder)
 
 
 def test_a_run_that_ended_within_an_epoch_can_go_on(tiny: Words, tmp_path: Path, whole: Path):

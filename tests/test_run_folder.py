@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, run_folder, tiny_words
 
-from lit_offrl.algorithms.checkpoints import read_checkpoint
+from lit_offrl.algorithms.checkpoints import load_policy, read_checkpoint
 from lit_offrl.callbacks.ema import EMATargets
 from lit_offrl.cli import main
 from lit_offrl.errors import UserError
@@ -322,3 +322,117 @@ def test_an_environment_without_a_time_limit_has_that_of_the_data(tmp_path: Path
         results = RunFolder(tmp_path / "runs" / "dtql" / "log" / "seed_0").results()
         assert results["scores"]["return_mean"] == limit
         assert bool(results["protocol"]["differences"]) == (not more), "what the data decided is said"
+
+
+class Breaks(WithoutEnd):
+    """Raises in every step after the first hundred of all its copies."""
+
+    steps = 0
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        Breaks.steps += 1
+        if Breaks.steps > 100:
+            raise ArithmeticError("unstable simulation")
+        return super().step(action)
+
+
+def test_a_simulator_that_raises_costs_scores_and_no_training(
+    tmp_path: Path, minari_root: Path, capfd: pytest.CaptureFixture[str]
+):
+    gym.register("Breaks-v0", Breaks, max_episode_steps=20)
+    np.savez(
+        tmp_path / "log.npz",
+        observations=np.zeros((40, 3)),
+        actions=np.zeros((40, 2)),
+        rewards=np.ones(40),
+        terminals=np.isin(np.arange(40), (9, 39)),
+    )
+    own = [f"--data.dataset={tmp_path}/log.npz", "--data.environment=Breaks-v0", "--data.reward=raw"]
+    own += ["--data.normalize_observations=false", "--trainer.max_steps=200"]
+    assert main([*tiny_words(tmp_path / "runs"), *own]) == 1
+    output = capfd.readouterr()
+    assert "note: no scores at step 120: the environment raised ArithmeticError: unstable simulation" in output.err
+    assert output.err.strip().splitlines()[-1].startswith("error: the environment raised ArithmeticError")
+    folder = RunFolder(tmp_path / "runs" / "dtql" / "log" / "seed_0")
+    assert read_checkpoint(folder.last_checkpoint)["global_step"] == 200
+    assert folder.results()["status"] == "failed"
+
+
+def test_a_new_run_starts_from_the_weights_of_another(root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    checkpoint = run_folder(root) / "checkpoints" / "last.ckpt"
+    words = [
+        *tiny_words(tmp_path / "new", *SHORT),
+        f"--init_from={checkpoint}",
+        "--model.init_args.learning_rate=1e-12",
+    ]
+    words += ["--model.init_args.critic.learning_rate=1e-12", "--model.init_args.nll_weight=0"]
+    assert main(words) == 0
+    assert "starts from" in capfd.readouterr().out
+    new = run_folder(tmp_path / "new") / "checkpoints" / "last.ckpt"
+    before, after = (read_checkpoint(path)["state_dict"] for path in (checkpoint, new))
+    weights = [name for name in before if name.endswith("weight")]
+    assert weights
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in weights)
+    results = RunFolder(run_folder(tmp_path / "new")).results()
+    assert results["init_from"]["checkpoint"] == str(checkpoint)
+    assert results["init_from"]["gradient_steps"] == 20
+    assert results["gradient_steps"] == 20
+    line = refused(tmp_path / "new", [*words, "--overwrite=true", "--init_from=nowhere.ckpt"], capfd)
+    assert "init_from: no checkpoint at nowhere.ckpt" in line
+
+
+def test_code_of_others_in_a_config_needs_trust(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    (tmp_path / "planted.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = run_folder(root)
+    config = folder / "config.yaml"
+    own = config.read_text()
+    words = ["validate", f"--ckpt_path={folder}/checkpoints/last.ckpt", "--evaluation.enabled=false"]
+    for before, after in (
+        ("callbacks: null", "callbacks: planted.Callback"),
+        ("callbacks: null", "callbacks:\n  - class_path: planted.Callback"),
+        ("class_path: lit_offrl.DTQL", "class_path: planted.Model"),
+        ("environment: null", "environment: planted:Env-v0"),
+    ):
+        assert before in own, before
+        config.write_text(own.replace(before, after))
+        assert "names code of another package, planted" in refused(root, words, capfd)
+    config.write_text(own)
+    assert main(words) == 0
+
+
+def test_policies_of_unknown_classes_need_trust(root: Path):
+    path = run_folder(root) / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["offrl"]["class_path"] = "planted_module.Policy"
+    torch.save(checkpoint, path)
+    with pytest.raises(UserError, match="import planted_module first, or give trust=True"):
+        load_policy(path)
+
+
+def test_early_stopping_is_said_and_can_go_on(tmp_path: Path, minari_root: Path, capfd: pytest.CaptureFixture[str]):
+    own = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=eval/return_mean"]
+    words = [*tiny_words(tmp_path), *own, "--trainer.callbacks.patience=1", "--trainer.callbacks.mode=min"]
+    words += ["--trainer.callbacks.min_delta=1000000", "--trainer.max_steps=400"]
+    assert main(words) == 0
+    assert "stopped early at gradient step 80 of 400" in capfd.readouterr().out
+    assert RunFolder(run_folder(tmp_path)).results()["status"] == "stopped early"
+    assert main([*words, "--ckpt_path=last"]) == 0
+    wrong = [*tiny_words(tmp_path / "other"), *own[:1], "--trainer.callbacks.monitor=eval/score"]
+    assert "no 'eval/score'" in refused(tmp_path, wrong, capfd)
+    wrong[-1] = "--trainer.callbacks.monitor=train/loss"
+    assert "'train/loss' is none of eval/... and val/..." in refused(tmp_path, wrong, capfd)
+
+
+def test_a_failure_before_the_first_update_leaves_no_folder(
+    tmp_path: Path, minari_root: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fails(*arguments: Any) -> None:
+        raise RuntimeError("a driver")
+
+    monkeypatch.setattr(EMATargets, "on_fit_start", fails)
+    with pytest.raises(RuntimeError, match="a driver"):
+        main(tiny_words(tmp_path / "runs", *SHORT))
+    assert not (tmp_path / "runs").exists()

@@ -54,6 +54,8 @@ def read_checkpoint(path: str | Path, option: str = "ckpt_path") -> dict[str, An
         with zipfile.ZipFile(path) as parts:  # a checkpoint is a zip file, whose checksums torch does not check
             damaged = parts.testzip()
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise UserError(f"{option}: {path} cannot be read: {error.strerror}") from error
     except Exception as error:  # whatever damaged bytes cause
         raise UserError(f"{option}: {path} is broken ({type(error).__name__})") from error
     if damaged is not None:

@@ -7,8 +7,9 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lit_offrl import __version__
@@ -69,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     limit_memory()
     try:
-        code = _run(words[0], words[1:])
+        with _quiet_threads():
+            code = _run(words[0], words[1:])
         sys.stdout.flush()  # here, where a full disk or a closed pipe is reported like any other failure
         return code
     except (UserError, RunFailure) as error:
@@ -89,6 +91,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _write_no_more()  # what could not be written stays in the buffer and would fail again at exit
         _print_error(explain_failure(error))
         return 1
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Within, a thread that cannot write prints no traceback: TensorBoard's hands its exception on to the main one."""
+
+    def report(arguments: threading.ExceptHookArgs) -> None:
+        if getattr(arguments.exc_value, "errno", None) not in DEVICE_ERRORS:
+            before(arguments)
+
+    before, threading.excepthook = threading.excepthook, report
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _print_error(text: str) -> None:
