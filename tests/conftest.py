@@ -23,10 +23,21 @@ TALLY_FILE = pytest.StashKey[str]()
 REPOSITORY = Path(__file__).parent.parent
 
 
+def is_campaign(config: pytest.Config) -> bool:
+    return "faults" in config.option.markexpr and "not faults" not in config.option.markexpr
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let the campaign run all tests of its files, those of the default run included."""
+    for item in items:
+        if is_campaign(config) and item.path.name.startswith("test_faults"):
+            item.add_marker("faults")
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    campaign = "faults" in config.option.markexpr and "not faults" not in config.option.markexpr
-    settings.load_profile("faults" if campaign else "quick")
-    if campaign and "LIT_OFFRL_TALLY" not in os.environ:  # workers inherit it
+    settings.load_profile("faults" if is_campaign(config) else "quick")
+    if is_campaign(config) and "LIT_OFFRL_TALLY" not in os.environ:  # workers inherit it
         handle, os.environ["LIT_OFFRL_TALLY"] = tempfile.mkstemp(prefix="tally_")
         os.close(handle)
         config.stash[TALLY_FILE] = os.environ["LIT_OFFRL_TALLY"]

@@ -251,6 +251,18 @@ def test_a_journal_keeps_the_whole_episodes_of_the_same_title(tmp_path):
     assert reopened(bytes(damaged)) == [3]
 
 
+def test_a_journal_of_nonsense_begins_anew(tmp_path):
+    """A length that no memory could hold is no record."""
+    (tmp_path / "journal").write_bytes(b"\xff" * 100)
+    with Journal(tmp_path / "journal", b"title") as journal:
+        assert (journal.episodes, journal.steps) == (0, 0)
+    whole = (tmp_path / "journal").read_bytes()
+    (tmp_path / "journal").write_bytes(whole + b"\xff" * 100)
+    with Journal(tmp_path / "journal", b"title") as journal:
+        assert (journal.episodes, journal.steps) == (0, 0)
+    assert (tmp_path / "journal").read_bytes() == whole
+
+
 def test_a_journal_is_read_up_to_a_step(tmp_path):
     with Journal(tmp_path / "journal", b"title") as journal:
         for n in (3, 1, 5):

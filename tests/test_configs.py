@@ -172,3 +172,61 @@ def test_words_without_names_stay_as_they_are():
         "--data.batch_size=8", "--model.init_args.rho=-1", "--overwrite=true", "--print_config",
     ]  # fmt: skip
     assert json.loads(expand_words(["--data.action_bounds=[-2, 2]"])[0].partition("=")[2]) == [-2, 2]
+
+
+ALIASES_OF_ALIASES = "b0: &b0 [x, x]\n" + "".join(
+    f"b{i}: &b{i} [{', '.join([f'*b{i - 1}'] * 8)}]\n" for i in range(1, 9)
+)
+SHORT = ["--trainer.max_steps=2", "--data.block_size=1", "--bandit.samples=20", "--bandit.figures=false"]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("data:\n  batch_size: many\n", "x.yaml line 2: data.batch_size: must be int, not many"),
+        ("data:\n  batch_size: null\n", "x.yaml line 2: data.batch_size: must be at least 1"),
+        ("data:\n  batchsize: 3\n", "x.yaml line 2: no option 'data.batchsize' (did you mean 'data.batch_size'?)"),
+        ("data:\n  batch_size: ${no.such.key}\n", "x.yaml line 2: data.batch_size: there is no no.such.key"),
+        ("data:\n  batch_size: ${oc.env:UNSET_VARIABLE}\n", "x.yaml line 2: data.batch_size: "),
+        ("data:\n  batch_size: ???\n", "x.yaml line 2: data.batch_size has no value"),
+        ("data:\n  batch_size: ${data.block_size}\n  block_size: ${data.batch_size}\n", "x.yaml line 2: data.b"),
+        ("data:\n  null: 3\n", "x.yaml line 2: 'null' is no name of an option"),
+        ("data:\n  batch_size: 3\ndata:\n  block_size: 4\n", "x.yaml line 3: data stands in line 1 already"),
+        ("data:\n\tbatch_size: 3\n", "x.yaml line 2 is no YAML"),
+        ("data: {batch_size: 3\n", "x.yaml line 2 is no YAML"),
+        ("bandit: null\n", "x.yaml line 1: bandit is a group of options"),
+        ("trainer: 3\n", "x.yaml line 1: trainer is a group of options"),
+        ("model:\n  class_path: DTQL\n  init_args: null\n", "x.yaml line 3: model.init_args is a group of options"),
+        (
+            "model:\n  class_path:\n    class_path: DTQL\n",
+            "x.yaml line 2: model.class_path must be the name of a class",
+        ),
+        ("model:\n  class_path: DTQL\n  init_args:\n    alpha: .nan\n", "x.yaml line 4: model.init_args.alpha"),
+        ("data: !!python/object/apply:os.system [ls]\n", "x.yaml line 1: the tag python/object/apply:os.system"),
+        ("- a\n- b\n", "x.yaml must hold keys and values"),
+        ("", "x.yaml must hold keys and values"),
+        (ALIASES_OF_ALIASES, "stands for too many values"),
+        ("a: " + "[" * 60 + "]" * 60 + "\n", "nested too deeply"),
+        ("data:\n  dataset: caf\xe9\n".encode("latin-1"), "x.yaml is no text in UTF-8"),
+        ("data:\n  batch_size: 3\n".encode("utf-16"), "x.yaml is no text in UTF-8"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named_with_its_line(
+    text: str | bytes, complaint: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "x.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    words = ["fit", "--config=dtql_bandit", f"--config={file}", *SHORT, f"--trainer.default_root_dir={tmp_path}/runs"]
+    if "block_size: ${" in str(text):
+        words.remove("--data.block_size=1")
+    assert main(words) == 2
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert complaint in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_interpolation_reaches_over_all_files(tmp_path: Path):
+    (tmp_path / "a.yaml").write_text("data:\n  batch_size: 16\n")
+    (tmp_path / "b.yaml").write_text("data:\n  steps_per_epoch: ${data.batch_size}\n")
+    words = ["--config=dtql_bandit", f"--config={tmp_path}/a.yaml", f"--config={tmp_path}/b.yaml"]
+    assert resolved_config(words)["data"]["steps_per_epoch"] == 16

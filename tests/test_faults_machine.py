@@ -50,7 +50,10 @@ def log_file(folder: Path, rows: int = 50) -> Path:
 @pytest.mark.faults
 @pytest.mark.parametrize(
     ("figures", "size"),
-    [*(("true", each) for each in ("8k", "40k", "200k", "600k", "1m")), *(("false", each) for each in ("8k", "40k", "200k"))],
+    [
+        *(("true", each) for each in ("8k", "40k", "200k", "600k", "1m")),
+        *(("false", each) for each in ("8k", "40k", "200k")),
+    ],
 )
 def test_training_on_a_full_disk(size: str, figures: str, tmp_path: Path):
     """Wherever the disk is full first: the event file, metrics.csv, a figure, a checkpoint, results.json."""

@@ -436,3 +436,15 @@ def test_a_failure_before_the_first_update_leaves_no_folder(
     with pytest.raises(RuntimeError, match="a driver"):
         main(tiny_words(tmp_path / "runs", *SHORT))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_bare_checkpoint_says_what_it_lacks(root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    bare = tmp_path / "bare.ckpt"
+    shutil.copy(run_folder(root) / "checkpoints" / "last.ckpt", bare)
+    assert "or name it with --config" in refused(root, ["validate", f"--ckpt_path={bare}"], capfd)
+    moved = tmp_path / "checkpoints" / "last.ckpt"
+    moved.parent.mkdir()
+    shutil.copy(bare, moved)
+    assert "name the run's configuration with --config" in refused(root, ["validate", f"--ckpt_path={moved}"], capfd)
+    config = f"--config={run_folder(root)}/config.yaml"
+    assert main(["validate", config, f"--ckpt_path={moved}", "--evaluation.enabled=false"]) == 0

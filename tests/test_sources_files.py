@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from conftest import tiny_words
 
+from lit_offrl.cli import main
 from lit_offrl.data import sources
 from lit_offrl.data.transitions import Transitions
 from lit_offrl.errors import UserError
@@ -268,3 +272,45 @@ def test_data_stored_in_other_files_are_not_read(kind: str, tmp_path: Path):
     with pytest.raises(UserError, match=r"'observations' is (a link to|stored in) another file"):
         sources.load(str(path))
     assert not list(tmp_path.glob("*.cache.npz"))
+
+
+def table(folder: Path, **changes: object) -> Path:
+    arrays = {
+        "observations": np.zeros((20, 3)) + np.arange(20)[:, None],
+        "actions": np.linspace(-1, 1, 40).reshape(20, 2),
+        "rewards": np.arange(20.0),
+        "terminals": np.arange(20) % 5 == 4,
+    }
+    np.savez(folder / "log.npz", **{**arrays, **changes})
+    return folder / "log.npz"
+
+
+def test_clipped_actions_are_said_before_training(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    words = tiny_words(tmp_path / "runs", "--evaluation.enabled=false", "--data.reward=raw", "--trainer.max_steps=10")
+    file = table(tmp_path, actions=np.full((20, 2), 1e6))
+    assert main([*words, f"--data.dataset={file}"]) == 0
+    assert "note: actions outside [-1, 1] in 20 of 20 transitions" in capfd.readouterr().out
+
+
+def test_huge_rewards_are_found(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    assert main(["data", "check", str(table(tmp_path, rewards=np.full(20, 1e9)))]) == 0
+    assert "- rewards reach 1e+09" in capfd.readouterr().out
+    assert main(["data", "check", str(table(tmp_path))]) == 0
+    assert "rewards reach" not in capfd.readouterr().out
+
+
+def test_a_file_that_is_open_for_writing_elsewhere_is_not_called_broken(tmp_path: Path):
+    file = tmp_path / "log.hdf5"
+    writer = (
+        f"import h5py, time; file = h5py.File({str(file)!r}, 'w'); file['rewards'] = [1.0]; file.flush();"
+        "print('open', flush=True); time.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", writer], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+        with pytest.raises(UserError, match="is open for writing elsewhere"):
+            sources.load(str(file))
+    finally:
+        process.kill()
+        process.wait()

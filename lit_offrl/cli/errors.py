@@ -59,6 +59,8 @@ def explain(message: str) -> str:
         return f"{key}.init_args.{wrong[1]}: must be {wrong[2]}, not {wrong[3]}"
     if wrong := re.search(r"Expected a <class '(\w+)'>\. Got value: (.+)", text):
         return f"{key}: must be {wrong[1]}, not {wrong[2]}"
+    if wrong := re.search(r"class_path '(?:\w+\.)*(\w+)': the following arguments are required: ([\w, ]+?) -", text):
+        return f"{key}: {wrong[1]} needs {wrong[2]}, e.g. --{key}.{wrong[2].split(',')[0]} VALUE after it"
     if path := _first(r'[Pp]ath "?(?!but )([^"]+?)"? (?:not accessible|does not exist)', text):
         return f"config: no file {path}"
     if "must be a mapping, not NoneType" in text:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,6 @@ def run_report(words: list[str]) -> int:
 def _write(report: Report, output: Path) -> list[str]:
     """Write all files; return their names."""
     from lit_offrl.report import page, plots
-    from lit_offrl.system.files import write_bytes
 
     colors = plots.colors_of(report.algorithms)
     figures = {page.curve_name(task): plots.learning_curves(report, task, colors) for task in report.tasks}
@@ -69,8 +69,12 @@ def _write(report: Report, output: Path) -> list[str]:
         **pictures,
     }
     try:
-        for name, content in files.items():
-            write_bytes(output / name, content)
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=output) as folder:  # all files, or none
+            for name, content in files.items():
+                Path(folder, name).write_bytes(content)
+            for name in files:
+                Path(folder, name).replace(output / name)
     except OSError as error:
         raise UserError(f"{output} cannot be written ({error.strerror}): choose another with --output") from error
     return list(files)

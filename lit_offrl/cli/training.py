@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import math
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import lightning
 import torch
 import yaml
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -53,6 +54,10 @@ from lit_offrl.system.trainer import check_trainer
 T = TypeVar("T")
 
 
+# So that `${data.batch_size}` in a file means the same where the parser puts the file's content below `fit`.
+set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+
+
 def run_training(command: str, words: list[str]) -> int:
     """Run one of Lightning's subcommands; return the exit code."""
     if any(word in ("-h", "--help") for word in words):
@@ -83,7 +88,9 @@ def _run_training(command: str, words: list[str], arguments: list[str]) -> int:
         raise UserError(explain(str(error))) from error
     except OmegaConfBaseException as error:
         key = str(error.full_key or "config").removeprefix(f"{command}.")
-        raise UserError(f"{key}: {str(error.msg or error).splitlines()[0]}") from error
+        text = str(error.msg or error).splitlines()[0]
+        missing = re.search(rf"not found \(resolved to '(?:{command}\.)?([^']+)'\)", text)
+        raise UserError(f"{key}: {f'there is no {missing[1]} to take a value from' if missing else text}") from error
     except (MisconfigurationException, ValueError) as error:
         bad_input = user_error_behind(error)
         if bad_input is not None:

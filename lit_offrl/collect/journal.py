@@ -11,6 +11,7 @@ from typing import BinaryIO
 from lit_offrl.collect.episodes import Episode
 
 _LENGTH_BYTES = 8
+LONGEST_RECORD = 1 << 30  # bytes; an episode takes less than one per cent of this
 
 
 def write_record(file: BinaryIO, record: bytes) -> None:
@@ -20,11 +21,13 @@ def write_record(file: BinaryIO, record: bytes) -> None:
 
 
 def read_record(file: BinaryIO) -> bytes | None:
-    """Return the next record; None at the end of the file, and for a record that is cut off."""
+    """Return the next record; None at the end of the file, and for a record that is cut off or no record at all."""
     header = file.read(_LENGTH_BYTES)
-    record = file.read(int.from_bytes(header, "little"))
-    whole = len(header) == _LENGTH_BYTES and len(record) == int.from_bytes(header, "little")
-    return record if whole else None
+    length = int.from_bytes(header, "little")
+    if len(header) < _LENGTH_BYTES or length > LONGEST_RECORD:
+        return None
+    record = file.read(length)
+    return record if len(record) == length else None
 
 
 class Journal:

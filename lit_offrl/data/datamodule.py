@@ -136,6 +136,8 @@ class D4RLDataModule(lightning.LightningDataModule):
     def _with_environment(self, info: DatasetInfo) -> DatasetInfo:
         if self.environment is None:
             return info
+        if not sources.source_of(info).plays_episodes:
+            raise UserError(f"data.environment: {info.id} is a 2-D set, in which no episodes are played: leave it out")
         if info.environment is not None:
             raise UserError(
                 f"data.environment: {info.id} is evaluated in {info.environment.env_id}; the option is for datasets "

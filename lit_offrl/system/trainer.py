@@ -55,6 +55,7 @@ REFUSED_CALLBACKS = (
     callbacks.GradientAccumulationScheduler,
     callbacks.ModelPruning,
     callbacks.BackboneFinetuning,
+    callbacks.WeightAveraging,
 )
 # Their values without effect; others would train on other data than the options of the data say.
 NEUTRAL = {
@@ -62,6 +63,11 @@ NEUTRAL = {
     "overfit_batches": (0, 0.0),
     "limit_train_batches": (None, 1, 1.0),
     "limit_val_batches": (None, 0, 1, 1.0),
+    "limit_test_batches": (None, 1, 1.0),
+    "min_epochs": (None, 0, 1),
+    "min_steps": (None, 0, -1),
+    "barebones": (False,),
+    "gradient_clip_algorithm": (None,),
     "val_check_interval": (None, 1, 1.0),
     "reload_dataloaders_every_n_epochs": (0,),
     "gradient_clip_val": (None, 0, 0.0),
