@@ -33,6 +33,17 @@ NOT_OURS = ("apt", "sbatch", "tensorboard")
 SEEDS = ("--seeds", "--parallel")
 
 
+def test_the_page_of_faults_names_tests_that_exist():
+    """The expressions after -k select a test by words of its name."""
+    page = (REPOSITORY / "tests/FAULTS.md").read_text()
+    named = re.findall(r'`(test_\w+\.py)(?: -k (?:"([^"]+)"|(\w+)))?`', page)
+    assert len(named) > 30
+    for file, several, single in named:
+        functions = re.findall(r"def (test_\w+)", (REPOSITORY / "tests" / file).read_text())
+        for word in re.split(" or ", several or single):
+            assert any(word in name for name in functions), (file, word)
+
+
 class Parsed(BaseException):
     """The command has been parsed; what follows would run it. No handler of the commands catches it."""
 
