@@ -28,7 +28,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
+import os
+import platform
 import re
 import statistics
 import sys
@@ -61,6 +64,8 @@ from lit_offrl.data.transitions import BlockSampler
 from lit_offrl.system.memory import keep_freed_memory
 from lit_offrl.system.onednn import products_by_onednn
 
+LINUX = sys.platform.startswith("linux")
+TABLES = Path(__file__).parent / "results" / "speed.json"  # figures of the machine of the tables, by --json
 SHAPES = {"hopper": (11, 3), "walker2d": (17, 6), "antmaze": (29, 8)}  # widths of observations and actions
 TRANSITIONS = 100_000
 FAR = 1_000_000  # a phase's length: no measurement comes to its end
@@ -523,6 +528,19 @@ def scaling_rows(
         for members in (1, 2, 5, 10, 20):
             setting = Setting("BDPO", shape, 64, {"critic": {"members": members}, "rho": 0.0}, device, variants)
             yield from scaled(setting, "ensemble members", members)
+    for name in names:
+        for hidden_dim in (64, 128, 256, 512, 1024):
+            key = "diffusion" if name in ("EDA", "AEPO", "QGPO") else None
+            options = {key: {"hidden_dim": hidden_dim}} if key else {"hidden_dim": hidden_dim}
+            yield from scaled(Setting(name, shape, 256, options, device, variants), "width", hidden_dim)
+        for candidates in (1, 4, 16, 64, 256):
+            setting = Setting(name, shape, 256, {"acting": {"candidates": candidates}}, device, ("eager",))
+            make = partial(our_actions, setting, 1, "eager")
+            yield setting.row("candidates", "eager", make, "call", scale=candidates)
+        for states in (1, 10, 100, 1000):
+            setting = Setting(name, shape, 256, {}, device, ("eager",))
+            make = partial(our_actions, setting, states, "eager")
+            yield setting.row("environments", "eager", make, "call", scale=states)
     for transitions in (10_000, 100_000, 1_000_000, 10_000_000):
         make = partial(our_loading, shape, 256, transitions, device)
         yield Row("loading", "transitions", "eager", make, "batch", shape, 256, transitions)
@@ -721,13 +739,44 @@ def split(rows: Sequence[Row], results: Sequence[Result]) -> str:
     return table(("", "shape", "batch", "ms on the way to each optimizer's step"), lines) if lines else ""
 
 
+# How the time of large sizes should grow: by this power of the size. Small sizes cost calls, not arithmetic.
+EXPECTED = {
+    "batch size": 1,
+    "ensemble members": 1,
+    "width": 2,
+    "candidates": 1,
+    "environments": 1,
+    "transitions": 0,
+}
+
+
 def scaling(rows: Sequence[Row], results: Sequence[Result]) -> str:
-    """Return the table of `--scaling`."""
-    lines: list[list[Cell]] = [
-        [f"{row.subject}: {row.what}", f"{row.scale:,}", 1000 * result.median, megabytes(result)]
-        for row, result in zip(rows, results, strict=True)
-    ]
-    return table(("", "", "ms", "MB"), lines)
+    """Return the table of `--scaling`: the times, and by which power of the size they grow from one to the next."""
+    lines: list[list[Cell]] = []
+    before: tuple[Row, Result] | None = None
+    for row, result in zip(rows, results, strict=True):
+        power = None
+        if before is not None and (before[0].subject, before[0].what, before[0].variant) == (
+            row.subject,
+            row.what,
+            row.variant,
+        ):
+            assert row.scale is not None
+            assert before[0].scale is not None
+            growth = math.log(result.median / before[1].median) / math.log(row.scale / before[0].scale)
+            power = f"{growth:.2f}"
+        lines.append(
+            [
+                f"{row.subject}: {row.what}",
+                f"{row.scale:,}",
+                1000 * result.median,
+                power,
+                str(EXPECTED[row.what]),
+                megabytes(result),
+            ]
+        )
+        before = row, result
+    return table(("", "", "ms", "grows by the power", "at most, for large sizes", "MB"), lines)
 
 
 def compared(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -749,10 +798,41 @@ def compared(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     return table(("", "shape", "batch", "ms before", "ms now", "times as fast", "ratio to the reference"), lines)
 
 
+def machine(device: str) -> str:
+    """Return what decides about times: the processor, its vector width, the library of matrix products, the load."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    names = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE) if LINUX else []
+    library = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
+    load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
+    parts = (
+        f"{os.cpu_count()} cores of {names[0] if names else platform.processor() or platform.machine()}",
+        torch.backends.cpu.get_cpu_capability(),
+        f"products by {library[1] if library else 'an unknown library'}",
+        f"{torch.get_num_threads()} threads",
+        f"torch {torch.__version__}",
+        load,
+    )
+    return ", ".join(parts)
+
+
+def distance(gemm: float, device: str) -> str:
+    """Return how fast this machine is beside the one of the tables."""
+    if not TABLES.is_file() or device != "cpu":
+        return ""
+    theirs = json.loads(TABLES.read_text())
+    return (
+        f"Matrix products run at {gemm / 1e9:.0f} GFLOP/s here, {gemm / 1e9 / theirs['gemm_gflops']:.2f} times as fast "
+        f"as on the machine of {TABLES.with_suffix('.md').name} ({theirs['machine']}): expect times to differ by about "
+        "this factor, and ratios as in the tables only where the vector width is the same."
+    )
+
+
 def as_json(rows: Sequence[Row], results: Sequence[Result], gemm: float, device: str) -> dict[str, Any]:
     """Return all that was measured."""
     return {
         "device": device,
+        "machine": machine(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "gemm_gflops": gemm / 1e9,
@@ -825,8 +905,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = measure(rows, given.rounds, given.device)
     gemm = gemm_rate(given.device)
     kind = "CPU" if given.device == "cpu" else "wall"
-    print(f"{given.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, {kind} ms per unit, ", end="")
-    print(f"GEMM {gemm / 1e9:.0f} GFLOP/s\n")
+    print(f"{machine(given.device)}\n{kind} ms per unit, GEMM {gemm / 1e9:.0f} GFLOP/s\n")
+    print(f"{distance(gemm, given.device)}\n")
     texts = [scaling(rows, results)] if given.scaling else [
         costs(rows, results, gemm), other_references(rows, results), split(rows, results)
     ]  # fmt: skip
