@@ -16,7 +16,7 @@ from lit_offrl.algorithms.loop import advance, run_eagerly
 from lit_offrl.callbacks.ema import EMATargets
 from lit_offrl.callbacks.progress import GradientStepBar
 from lit_offrl.callbacks.threads import FIXED_BY, ThreadFallback
-from lit_offrl.system.cores import available_cores
+from lit_offrl.system.cores import SHARE_OF_CORES, available_cores
 
 UPDATES = 20
 
@@ -80,3 +80,6 @@ def test_a_number_that_the_user_sets_is_kept(monkeypatch: pytest.MonkeyPatch):
     algorithm = DTQL(OBSERVATION_DIM, ACTION_DIM)
     ThreadFallback().on_fit_start(lightning.Trainer(accelerator="cpu", logger=False), algorithm)
     assert algorithm.run_update is run_eagerly, "nothing watches the updates"
+    monkeypatch.setenv(SHARE_OF_CORES, "1")  # a job's share is no choice of the user
+    ThreadFallback().on_fit_start(lightning.Trainer(accelerator="cpu", logger=False), algorithm)
+    assert algorithm.run_update is not run_eagerly

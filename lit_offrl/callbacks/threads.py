@@ -15,8 +15,14 @@ from lit_offrl.algorithms.loop import Named, Phase
 from lit_offrl.batch import Batch
 from lit_offrl.callbacks.acceleration import Kind, kind_of
 from lit_offrl.callbacks.base import AlgorithmCallback, print_note
+from lit_offrl.system.cores import SHARE_OF_CORES
 
 FIXED_BY = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+
+
+def fixed_by_user() -> bool:
+    """Return whether the user has set how many threads there are, or how they wait."""
+    return any(name in os.environ for name in FIXED_BY) and SHARE_OF_CORES not in os.environ
 
 
 class ThreadFallback(AlgorithmCallback):
@@ -51,7 +57,7 @@ class ThreadFallback(AlgorithmCallback):
 
     def on_fit_start(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Watch the updates; `Acceleration` has set before how they run."""
-        if algorithm.device.type != "cpu" or any(name in os.environ for name in FIXED_BY):
+        if algorithm.device.type != "cpu" or fixed_by_user():
             return
         if self.threads is not None:
             torch.set_num_threads(min(self.threads, torch.get_num_threads()))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lit_offrl.data.shared_tables import shared_tables
 from lit_offrl.errors import UserError
-from lit_offrl.system.cores import available_cores
+from lit_offrl.system.cores import SHARE_OF_CORES, available_cores
 from lit_offrl.system.processes import forwarding_signals, start
 
 
@@ -52,8 +52,8 @@ def run_jobs(jobs: Sequence[Job], at_once: int | None = None) -> dict[str, int]:
         slots.put(slot)
     codes: dict[str, int] = {}
     with shared_tables() as tables, forwarding_signals() as running:
-        threads = os.environ.get("OMP_NUM_THREADS", str(max(available_cores() // at_once, 1)))
-        environment = {**os.environ, "OMP_NUM_THREADS": threads, **tables}
+        share = {"OMP_NUM_THREADS": str(max(available_cores() // at_once, 1)), SHARE_OF_CORES: "1"}
+        environment = {**os.environ, **({} if "OMP_NUM_THREADS" in os.environ else share), **tables}
 
         def run(job: Job) -> None:
             if running.stopped:
