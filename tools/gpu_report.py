@@ -5,12 +5,12 @@
 
 Sections, each of which can be chosen by `--sections`:
 
-- `losses`: losses of a block of every phase from the same state, batch and noise, by their largest relative difference:
+- `losses`: losses of a block of every phase from the same state, batch and noise, by their largest relative change:
   eager and compiled updates on the device to eager ones on the CPU, a CUDA graph to eager ones on the device.
 - `speed`: gradient steps per second of every phase at each batch size, eager, compiled, captured (`benchmark.py`).
-- `losses`: losses of a block of every phase from the same state, batch and noise, and their largest relative change:
-  that its FLOPs take at the measured rate of large products, or that Adam takes to read and write its numbers at the
-  measured rate of copies, whichever is longer.
+- `kernels`: kernels per step, the share of their time in matrix products, and how far a step is from the floor: the
+  time that its FLOPs take at the measured rate of large products, or that Adam takes to read and write its numbers at
+  the measured rate of copies, whichever is longer.
 - `seeds`: steps per second of several processes that train at once on one device, in all and beside one alone.
   Start NVIDIA's MPS daemon before to measure with it; the report says whether it runs.
 - `run`: the README's first command on the device: seconds of training and of evaluation, and the score.
