@@ -96,7 +96,9 @@ def test_reporting_on_a_full_disk(size: str, finished: Path, tmp_path: Path):
         fails_in_one_line(on_small_disk(size, tmp_path / "disk", words), tmp_path)
 
 
-@pytest.mark.parametrize("command", ["report", pytest.param("data", marks=pytest.mark.faults), "fit", "algorithms"])
+@pytest.mark.parametrize(
+    "command", ["algorithms", *(pytest.param(each, marks=pytest.mark.faults) for each in ("report", "data", "fit"))]
+)
 def test_a_full_disk_behind_the_output(command: str, finished: Path, tmp_path: Path):
     words = {
         "report": ["report", str(finished), "--output", str(tmp_path / "report")],
@@ -118,7 +120,9 @@ def test_a_full_disk_behind_the_output(command: str, finished: Path, tmp_path: P
 # ------------------------------------------------------------------------------------------------------ closed pipes
 
 
-@pytest.mark.parametrize("command", ["fit", "report", pytest.param("data", marks=pytest.mark.faults)])
+@pytest.mark.parametrize(
+    "command", ["report", *(pytest.param(each, marks=pytest.mark.faults) for each in ("data", "fit"))]
+)
 def test_a_reader_that_goes_away(command: str, finished: Path, tmp_path: Path):
     """The command stops, with a code that says so; what a training had saved is there."""
     words = {
@@ -141,6 +145,7 @@ def test_a_reader_that_goes_away(command: str, finished: Path, tmp_path: Path):
 # ------------------------------------------------------------------------------------------------------- permissions
 
 
+@pytest.mark.faults
 def test_folders_and_files_without_permission(finished: Path, minari_root: Path, tmp_path: Path):
     closed = tmp_path / "closed"
     closed.mkdir()
@@ -193,6 +198,7 @@ def test_a_minari_root_without_permission(tmp_path: Path):
 # ------------------------------------------------------------------------------------------------------------ orphans
 
 
+@pytest.mark.faults
 def test_seeds_end_with_their_parent(tmp_path: Path):
     """However it dies; the memory that they shared is given back by the next start."""
     endless = ["--trainer.max_steps=1000000", "--data.steps_per_epoch=200", "--seeds=0,1"]
@@ -242,7 +248,11 @@ def wait(condition: object, seconds: float = 90.0) -> None:
     [
         (["--model.init_args.hidden_dim=60000"], "GB"),
         (["--data.batch_size=2147483647"], "687"),
-        (["--data.batch_size=3000000", "--data.block_size=1", "--model.init_args.hidden_dim=2048"], "GB"),
+        pytest.param(
+            ["--data.batch_size=3000000", "--data.block_size=1", "--model.init_args.hidden_dim=2048"],
+            "GB",
+            marks=pytest.mark.faults,
+        ),
     ],
 )
 def test_what_does_not_fit_into_memory(options: list[str], named: str, tmp_path: Path):
@@ -255,6 +265,7 @@ def test_what_does_not_fit_into_memory(options: list[str], named: str, tmp_path:
         assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.faults
 def test_no_home_folder(tmp_path: Path):
     with trial("no home folder"):
         words = [*BANDIT, f"--trainer.default_root_dir={tmp_path}/runs"]

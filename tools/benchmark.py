@@ -2,7 +2,7 @@
 
     python tools/benchmark.py [--algorithms BDPO,DTQL] [--shape hopper] [--batch-size 256,paper] [--rounds 3]
                               [--options '{"members": 4}'] [--json FILE] [--compare OLD.json] [--device cuda]
-                              [--scaling]
+                              [--scaling] [--against CHECKOUT]
 
 Every line of the tables is one `Row`: something to time, in one or more variants. All rows take turns, round by round,
 so that whatever else a machine does meets all of them alike; medians are shown, and the median of each round's ratio.
@@ -41,8 +41,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache, partial
+from importlib import import_module
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,6 +104,7 @@ def captured(algorithm: OfflineAlgorithm) -> None:
     algorithm.run_update = CapturedUpdates(print)
 
 
+AUTHORS = "the authors' code"
 # Ways to run an algorithm, each of which prepares it before its first update; the first is what others are compared to.
 VARIANTS: dict[str, Callable[[OfflineAlgorithm], None]] = {
     "eager": lambda algorithm: None,
@@ -413,6 +416,61 @@ def acting_rows(setting: Setting) -> Iterator[Row]:
         if what == "act, 1 state" and each.name == "EDA":
             make = partial(reference_actions, each, states, EDALoop, one_by_one=True)
             yield each.row(what, "reference, candidates one by one", make, "call")
+
+
+def authors_rows(setting: Setting, checkout: Path) -> Iterator[Row]:
+    """Yield the phases and the acting of DTQL by its authors' code, from a checkout of theirs.
+
+    Args:
+        setting: Shape, batch size and device.
+        checkout: Folder of https://github.com/TianyuCodings/Diffusion_Trusted_Q_Learning.
+    """
+    for phase in ("pretraining", "training"):
+        yield setting.row(phase, AUTHORS, partial(authors_steps, setting, phase, checkout))
+    yield setting.row("act, 1 state", AUTHORS, partial(authors_actions, setting, checkout), "call")
+
+
+def authors_agent(setting: Setting, checkout: Path) -> tuple[Any, Any]:
+    """Return the authors' agent, with the paper's settings for locomotion, and their sampler of minibatches."""
+    if not (checkout / "agents" / "dtql.py").is_file():
+        raise SystemExit(f"--against: {checkout} holds no agents/dtql.py: give a checkout of the authors' DTQL")
+    sys.path.insert(0, str(checkout))
+    make_agent = import_module("agents.dtql").DTQL
+    make_buffer = import_module("utils.data_sampler").Data_Sampler
+    fields = dataset(setting.shape, TRANSITIONS, setting.device)[1]
+    names = ("observations", "actions", "rewards", "next_observations", "terminals")
+    arrays = {name: getattr(fields, name).cpu().numpy() for name in names}
+    box = SimpleNamespace(high=np.ones(SHAPES[setting.shape][1]))
+    agent = make_agent(setting.device, *SHAPES[setting.shape], action_space=box, gamma=0.0)
+    return agent, make_buffer(arrays, setting.device)
+
+
+def authors_steps(setting: Setting, phase: str, checkout: Path) -> Work:
+    """Return gradient steps of a phase by the authors' code."""
+    agent, buffer = authors_agent(setting, checkout)
+
+    def work() -> Lap:
+        if phase == "pretraining":
+            agent.pretrain(buffer, setting.batch_size, STEPS)
+        else:
+            for _ in range(STEPS):
+                agent.train(buffer, setting.batch_size)
+        return Lap(STEPS)
+
+    return work
+
+
+def authors_actions(setting: Setting, checkout: Path) -> Work:
+    """Return the choice of an action in single states by the authors' code."""
+    agent, buffer = authors_agent(setting, checkout)
+    states = buffer.state[:ACTIONS].cpu().numpy()
+
+    def work() -> Lap:
+        for state in states:
+            agent.sample_action(state)
+        return Lap(len(states))
+
+    return work
 
 
 # ---------------------------------------------------------------- loading, collecting, evaluating
@@ -870,7 +928,9 @@ def all_rows(given: argparse.Namespace) -> list[Row]:
             for word in (given.batch_size or "256").split(","):
                 size = batch_size_of(word, name, shape)
                 setting = Setting(name, shape, size, given.options, given.device, variants)
-                for row in (*training_rows(setting), *acting_rows(setting)):
+                against = name == "DTQL" and given.against is not None
+                authors = authors_rows(setting, given.against.absolute()) if against else ()
+                for row in (*training_rows(setting), *acting_rows(setting), *authors):
                     rows.setdefault((*row.key, row.variant), row)
     if not given.only_algorithms:
         for row in other_rows(given.shape.split(",")[0], 256, given.device):
@@ -892,6 +952,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--default-allocator", action="store_true", help="leave the C library's allocator as it is")
     parser.add_argument("--scaling", action="store_true")
+    parser.add_argument("--against", type=Path, help="a checkout of the authors' DTQL, whose code is timed beside ours")
     parser.add_argument("--json", type=Path, help="where to write all figures")
     parser.add_argument("--compare", type=Path, help="figures of an earlier run")
     return parser.parse_args(arguments)

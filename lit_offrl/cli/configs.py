@@ -222,8 +222,10 @@ def _with_config_of_checkpoint(words: list[str], trusts: bool) -> list[str]:
     """
     given = dict(pair_options(words))
     checkpoint = given.get("--ckpt_path")
-    if "--config" in given or checkpoint is None or not Path(checkpoint).is_file():
+    if "--config" in given or checkpoint in (None, "last", "auto"):
         return words
+    if not Path(checkpoint).is_file():
+        raise UserError(f"ckpt_path: no checkpoint at {checkpoint}")
     config = RunFolder.of_checkpoint(checkpoint).path / "config.yaml"
     if not config.is_file():
         if any(name.startswith(("--model", "--data.")) for name in given):
