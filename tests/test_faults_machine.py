@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,11 @@ from lit_offrl.cli import main
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses Linux's namespaces and /dev/full")
 pytestmark = linux_only
 LONG = ("--trainer.max_steps=4000", "--data.steps_per_epoch=200")
+
+
+def in_campaign(value: str) -> Any:
+    """Return a parameter that only the campaign tries."""
+    return pytest.param(value, marks=pytest.mark.faults)
 
 
 @pytest.fixture(scope="module")
