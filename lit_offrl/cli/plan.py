@@ -15,7 +15,8 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lit_offrl.cli.configs import flatten
-from lit_offrl.cli.training import check_metric, resolved_config
+from lit_offrl.cli.metrics import check_metric
+from lit_offrl.cli.training import resolved_config
 from lit_offrl.errors import UserError
 from lit_offrl.report.plots import png
 from lit_offrl.search import study as studies

@@ -17,7 +17,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lit_offrl.algorithms import OfflineAlgorithm
 from lit_offrl.algorithms.checkpoints import ENTRY, check_dataset, check_fits, load_weights, read_checkpoint
 from lit_offrl.callbacks.acceleration import Acceleration
-from lit_offrl.callbacks.bandit import BanditEvaluation, BanditScores
+from lit_offrl.callbacks.bandit import BanditEvaluation
 from lit_offrl.callbacks.base import find_callback
 from lit_offrl.callbacks.checkpoint import RunCheckpoint, validation_was_due
 from lit_offrl.callbacks.distributed import DistributedTraining, check_batch_sizes
@@ -35,18 +35,19 @@ from lit_offrl.callbacks.metrics_csv import MetricsCSV
 from lit_offrl.callbacks.predictions import PredictionsFile
 from lit_offrl.callbacks.progress import GradientStepBar
 from lit_offrl.callbacks.results import ResultsFile
-from lit_offrl.callbacks.rollout import RolloutEvaluation, Scores
+from lit_offrl.callbacks.rollout import RolloutEvaluation
 from lit_offrl.callbacks.threads import ThreadFallback
 from lit_offrl.callbacks.throughput import Throughput
 from lit_offrl.cli.config_lines import check_config, with_place
 from lit_offrl.cli.configs import CONFIG, expand_words, pair_options
 from lit_offrl.cli.errors import explain, user_error_behind
+from lit_offrl.cli.metrics import check_monitors
 from lit_offrl.cli.options import ACCELERATION, OPTION_GROUPS, TRAINER_DEFAULTS
 from lit_offrl.cli.resume import RunIsFinished, goes_on, refuse_used_folder
 from lit_offrl.data.datamodule import D4RLDataModule
 from lit_offrl.data.inspection import clipped_actions
-from lit_offrl.data.sources import find_source, source_of
-from lit_offrl.errors import RunFailure, UserError, did_you_mean, explain_memory, out_of_memory
+from lit_offrl.data.sources import find_source
+from lit_offrl.errors import RunFailure, UserError, explain_memory, out_of_memory
 from lit_offrl.run_folder import RunFolder
 from lit_offrl.system.files import write_bytes
 from lit_offrl.system.trainer import check_trainer
@@ -126,31 +127,6 @@ def resolved_config(words: list[str]) -> dict[str, Any]:
         run_training("fit", [*words, "--print_config"])
     config: dict[str, Any] = yaml.safe_load(printed.getvalue())
     return config
-
-
-def check_metric(option: str, metric: str, is_bandit: bool, validation_fraction: float, others: str = "") -> None:
-    """Check the name of a metric that validations log.
-
-    Args:
-        option: What names it.
-        metric: The name.
-        is_bandit: Whether the dataset is a 2-D set, whose evaluations have metrics of their own.
-        validation_fraction: Share of held-out episodes, without which there is no `val/...`.
-        others: Further kinds of metrics, for the error message.
-
-    Raises:
-        UserError: There is no such metric.
-    """
-    if metric.startswith("eval/"):
-        scores = BanditScores(0, 0, 0, 0, 0, 0) if is_bandit else Scores(0, 0, 0, 0, 0, 0)
-        known = list(scores.logged("eval"))
-        if metric not in known:
-            hint = did_you_mean(metric, known)
-            raise UserError(f"{option}: no '{metric}'{hint}; evaluations have {', '.join(known)}")
-    elif not metric.startswith(("eval_", "val/")):
-        raise UserError(f"{option}: '{metric}' is none of eval/...{others and f', {others}'} and val/...")
-    if metric.startswith("val/") and not validation_fraction:
-        raise UserError(f"{option}: val/... needs held-out episodes: set data.validation_fraction, e.g. 0.1")
 
 
 class OfflineCLI(LightningCLI):
@@ -294,7 +270,7 @@ class OfflineCLI(LightningCLI):
                 raise UserError("trainer.precision: data are float32 here: use 32-true")
             check_batch_sizes(self.model, self.datamodule.batch_size, self.trainer.world_size)
             self.datamodule.check_block_fits()
-            self._check_monitors()
+            check_monitors(self.trainer, self.datamodule)
         self._check_checkpoint()
         if self.subcommand == "fit" and self.checkpoint is None and self.config.fit.init_from is not None:
             self.model.init_from = load_weights(self.model, self.config.fit.init_from, "init_from")
@@ -317,17 +293,6 @@ class OfflineCLI(LightningCLI):
         if kind is not None and self.model.gradient_step == 0:
             self.folder.clear()
             self.folder.remove_if_empty(Path(self.config[self.subcommand].trainer.default_root_dir))
-
-    def _check_monitors(self) -> None:
-        """Refuse a callback that watches a metric which is never logged."""
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            monitor = getattr(callback, "monitor", None)
-            if isinstance(monitor, str):
-                option = f"trainer.callbacks: {type(callback).__name__}.monitor"
-                bandit = not source_of(self.datamodule.info).plays_episodes
-                check_metric(option, monitor, bandit, self.datamodule.validation_fraction)
-            if isinstance(callback, EarlyStopping):
-                callback.strict = False  # a resumed run has no metric before its first validation
 
     def _check_checkpoint(self) -> None:
         """Check that the checkpoint can be restored, before any file is touched."""
