@@ -27,7 +27,7 @@ def test_seeds_and_the_whole_run(tmp_path: Path, minari_root: Path, capsys: pyte
     report = load_tool("gpu_report")
     short = ["--data.dataset=offrl/pointmaze/umaze-v0", "--trainer.max_steps=200", "--evaluation.final_episodes=2"]
     words = ["--device=cpu", "--algorithms=DTQL", "--batch-sizes=16", "--seconds=1", "--sections=seeds,run"]
-    report.main([*words, "--run-options", *short])
+    report.main([*words, f"--run-options={' '.join(short)}"])
     output = capsys.readouterr().out
     assert re.search(r"\| DTQL \| 16 \| 2 \| eager \| [\d,.]+ \| [\d.]+ \|", output)
     assert "from start to end" in output

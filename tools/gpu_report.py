@@ -22,6 +22,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -278,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=SECONDS_OF_SEEDS, help="of each measurement of seeds")
     parser.add_argument("--sections", default=",".join(SECTIONS))
-    parser.add_argument("--run-options", nargs="*", default=[], help="further options of the run")
+    parser.add_argument("--run-options", type=shlex.split, default=[], help="further options of the run, in quotes")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args(arguments)
     if torch.device(given.device).type == "cuda" and not torch.cuda.is_available():
