@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,11 +60,6 @@ def survives(words: Sequence[str], root: Path, capfd: pytest.CaptureFixture[str]
         assert content(root) == before, words
         assert len([line for line in output.err.splitlines() if not line.startswith("warning: ")]) == 1, output.err
     return code, lines[-1] if lines else ""
-
-
-def command_line(*words: str) -> list[str]:
-    """Return the command line of a process of its own."""
-    return [sys.executable, "-m", "lit_offrl", *words]
 
 
 def environment(**more: str) -> dict[str, str]:

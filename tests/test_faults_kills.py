@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults import BANDIT, command_line, environment, trial
+from faults import BANDIT, environment, trial
 from test_resume import assert_same_state, load, rows
 
 from lit_offrl.cli import main
 from lit_offrl.run_folder import RunFolder
+from lit_offrl.system.processes import package_command
 
 pytestmark = pytest.mark.faults
 EPOCHS = ["--trainer.max_steps=800", "--data.steps_per_epoch=40", "--checkpoint.keep_every_n_epochs=5"]
@@ -42,7 +43,7 @@ def test_training(variant: str, tmp_path: Path):
         with trial(f"kills and signals: {variant}"):
             for number in (chance.choice([signal.SIGKILL, *SIGNALS]), signal.SIGKILL):
                 process = subprocess.Popen(
-                    command_line(*words(variant, root), "--ckpt_path=auto"),
+                    package_command([*words(variant, root), "--ckpt_path=auto"]),
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
@@ -67,7 +68,7 @@ def test_training(variant: str, tmp_path: Path):
 
 def test_collection(tmp_path: Path):
     """Killed at random moments, then finished: the same file as of an uninterrupted one."""
-    collect = command_line("data", "collect", "offrl/pointmaze/umaze-v0", "--steps", "6000", "--processes", "1")
+    collect = package_command(["data", "collect", "offrl/pointmaze/umaze-v0", "--steps", "6000", "--processes", "1"])
 
     def data(root: Path) -> bytes:
         return (root / "offrl" / "pointmaze" / "umaze-v0" / "data" / "main_data.hdf5").read_bytes()
@@ -91,9 +92,8 @@ def test_collection(tmp_path: Path):
 
 def test_a_checkpoint_is_whole_at_any_moment(tmp_path: Path):
     """Read again and again while a training replaces it."""
-    process = subprocess.Popen(
-        command_line(*words("DTQL", tmp_path)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
-    )
+    training = package_command(words("DTQL", tmp_path))
+    process = subprocess.Popen(training, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
     steps = set()
     while process.poll() is None:
         for path in tmp_path.rglob("last.ckpt"):

@@ -14,7 +14,6 @@ import pytest
 from conftest import DATASET, tiny_words
 from faults import (
     BANDIT,
-    command_line,
     environment,
     fails_in_one_line,
     on_small_disk,
@@ -24,6 +23,7 @@ from faults import (
 from test_faults_data import flat_arrays
 
 from lit_offrl.cli import main
+from lit_offrl.system.processes import package_command
 
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses Linux's namespaces and /dev/full")
 pytestmark = linux_only
@@ -66,7 +66,7 @@ def test_training_on_a_full_disk(size: str, figures: str, tmp_path: Path):
     (tmp_path / "disk").mkdir()
     words = [*BANDIT, *LONG, f"--bandit.figures={figures}", "--trainer.default_root_dir=disk/runs"]
     with trial("full disk, fit"):
-        done = fails_in_one_line(on_small_disk(size, tmp_path / "disk", command_line(*words)), tmp_path)
+        done = fails_in_one_line(on_small_disk(size, tmp_path / "disk", package_command(words)), tmp_path)
         assert "No space left" in done.stderr or "cannot be written" in done.stderr or "could not be" in done.stderr
 
 
@@ -75,7 +75,7 @@ def test_training_on_a_full_disk(size: str, figures: str, tmp_path: Path):
 def test_converting_on_a_full_disk(suffix: str, size: str, tmp_path: Path):
     (tmp_path / "disk").mkdir()
     log_file(tmp_path, rows=20_000)
-    words = command_line("data", "convert", "log.npz", f"disk/out.{suffix}")
+    words = package_command(["data", "convert", "log.npz", f"disk/out.{suffix}"])
     script = '"$@"; code=$?; test -z "$(ls -A disk)" || exit 99; exit $code'
     with trial("full disk, data convert"):
         done = fails_in_one_line(on_small_disk(size, tmp_path / "disk", ["sh", "-c", script, "sh", *words]), tmp_path)
@@ -86,7 +86,7 @@ def test_converting_on_a_full_disk(suffix: str, size: str, tmp_path: Path):
 @pytest.mark.parametrize("size", ["20k", "200k", "600k"])
 def test_collecting_on_a_full_disk(size: str, tmp_path: Path):
     (tmp_path / "disk").mkdir()
-    words = command_line("data", "collect", "offrl/pointmaze/umaze-v0", "--steps", "20000", "--processes", "1")
+    words = package_command(["data", "collect", "offrl/pointmaze/umaze-v0", "--steps", "20000", "--processes", "1"])
     with trial("full disk, data collect"):
         fails_in_one_line(
             on_small_disk(size, tmp_path / "disk", words), tmp_path, MINARI_DATASETS_PATH=str(tmp_path / "disk")
@@ -97,7 +97,7 @@ def test_collecting_on_a_full_disk(size: str, tmp_path: Path):
 @pytest.mark.parametrize("size", ["4k", "12k"])
 def test_reporting_on_a_full_disk(size: str, finished: Path, tmp_path: Path):
     (tmp_path / "disk").mkdir()
-    words = command_line("report", str(finished), "--output", "disk/report")
+    words = package_command(["report", str(finished), "--output", "disk/report"])
     with trial("full disk, report"):
         fails_in_one_line(on_small_disk(size, tmp_path / "disk", words), tmp_path)
 
@@ -114,7 +114,7 @@ def test_a_full_disk_behind_the_output(command: str, finished: Path, tmp_path: P
     }[command]
     with trial("full disk behind the output"), Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            command_line(*words), stdout=full, stderr=subprocess.PIPE, text=True, env=environment(), timeout=120
+            package_command(words), stdout=full, stderr=subprocess.PIPE, text=True, env=environment(), timeout=120
         )
         assert done.returncode == 1, done.stderr
         assert "Traceback" not in done.stderr
@@ -138,7 +138,7 @@ def test_a_reader_that_goes_away(command: str, finished: Path, tmp_path: Path):
     }[command]
     with trial("closed pipe"):
         process = subprocess.Popen(
-            command_line(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), text=True
+            package_command(words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), text=True
         )
         assert process.stdout is not None
         process.stdout.close()
@@ -175,13 +175,13 @@ def test_folders_and_files_without_permission(finished: Path, minari_root: Path,
     try:
         for name, words in cases.items():
             with trial("permissions"):
-                done = fails_in_one_line(without_privileges(command_line(*words)), tmp_path)
+                done = fails_in_one_line(without_privileges(package_command(words)), tmp_path)
                 assert done.returncode in (1, 2), name
                 assert "ermission denied" in done.stderr or "cannot be written" in done.stderr, done.stderr
         with trial("permissions"):  # a cache that cannot be written costs time only
             log.chmod(0o444)
             done = subprocess.run(
-                without_privileges(command_line("data", "check", DATASET)), env=environment(), capture_output=True
+                without_privileges(package_command(["data", "check", DATASET])), env=environment(), capture_output=True
             )
             assert done.returncode == 0
     finally:
@@ -196,7 +196,7 @@ def test_a_minari_root_without_permission(tmp_path: Path):
         collect = ["data", "collect", DATASET, "--steps", "100"]
         for words in (["data", "info", "D4RL/pen/human-v2"], collect, ["data", "list"]):
             with trial("permissions"):
-                fails_in_one_line(without_privileges(command_line(*words)), tmp_path, MINARI_DATASETS_PATH=str(root))
+                fails_in_one_line(without_privileges(package_command(words)), tmp_path, MINARI_DATASETS_PATH=str(root))
     finally:
         root.chmod(0o755)
 
@@ -213,7 +213,7 @@ def test_seeds_end_with_their_parent(tmp_path: Path):
     tables.mkdir()
     started = environment(TMPDIR=str(tables))
     with trial("killed parents"):
-        process = subprocess.Popen(command_line(*words), stdout=subprocess.PIPE, env=started)
+        process = subprocess.Popen(package_command(words), stdout=subprocess.PIPE, env=started)
         wait(lambda: len(list(tmp_path.rglob("last.ckpt"))) == 2)
         children = children_of(process.pid)
         assert len(children) == 2
@@ -222,7 +222,7 @@ def test_seeds_end_with_their_parent(tmp_path: Path):
         wait(lambda: not any(Path("/proc", str(child), "cmdline").exists() for child in children))
         assert len(list(tables.glob("lit_offrl_tables_*"))) == 1
         again = [*BANDIT, f"--trainer.default_root_dir={tmp_path}/other", "--seeds=0"]
-        assert subprocess.run(command_line(*again), env=started, capture_output=True).returncode == 0
+        assert subprocess.run(package_command(again), env=started, capture_output=True).returncode == 0
         assert not list(tables.iterdir())
 
 
@@ -266,7 +266,7 @@ def test_what_does_not_fit_into_memory(options: list[str], named: str, tmp_path:
     with trial("out of memory"):
         words = [*BANDIT, *options, f"--trainer.default_root_dir={tmp_path}/runs"]
         limit = 'ulimit -v 12000000; exec "$@"'
-        done = fails_in_one_line(["sh", "-c", limit, "sh", *command_line(*words)], tmp_path)
+        done = fails_in_one_line(["sh", "-c", limit, "sh", *package_command(words)], tmp_path)
         assert named in done.stderr
         assert not (tmp_path / "runs").exists()
 
@@ -276,6 +276,6 @@ def test_no_home_folder(tmp_path: Path):
     with trial("no home folder"):
         words = [*BANDIT, f"--trainer.default_root_dir={tmp_path}/runs"]
         started = {name: value for name, value in environment().items() if name not in ("HOME", "XDG_CACHE_HOME")}
-        done = subprocess.run(command_line(*words), env=started, capture_output=True, text=True)
+        done = subprocess.run(package_command(words), env=started, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "runs").exists()

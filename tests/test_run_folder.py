@@ -292,6 +292,17 @@ def test_epochs_are_counted_in_steps_also_over_resumes(tmp_path: Path, minari_ro
     assert RunFolder(run_folder(tmp_path)).results()["gradient_steps"] == 40
 
 
+def log_of_two_episodes(folder: Path) -> None:
+    """Write transitions of the shapes of `WithoutEnd`: episodes of 10 and of 30 steps."""
+    np.savez(
+        folder / "log.npz",
+        observations=np.zeros((40, 3)),
+        actions=np.zeros((40, 2)),
+        rewards=np.ones(40),
+        terminals=np.isin(np.arange(40), (9, 39)),
+    )
+
+
 class WithoutEnd(gym.Env[np.ndarray, np.ndarray]):
     """Never ends by itself."""
 
@@ -308,13 +319,7 @@ class WithoutEnd(gym.Env[np.ndarray, np.ndarray]):
 
 def test_an_environment_without_a_time_limit_has_that_of_the_data(tmp_path: Path, minari_root: Path):
     gym.register("WithoutEnd-v0", WithoutEnd)
-    np.savez(
-        tmp_path / "log.npz",
-        observations=np.zeros((40, 3)),
-        actions=np.zeros((40, 2)),
-        rewards=np.ones(40),
-        terminals=np.isin(np.arange(40), (9, 39)),
-    )
+    log_of_two_episodes(tmp_path)
     own = [f"--data.dataset={tmp_path}/log.npz", "--data.environment=WithoutEnd-v0", "--data.reward=raw"]
     own += ["--data.normalize_observations=false", "--evaluation.enabled=true", "--overwrite=true"]
     for more, limit in (([], 30), (["--evaluation.max_episode_steps=7"], 7)):
@@ -340,13 +345,7 @@ def test_a_simulator_that_raises_costs_scores_and_no_training(
     tmp_path: Path, minari_root: Path, capfd: pytest.CaptureFixture[str]
 ):
     gym.register("Breaks-v0", Breaks, max_episode_steps=20)
-    np.savez(
-        tmp_path / "log.npz",
-        observations=np.zeros((40, 3)),
-        actions=np.zeros((40, 2)),
-        rewards=np.ones(40),
-        terminals=np.isin(np.arange(40), (9, 39)),
-    )
+    log_of_two_episodes(tmp_path)
     own = [f"--data.dataset={tmp_path}/log.npz", "--data.environment=Breaks-v0", "--data.reward=raw"]
     own += ["--data.normalize_observations=false", "--trainer.max_steps=200"]
     assert main([*tiny_words(tmp_path / "runs"), *own]) == 1
@@ -399,6 +398,9 @@ def test_code_of_others_in_a_config_needs_trust(
         assert before in own, before
         config.write_text(own.replace(before, after))
         assert "names code of another package, planted" in refused(root, words, capfd)
+    aliases = "".join(f"b{i}: &b{i} [{', '.join([f'*b{i - 1}'] * 8)}]\n" for i in range(1, 9))
+    config.write_text(f"b0: &b0 [x]\n{aliases}{own}")
+    assert "stands for too many values" in refused(root, words, capfd)
     config.write_text(own)
     assert main(words) == 0
 
@@ -424,6 +426,9 @@ def test_early_stopping_is_said_and_can_go_on(tmp_path: Path, minari_root: Path,
     assert "no 'eval/score'" in refused(tmp_path, wrong, capfd)
     wrong[-1] = "--trainer.callbacks.monitor=train/loss"
     assert "'train/loss' is none of eval/... and val/..." in refused(tmp_path, wrong, capfd)
+    wrong[-1] = "--trainer.callbacks.monitor=val/nothing"  # which losses an algorithm has shows the first validation
+    assert main([*wrong, "--data.validation_fraction=0.2"]) == 1
+    assert "trainer.callbacks: Early stopping conditioned on metric `val/nothing`" in capfd.readouterr().err
 
 
 def test_a_failure_before_the_first_update_leaves_no_folder(

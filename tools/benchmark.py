@@ -811,18 +811,14 @@ EXPECTED = {
 def scaling(rows: Sequence[Row], results: Sequence[Result]) -> str:
     """Return the table of `--scaling`: the times, and by which power of the size they grow from one to the next."""
     lines: list[list[Cell]] = []
-    before: tuple[Row, Result] | None = None
+    smaller: dict[tuple[str, ...], tuple[int, float]] = {}  # size and seconds of the row before in each series
     for row, result in zip(rows, results, strict=True):
-        power = None
-        if before is not None and (before[0].subject, before[0].what, before[0].variant) == (
-            row.subject,
-            row.what,
-            row.variant,
-        ):
-            assert row.scale is not None
-            assert before[0].scale is not None
-            growth = math.log(result.median / before[1].median) / math.log(row.scale / before[0].scale)
-            power = f"{growth:.2f}"
+        assert row.scale is not None
+        series, power = (row.subject, row.what, row.variant), None
+        if series in smaller:
+            size, seconds = smaller[series]
+            power = f"{math.log(result.median / seconds) / math.log(row.scale / size):.2f}"
+        smaller[series] = row.scale, result.median
         lines.append(
             [
                 f"{row.subject}: {row.what}",
@@ -833,7 +829,6 @@ def scaling(rows: Sequence[Row], results: Sequence[Result]) -> str:
                 megabytes(result),
             ]
         )
-        before = row, result
     return table(("", "", "ms", "grows by the power", "at most, for large sizes", "MB"), lines)
 
 

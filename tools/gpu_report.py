@@ -41,7 +41,6 @@ from lit_offrl.algorithms.loop import train_block
 from lit_offrl.algorithms.noise import Draw
 from lit_offrl.batch import Batch
 
-SECTIONS = ("losses", "speed", "kernels", "seeds", "run")
 PRODUCTS = ("gemm", "gemv", "mm", "cutlass", "sgemm", "wgmma", "xmma", "cublas")  # in names of kernels and operators
 BLOCK = 5
 SEEDS_AT_ONCE = (1, 2, 5)
@@ -268,6 +267,8 @@ def run(given: argparse.Namespace) -> str:
 
 # ------------------------------------------------------------------------------------------------- the command line
 
+SECTIONS = {each.__name__: each for each in (losses, speed, kernels, seeds, run)}
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the report, and write it where a file is named."""
@@ -289,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"no section {unknown[0]}; there are {', '.join(SECTIONS)}")
     parts = [f"# {benchmark.machine(given.device)}"]
     for name in chosen:
-        parts.append(f"## {name}\n\n{globals()[name](given)}")
+        parts.append(f"## {name}\n\n{SECTIONS[name](given)}")
         print(parts[-1], end="\n\n", flush=True)
     if given.output is not None:
         given.output.write_text("\n\n".join(parts) + "\n")

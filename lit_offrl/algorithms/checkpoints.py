@@ -152,21 +152,21 @@ def check_dataset(content: dict[str, Any], dataset: str, sha256: str | None, pat
         )
 
 
-def load_weights(algorithm: OfflineAlgorithm, path: str | Path, option: str) -> dict[str, Any]:
+def load_weights(algorithm: OfflineAlgorithm, content: dict[str, Any], path: str | Path, option: str) -> dict[str, Any]:
     """Copy every network parameter of a checkpoint that has the same name and shape in `algorithm`.
 
     Args:
         algorithm: Receives the weights.
-        path: The checkpoint.
+        content: See `read_checkpoint`.
+        path: Where the checkpoint lies.
         option: What to name in an error.
 
     Returns:
         What the run records about them.
 
     Raises:
-        UserError: The file is broken, or has no such parameter.
+        UserError: It has no such parameter.
     """
-    content = read_checkpoint(path, option)
     weights = content["state_dict"]
     own = dict(algorithm.named_parameters())  # no buffers: the units of the data are this run's
     common = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from lit_offrl.algorithms.acting import Units
-from lit_offrl.algorithms.checkpoints import ENTRY, load_weights, restore_training_state, training_state
+from lit_offrl.algorithms.checkpoints import (
+    ENTRY,
+    load_weights,
+    read_checkpoint,
+    restore_training_state,
+    training_state,
+)
 from lit_offrl.algorithms.loop import Phase, RunUpdate, main_start, run_eagerly, train_block
 from lit_offrl.algorithms.noise import NoiseStream
 from lit_offrl.algorithms.optimizers import Optimizers, OptimizerSpec
@@ -127,7 +133,8 @@ class TrainingModule(lightning.LightningModule):
         if self.targets() and self.target_updates is None:
             raise UserError(f"{type(self).__name__} has target networks: train it with the EMATargets callback")
         if self.pretrained is not None and self.gradient_step == 0:
-            load_weights(self._algorithm, self.pretrained, "model.init_args.pretrained")
+            option = "model.init_args.pretrained"
+            load_weights(self._algorithm, read_checkpoint(self.pretrained, option), self.pretrained, option)
 
     def on_train_start(self) -> None:
         """Find the dataset's observations in the table that minibatches are drawn from."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from lit_offrl.cli.configs import CONFIG
+from lit_offrl.cli.parser import CONFIG
 from lit_offrl.errors import UserError
 
 PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq")}
@@ -91,12 +91,16 @@ def _check_size(path: Path, node: yaml.Node, sizes: dict[int, int], level: int =
     if level > MOST_LEVELS:
         raise UserError(f"config: {path} line {node.start_mark.line + 1} is nested too deeply, or contains itself")
     if id(node) not in sizes:
-        parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
-        parts = [] if isinstance(node, yaml.ScalarNode) else parts
-        sizes[id(node)] = 1 + sum(_check_size(path, part, sizes, level + 1) for part in parts)
+        sizes[id(node)] = 1 + sum(_check_size(path, part, sizes, level + 1) for part in _parts(node))
     if sizes[id(node)] > MOST_NODES:
         raise UserError(f"config: {path} line {node.start_mark.line + 1} stands for too many values")
     return sizes[id(node)]
+
+
+def _parts(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
 
 
 def _entries(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, yaml.Node, yaml.Node]]:

@@ -12,14 +12,15 @@ from typing import Any
 import yaml
 
 import lit_offrl
-from lit_offrl.cli.parser import split_options
+from lit_offrl.cli.config_lines import check_config
+from lit_offrl.cli.parser import CONFIG, split_options
 from lit_offrl.errors import UserError, did_you_mean
 from lit_offrl.run_folder import RunFolder
 
 PACKAGE = Path(lit_offrl.__file__).parent
-CONFIG = ("--config", "-c")
 TRUST = "--trust"
-CLASS_OPTIONS = ("model", "logger", "callbacks", "profiler", "strategy", "accelerator", "plugins")  # may be plain names
+# Their values are classes where they hold a dot, else plain names.
+CLASS_OPTIONS = ("class_path", "model", "logger", "callbacks", "profiler", "strategy", "accelerator", "plugins")
 # In the repository `conf/` lies beside the package, in a wheel inside of it.
 CONF = next((folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir()), PACKAGE / "conf")
 
@@ -231,6 +232,7 @@ def _with_config_of_checkpoint(words: list[str], trusts: bool) -> list[str]:
         if any(name.startswith(("--model", "--data.")) for name in given):
             return words
         raise UserError(f"ckpt_path: there is no {config}: name the run's configuration with --config")
+    check_config(config)  # else a few aliases of aliases keep `foreign_code` busy for ever
     if not trusts and (name := next(foreign_code(read_config(str(config), option="ckpt_path")), None)):
         raise UserError(
             f"ckpt_path: {config} names code of another package, {name}: it will be imported and run; add {TRUST} if "
@@ -248,7 +250,7 @@ def foreign_code(config: Any, key: str = "") -> Iterator[str]:
         for value in config:
             yield from foreign_code(value, key)
     elif isinstance(config, str):
-        is_class = key == "class_path" or (key in CLASS_OPTIONS and "." in config)
+        is_class = key in CLASS_OPTIONS and "." in config
         is_module = key == "environment" and ":" in config
-        if ((is_class and "." in config) or is_module) and not config.startswith("lit_offrl."):
+        if (is_class or is_module) and not config.startswith("lit_offrl."):
             yield config

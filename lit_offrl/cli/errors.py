@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterator
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lit_offrl.algorithms import ALGORITHMS
 from lit_offrl.cli.options import ACCELERATION, OPTION_GROUPS
-from lit_offrl.errors import UserError, did_you_mean, explain_memory
+from lit_offrl.errors import UserError, did_you_mean
 
 
-def user_error_behind(error: BaseException | None) -> UserError | None:
-    """Return the bad input that the parser or Lightning has wrapped into an error of its own."""
+def chain_of(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and those that it was raised from or while they were handled."""
     while error is not None:
-        if isinstance(error, UserError):
-            return error
-        if isinstance(error, MisconfigurationException):
-            return UserError(str(error))
+        yield error
         error = error.__cause__ or error.__context__
+
+
+def user_error_behind(error: BaseException) -> UserError | None:
+    """Return the bad input that the parser or Lightning has wrapped into an error of its own."""
+    for each in chain_of(error):
+        if isinstance(each, UserError):
+            return each
+        if isinstance(each, MisconfigurationException):
+            return UserError(str(each))
     return None
 
 
 def explain(message: str) -> str:
     """Reduce a parser's nested message to one line: the key, what is wrong, and what was probably meant."""
     text = " ".join(message.split())
-    if "can't allocate memory" in text:
-        return f"{explain_memory(text)}: make model.init_args.hidden_dim smaller"
     key = _first(r'[Pp]arser key "([^"]+)"', text)
     if "fit.data.dataset" in text and "required" in text:
         return "data.dataset is missing: give --data.dataset offrl/antmaze/umaze-v0, or a config with --config"
@@ -36,7 +41,8 @@ def explain(message: str) -> str:
     if group := _first(r"Parser key \"(\w+)\": Unable to load config", text):
         return f"{key}.init_args.{group}: is a group of options, not a single value"
     if "does not correspond to a subclass of" in text:
-        return f"{key}: the class is none of an algorithm; there are {', '.join(ALGORITHMS)}"
+        others = f"; there are {', '.join(ALGORITHMS)}" if key == "model" else ""
+        return f"{key}: the class is none that belongs there{others}"
     if "Not a valid subclass of" in text:
         return f"{key}: must be the name of a class, or class_path and init_args"
     if option := _first(r"Option '([^']+)' is not accepted", text):

@@ -37,8 +37,14 @@ def check_metric(option: str, metric: str, is_bandit: bool, validation_fraction:
         raise UserError(f"{option}: val/... needs held-out episodes: set data.validation_fraction, e.g. 0.1")
 
 
-def check_monitors(trainer: lightning.Trainer, datamodule: D4RLDataModule) -> None:
+def check_monitors(trainer: lightning.Trainer, datamodule: D4RLDataModule, resumes: bool) -> None:
     """Check the metrics that callbacks watch.
+
+    Args:
+        trainer: Has the callbacks.
+        datamodule: Decides which metrics there are.
+        resumes: The run goes on from a checkpoint. EarlyStopping then finds no metric before the first validation, and
+            must not take that for a wrong name, which the run's first part would have found.
 
     Raises:
         UserError: One is never logged.
@@ -49,5 +55,5 @@ def check_monitors(trainer: lightning.Trainer, datamodule: D4RLDataModule) -> No
             option = f"trainer.callbacks: {type(callback).__name__}.monitor"
             is_bandit = not source_of(datamodule.info).plays_episodes
             check_metric(option, monitor, is_bandit, datamodule.validation_fraction)
-        if isinstance(callback, EarlyStopping):
-            callback.strict = False  # a resumed run has no metric before its first validation
+        if isinstance(callback, EarlyStopping) and resumes:
+            callback.strict = False

@@ -8,6 +8,8 @@ from typing import NoReturn
 
 from lit_offrl.errors import UserError
 
+CONFIG = ("--config", "-c")
+
 
 class CommandParser(argparse.ArgumentParser):
     """An argument parser whose complaints reach the user like all others: one line, exit code 2."""

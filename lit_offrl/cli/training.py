@@ -39,10 +39,11 @@ from lit_offrl.callbacks.rollout import RolloutEvaluation
 from lit_offrl.callbacks.threads import ThreadFallback
 from lit_offrl.callbacks.throughput import Throughput
 from lit_offrl.cli.config_lines import check_config, with_place
-from lit_offrl.cli.configs import CONFIG, expand_words, pair_options
-from lit_offrl.cli.errors import explain, user_error_behind
+from lit_offrl.cli.configs import expand_words, pair_options
+from lit_offrl.cli.errors import chain_of, explain, user_error_behind
 from lit_offrl.cli.metrics import check_monitors
 from lit_offrl.cli.options import ACCELERATION, OPTION_GROUPS, TRAINER_DEFAULTS
+from lit_offrl.cli.parser import CONFIG
 from lit_offrl.cli.resume import RunIsFinished, goes_on, refuse_used_folder
 from lit_offrl.data.datamodule import D4RLDataModule
 from lit_offrl.data.inspection import clipped_actions
@@ -145,6 +146,7 @@ class OfflineCLI(LightningCLI):
         self.until_the_end = until_the_end
         self.folder: RunFolder  # found before the classes are instantiated
         self.checkpoint: dict[str, Any] | None = None  # what the command starts from
+        self.origin: dict[str, Any] | None = None  # the checkpoint whose weights a new run starts from
         self.exit_code = 0
         mode = {"parser_mode": "omegaconf+", "exit_on_error": False}
         super().__init__(
@@ -229,7 +231,7 @@ class OfflineCLI(LightningCLI):
         else:
             refuse_used_folder(self.folder, config.overwrite)
             if config.init_from is not None:
-                read_checkpoint(config.init_from, "init_from")
+                self.origin = read_checkpoint(config.init_from, "init_from")
         # Checks the options of the data, then downloads or collects the dataset if it is not here.
         D4RLDataModule(**config.data.as_dict()).prepare_data()
         config.weights_only = True
@@ -256,11 +258,12 @@ class OfflineCLI(LightningCLI):
         """Build data, networks and trainer; refuse what does not fit into the memory."""
         try:
             super().instantiate_classes()
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
+        except Exception as error:  # the parser wraps what the constructor of a network raises
+            cause = next(filter(out_of_memory, chain_of(error)), None)
+            if cause is None:
                 raise
             message = "make model.init_args.hidden_dim or the data smaller"
-            raise UserError(f"{explain_memory(str(error))}: {message}") from error
+            raise UserError(f"{explain_memory(str(cause))}: {message}") from error
 
     def after_instantiate_classes(self) -> None:
         """Check all that can be checked before the run; only then touch the run folder."""
@@ -270,10 +273,10 @@ class OfflineCLI(LightningCLI):
                 raise UserError("trainer.precision: data are float32 here: use 32-true")
             check_batch_sizes(self.model, self.datamodule.batch_size, self.trainer.world_size)
             self.datamodule.check_block_fits()
-            check_monitors(self.trainer, self.datamodule)
+            check_monitors(self.trainer, self.datamodule, resumes=self.checkpoint is not None)
         self._check_checkpoint()
-        if self.subcommand == "fit" and self.checkpoint is None and self.config.fit.init_from is not None:
-            self.model.init_from = load_weights(self.model, self.config.fit.init_from, "init_from")
+        if self.origin is not None:
+            self.model.init_from = load_weights(self.model, self.origin, self.config.fit.init_from, "init_from")
         self._check_launcher()
         self._callback(DistributedTraining).prepare(self.trainer)
         if self.subcommand != "predict":

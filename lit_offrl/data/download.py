@@ -6,7 +6,6 @@ pooch and huggingface_hub were looked at: pooch starts a broken download again, 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import http.client
 import os
 import socket
@@ -17,6 +16,7 @@ import urllib.request
 from pathlib import Path
 from typing import IO, Any
 
+from lit_offrl.data.formats.cache import source_sha256
 from lit_offrl.errors import UserError, one_line
 from lit_offrl.system.files import temporary_lock
 from lit_offrl.system.progress import progress_bar
@@ -99,19 +99,19 @@ def _check(part: Path, url: str, size: int | None, sha256: str | None) -> None:
     found = part.stat().st_size
     complaint = f"{found:,} bytes, not the known {size:,}" if size not in (None, found) else None
     if complaint is None and sha256 is not None:
-        with part.open("rb") as file:
-            own = hashlib.sha256()
-            while chunk := file.read(_CHUNK):
-                own.update(chunk)
-        digest = own.hexdigest()
+        digest = source_sha256(part)
         if digest != sha256:
             complaint = f"the digest {digest}, not the known {sha256}"
     if complaint is not None:
-        part.unlink()
-        _version_file(part).unlink(missing_ok=True)
+        _discard(part)
         raise UserError(
             f"{url} has {complaint}: it was changed there or on the way; a file that you trust goes into {part.parent}"
         )
+
+
+def _discard(part: Path) -> None:
+    part.unlink()
+    _version_file(part).unlink(missing_ok=True)
 
 
 def _version_file(part: Path) -> Path:
@@ -132,8 +132,7 @@ def _download_part(url: str, part: Path) -> None:
     finally:
         with contextlib.suppress(OSError):
             if not part.stat().st_size:
-                part.unlink()
-                _version_file(part).unlink(missing_ok=True)
+                _discard(part)
 
 
 def _fetch(url: str, file: IO[bytes], version_file: Path) -> None:

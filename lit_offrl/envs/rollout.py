@@ -88,7 +88,7 @@ class Rollouts:
         self._pool: _Pool | None = copies
         if processes:
             copies.close()  # this copy gave the action space, and shows errors here instead of in a worker
-            self._pool = _Workers(make, num_envs)
+            self._pool = self._build()
 
     def run(
         self,
@@ -118,12 +118,15 @@ class Rollouts:
             ValueError: Actions have a wrong shape.
         """
         if self._pool is None:
-            self._pool = _Workers(self._make, self.num_envs) if self._processes else _Copies(self._make, self.num_envs)
+            self._pool = self._build()
         try:
             return self._run(self._pool, policy, seeds, should_stop, on_episode)
         except SimulatorFailure:
             self.close()
             raise
+
+    def _build(self) -> _Pool:
+        return _Workers(self._make, self.num_envs) if self._processes else _Copies(self._make, self.num_envs)
 
     def _run(
         self,

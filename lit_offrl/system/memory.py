@@ -32,7 +32,7 @@ def keep_freed_memory() -> bool:
 
 def memory_bytes() -> int | None:
     """Return the memory of the machine with its swap space, or of the container; None where it is unknown."""
-    with suppress(OSError, ValueError, IndexError):
+    with suppress(OSError, ValueError, LookupError):
         rows = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
         sizes = {row[0]: int(row[1]) * 1024 for row in rows}
         total = sizes["MemTotal:"] + sizes["SwapTotal:"]

@@ -36,7 +36,6 @@ READ_ERRORS = (
     AttributeError,
     RuntimeError,
     EOFError,
-    NotImplementedError,
     zipfile.BadZipFile,
     zlib.error,
 )

@@ -7,7 +7,6 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -127,13 +126,14 @@ class Minari(DataSource):
 
     def load(self, dataset: str, d4rl_compat: bool = True) -> tuple[Transitions, DatasetInfo]:
         """Read a dataset from the local root; download it first if it is not there."""
+        from lit_offrl.data.formats.arrays import reading
         from lit_offrl.data.formats.cache import cached
         from lit_offrl.data.formats.minari import read_minari
 
         self.prepare(dataset)
         folder = minari_root() / dataset / "data"
         metadata = read_metadata(dataset)
-        with _naming(folder / "metadata.json"):
+        with reading(folder / "metadata.json"):
             facts = _Facts.of(metadata)
         path = folder / "main_data.hdf5" if facts.data_format == "hdf5" else folder
         if not path.exists():
@@ -201,14 +201,6 @@ class _Facts:
         if not all(isinstance(key, str) for key in keys):
             raise UserError(f"'observation_keys' must be a list of names, not {_short(keys)}")
         return cls(data_format, keys or None, _environment(metadata), _action_bounds(metadata), _reference(metadata))
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
 
 
 def _short(value: object) -> str:
