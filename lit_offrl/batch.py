@@ -39,6 +39,11 @@ class Batch(NamedTuple):
         fields = (repeat(None, count) if field is None else field.unbind(0) for field in self)
         return (Batch(*each) for each in zip(*fields, strict=True))
 
+    def at(self, step: int) -> Batch:
+        """Return the transitions `[batch, ...]` at one step of segments `[batch, steps, ...]`; rows stay the first."""
+        observations, actions, rewards, next_observations, terminals = (field[:, step] for field in self[:5])
+        return Batch(observations, actions, rewards, next_observations, terminals, self.rows)
+
     def head(self, count: int) -> Batch:
         """Return the first `count` transitions of a batch, or all where there are fewer."""
         return Batch._make(None if field is None else field[:count] for field in self)

@@ -11,7 +11,7 @@ import lightning
 import pytest
 import torch
 from conftest import run_folder
-from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, batch, nested, tiny_options
+from tiny import ACTION_DIM, OBSERVATION_DIM, STATES, batch, nested, segments, tiny_options
 
 from lit_offrl import algorithms
 from lit_offrl.algorithms import OfflineAlgorithm, aepo, energy_guided, optimizers
@@ -67,7 +67,8 @@ def on(device: str, rows: Batch) -> Batch:
 def train(algorithm: OfflineAlgorithm, steps: range = range(STEPS)) -> list[dict[str, float]]:
     told = []
     for step in steps:
-        names, values = advance(algorithm, on(str(algorithm.device), batch(seed=step)))
+        rows = segments(batch(seed=step), algorithm.segment_length)
+        names, values = advance(algorithm, on(str(algorithm.device), rows))
         told.append(dict(zip(names, values.tolist(), strict=True)))
     return told
 
@@ -183,12 +184,12 @@ def test_a_resumed_compiled_run_equals_an_uninterrupted_one_bit_for_bit():
 def test_a_rehearsed_update_leaves_nothing_behind(name: str):
     algorithm = make(getattr(algorithms, name), **OPTIONS.get(name, {"pretrain_steps": 3}))
     phase = algorithm.phases()[-1]
-    phase.prepare(batch())
+    phase.prepare(segments(batch(), algorithm.segment_length))
     adams = algorithm.optimizer_set.adams.values()
     before = [*algorithm.state_dict().values(), algorithm.noise.get_state()]
     before = [each.clone() for each in before]
     with algorithm.tracing(("actor", "penalty")):
-        names, draws = rehearse(algorithm, phase, batch())
+        names, draws = rehearse(algorithm, phase, segments(batch(), algorithm.segment_length))
     after = [*algorithm.state_dict().values(), algorithm.noise.get_state()]
     assert all(torch.equal(one, two) for one, two in zip(before, after, strict=True))
     assert all(float(state["step"]) == 0 for adam in adams for state in adam.state.values())

@@ -7,7 +7,7 @@ import inspect
 import lightning
 import pytest
 import torch
-from tiny import nested, tiny_options
+from tiny import nested, segments, tiny_options
 
 from lit_offrl import algorithms
 from lit_offrl.algorithms import OfflineAlgorithm
@@ -20,18 +20,23 @@ from lit_offrl.errors import UserError
 ALGORITHMS = [*algorithms.ALGORITHMS.values()]
 OBSERVATION_DIM, ACTION_DIM, BATCH_SIZE = 5, 3, 16
 # With these options a single update of the main phase moves every network.
+EVERY_STEP = {"policy_every": 1}
 NO_STAGES = {"critic.steps": 0, "critic.batch_size": 256}
 OPTIONS: dict[str, dict[str, int]] = {
     **{name: {"warmup_steps": 0, "actor_every": 1} for name in ("BDPO", "BDPOGaussian", "BDPODeterministic")},
     **dict.fromkeys(("EDA", "AEPO", "QGPO"), NO_STAGES),
+    "TD3BC": EVERY_STEP,
+    "ReBRAC": EVERY_STEP,
 }
-# Without any noise, in the policy and in its losses.
-DETERMINISTIC = {"BDPODeterministic"}
+TRAIN_WITHOUT_NOISE = {"BC", "BDPODeterministic", "IQL"}
+ACT_WITHOUT_NOISE = {"BC", "BDPODeterministic", "IQL", "ReBRAC", "TD3BC"}
 
 
 def make(cls: type[OfflineAlgorithm], seed: int = 0, width: int = 16) -> OfflineAlgorithm:
     torch.manual_seed(0)
-    options = {**tiny_options(cls.__name__), "pretrain_steps": 0, **OPTIONS.get(cls.__name__, {})}
+    options = {**tiny_options(cls.__name__), **OPTIONS.get(cls.__name__, {})}
+    if "pretrain_steps" in options:
+        options["pretrain_steps"] = 0
     options |= {name: width for name in options if name.endswith("hidden_dim")}
     algorithm = cls(OBSERVATION_DIM, ACTION_DIM, seed=seed, **nested(options))
     algorithm.configure_optimizers()
@@ -41,9 +46,9 @@ def make(cls: type[OfflineAlgorithm], seed: int = 0, width: int = 16) -> Offline
     return algorithm
 
 
-def batch(seed: int = 0) -> Batch:
+def batch(algorithm: OfflineAlgorithm, seed: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
-    return Batch(
+    rows = Batch(
         torch.randn(BATCH_SIZE, OBSERVATION_DIM, generator=generator),
         torch.rand(BATCH_SIZE, ACTION_DIM, generator=generator) * 2 - 1,
         torch.randn(BATCH_SIZE, generator=generator),
@@ -51,16 +56,17 @@ def batch(seed: int = 0) -> Batch:
         (torch.rand(BATCH_SIZE, generator=generator) < 0.3).float(),
         torch.randint(BATCH_SIZE, (BATCH_SIZE,), generator=generator),
     )
+    return segments(rows, algorithm.segment_length)
 
 
 def enter_phase(algorithm: OfflineAlgorithm, phase: Phase) -> None:
     phase.begin()
-    phase.prepare(batch())
+    phase.prepare(batch(algorithm))
 
 
 def update(algorithm: OfflineAlgorithm, phase: Phase) -> dict[str, torch.Tensor]:
-    phase.prepare(batch())
-    return phase.update(batch())
+    phase.prepare(batch(algorithm))
+    return phase.update(batch(algorithm))
 
 
 pytestmark = pytest.mark.parametrize("cls", ALGORITHMS)
@@ -94,10 +100,10 @@ def test_updates_are_a_function_of_state_and_seed(cls: type[OfflineAlgorithm]):
         algorithm = make(cls, seed)
         torch.manual_seed(seed + 123)  # the global stream plays no part
         for i in range(3):
-            algorithm.update(batch(i))
+            algorithm.update(batch(algorithm, i))
         results.append(torch.cat([p.detach().flatten() for p in algorithm.parameters()]))
     assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2]) == (cls.__name__ in DETERMINISTIC)
+    assert torch.equal(results[0], results[2]) == (cls.__name__ in TRAIN_WITHOUT_NOISE)
 
 
 def test_targets_follow_by_the_callback_alone(cls: type[OfflineAlgorithm]):
@@ -107,7 +113,7 @@ def test_targets_follow_by_the_callback_alone(cls: type[OfflineAlgorithm]):
     for target in (each for each in algorithm.targets() if not each.early):
         assert not any(p.requires_grad for p in target.target.parameters())
         before = [p.clone() for p in target.target.parameters()]
-        algorithm.update(batch())
+        algorithm.update(batch(algorithm))
         assert all(torch.equal(a, b) for a, b in zip(before, target.target.parameters(), strict=True))
         algorithm.target_updates.update(target.every)
         for old, online, new in zip(before, target.online.parameters(), target.target.parameters(), strict=True):
@@ -117,7 +123,8 @@ def test_targets_follow_by_the_callback_alone(cls: type[OfflineAlgorithm]):
 def test_an_algorithm_with_targets_refuses_to_train_without_the_callback(cls: type[OfflineAlgorithm], tmp_path):
     algorithm = make(cls)
     table = torch.randn(40, 2 * OBSERVATION_DIM + ACTION_DIM + 2)
-    loader = BlockSampler(table, (OBSERVATION_DIM, ACTION_DIM, 1, OBSERVATION_DIM, 1), 4, 2, 10, 10)
+    ends = torch.arange(40) % 10 == 9
+    loader = BlockSampler(table, (OBSERVATION_DIM, ACTION_DIM, 1, OBSERVATION_DIM, 1), 4, 2, 10, 10, episode_ends=ends)
     trainer = lightning.Trainer(
         max_steps=10,
         accelerator="cpu",
@@ -143,12 +150,12 @@ def test_every_actor_acts_in_the_box(cls: type[OfflineAlgorithm]):
         assert first.shape == (7, ACTION_DIM)
         assert first.abs().max() <= 1
         assert torch.equal(first, second)
-        assert torch.equal(first, third) == (cls.__name__ in DETERMINISTIC)
+        assert torch.equal(first, third) == (cls.__name__ in ACT_WITHOUT_NOISE)
 
 
 def test_state_survives_a_checkpoint_without_pickle(cls: type[OfflineAlgorithm], tmp_path):
     algorithm = make(cls)
-    algorithm.update(batch())
+    algorithm.update(batch(algorithm))
     checkpoint = {"state_dict": algorithm.state_dict(), "hyper_parameters": dict(algorithm.hparams)}
     algorithm.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, tmp_path / "model.ckpt")

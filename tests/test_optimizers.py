@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from lit_offrl.algorithms.optimizers import Adam, adam_kernel, clip_
+from lit_offrl.algorithms.optimizers import Adam, OptimizerSpec, adam_kernel, clip_
 
 
 def networks(count: int) -> list[nn.Module]:
@@ -35,6 +35,24 @@ def test_it_is_torchs_fused_adam_bit_for_bit():
         reference.step()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_with_weight_decay_it_is_torchs_fused_adamw():
+    ours, theirs = networks(2)
+    optimizer = Adam(ours.parameters(), 1e-2, weight_decay=0.1)
+    reference = torch.optim.AdamW(theirs.parameters(), lr=torch.tensor(1e-2).item(), weight_decay=0.1, fused=True)
+    for step in range(20):
+        optimizer.apply(gradients(ours, step), torch.tensor(1e-2))
+        for parameter, gradient in zip(theirs.parameters(), gradients(theirs, step), strict=True):
+            parameter.grad = gradient
+        reference.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_learning_rate_warms_up_linearly():
+    spec = OptimizerSpec((), 0.5, warmup=4)
+    assert [spec.rate_at(step, 100) for step in range(-1, 6)] == [0.0, 0.125, 0.25, 0.375, 0.5, 0.5, 0.5]
 
 
 def test_its_state_is_torchs_and_comes_back():
@@ -69,12 +87,12 @@ def test_the_traceable_operator_is_the_kernel():
         moments = [[torch.zeros_like(p) for p in parameters] for _ in range(2)]
         steps = torch.zeros(())
         for count in range(3):
-            step(parameters, *moments, steps, gradients(network, count), torch.tensor(1e-2), 0.9, 0.999, 1e-8)
+            step(parameters, *moments, steps, gradients(network, count), torch.tensor(1e-2), 0.9, 0.999, 1e-8, 0.1)
         states.append([*parameters, *moments[0], *moments[1], steps])
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
     torch.library.opcheck(
         torch.ops.lit_offrl.adam.default,
-        (parameters, *moments, steps, gradients(two, 0), torch.tensor(1e-2), 0.9, 0.999, 1e-8),
+        (parameters, *moments, steps, gradients(two, 0), torch.tensor(1e-2), 0.9, 0.999, 1e-8, 0.1),
     )
 
 

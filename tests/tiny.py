@@ -34,6 +34,16 @@ def batch(rows: int = 12, seed: int = 0) -> Batch:
     )
 
 
+def segments(rows: Batch, steps: int) -> Batch:
+    """Return rows as segments: row i with the rows after it, where every fourth segment is cut at its first step."""
+    if steps == 1:
+        return rows
+    following = (torch.arange(len(rows.rewards))[:, None] + torch.arange(steps)) % len(rows.rewards)
+    mask = torch.ones(len(rows.rewards), steps)
+    mask[::4, 1:] = 0
+    return Batch(*(each[following] for each in rows[:5]), rows.rows, mask)
+
+
 def double(rows: Batch) -> Batch:
     return Batch(*(each if each is None or not each.is_floating_point() else each.double() for each in rows))
 
@@ -85,6 +95,7 @@ ENERGY = {
     "energy.batch_size": 4,
     "support_actions": 3,
 }
+ACTOR_CRITIC = {"hidden_dim": 16, "critic.hidden_dim": 16}
 DTQL = {"pretrain_steps": 20, "hidden_dim": 16, "critic.hidden_dim": 16, "cosine_decay": True}
 BDPO = {"pretrain_steps": 20, "warmup_steps": 20, "hidden_dim": 16, "critic.hidden_dim": 16}
 # Small networks and short phases of every exported algorithm, by dotted names as on the command line.
@@ -103,6 +114,10 @@ TINY: dict[str, dict[str, object]] = {
     },
     "AEPO": {**ENERGY, "table_size": 5, "table_samples": 16},
     "QGPO": ENERGY,
+    "BC": {"hidden_dim": 16},
+    "IQL": ACTOR_CRITIC,
+    "TD3BC": ACTOR_CRITIC,
+    "ReBRAC": ACTOR_CRITIC,
 }
 
 

@@ -227,7 +227,7 @@ class StepFeatures(nn.Module):
 
     def __init__(self, embedding: StepEmbedding) -> None:
         super().__init__()
-        self.sinusoids, self.layers = SinusoidalEmbedding(StepEmbedding.WIDTH), native(embedding.layers)
+        self.sinusoids, self.layers = SinusoidalEmbedding(embedding.sinusoids.shape[1]), native(embedding.layers)
 
     def forward(self, step: Tensor) -> Tensor:
         features: Tensor = self.layers(self.sinusoids(step.float()))

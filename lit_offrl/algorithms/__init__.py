@@ -2,13 +2,17 @@
 
 from lit_offrl.algorithms.aepo import AEPO as AEPO
 from lit_offrl.algorithms.base import OfflineAlgorithm as OfflineAlgorithm
+from lit_offrl.algorithms.bc import BC as BC
 from lit_offrl.algorithms.bdpo import BDPO as BDPO
 from lit_offrl.algorithms.bdpo_ablations import BDPODeterministic as BDPODeterministic
 from lit_offrl.algorithms.bdpo_ablations import BDPOGaussian as BDPOGaussian
 from lit_offrl.algorithms.dtql import DTQL as DTQL
 from lit_offrl.algorithms.dtql import DTQLKL as DTQLKL
 from lit_offrl.algorithms.eda import EDA as EDA
+from lit_offrl.algorithms.iql import IQL as IQL
 from lit_offrl.algorithms.qgpo import QGPO as QGPO
+from lit_offrl.algorithms.rebrac import ReBRAC as ReBRAC
+from lit_offrl.algorithms.td3bc import TD3BC as TD3BC
 
 ALGORITHMS: dict[str, type[OfflineAlgorithm]] = {
     name: each

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -20,13 +22,38 @@ def bootstrapped(batch: Batch, next_values: Tensor, discount: float) -> Tensor:
     return batch.rewards + discount * (1 - batch.terminals) * next_values
 
 
+def ensemble_loss(q: Tensor, goal: Tensor) -> Tensor:
+    """Return the sum over the members of the mean squared errors of `q` `[members, batch]` to `goal` `[batch]`."""
+    return (q - goal).square().mean(1).sum()
+
+
+def advantage_weights(advantages: Tensor, temperature: float, largest: float = 100.0) -> Tensor:
+    """Return min(exp(temperature * advantage), largest), without gradients: weights of a policy regression (AWR)."""
+    return (temperature * advantages.detach()).clamp_max(math.log(largest)).exp()
+
+
+def implicit_v_loss(v: nn.Module, target_q: nn.Module, batch: Batch, expectile: float) -> tuple[Tensor, Info]:
+    """Return E[ L_tau( min_i Q'_i(s, a) - V(s) ) ] and what to log (IQL, Eq. 5); see `implicit_q_loss`."""
+    with torch.no_grad():
+        best = target_q(batch.observations, batch.actions).amin(0)
+    values = v(batch.observations)
+    loss = expectile_loss(best - values, expectile)
+    return loss, {"v_loss": loss.detach(), "v_mean": values.detach().mean()}
+
+
+def implicit_target_loss(q: nn.Module, v: nn.Module, batch: Batch, discount: float) -> tuple[Tensor, Info]:
+    """Return mean_i E[ (r + discount V(s') - Q_i(s, a))^2 ] and what to log (IQL, Eq. 6); see `implicit_q_loss`."""
+    with torch.no_grad():
+        goal = bootstrapped(batch, v(batch.next_observations), discount)
+    values = q(batch.observations, batch.actions)
+    loss = (values - goal).square().mean()
+    return loss, {"q_loss": loss.detach(), "q_mean": values.detach().mean()}
+
+
 def implicit_q_loss(
     q: nn.Module, v: nn.Module, target_q: nn.Module, batch: Batch, expectile: float, discount: float
 ) -> tuple[Tensor, Info]:
     """Return the sum of V's loss and Q's, each from the weights before the step, and what to log.
-
-        L_V = E[ L_tau( min_i Q'_i(s, a) - V(s) ) ]                                                          (Eq. 5)
-        L_Q = mean_i E[ (r + discount V(s') - Q_i(s, a))^2 ]                                                 (Eq. 6)
 
     Implicit Q-learning (Kostrikov, Nair and Levine, 2022, arXiv 2110.06169).
 
@@ -38,18 +65,9 @@ def implicit_q_loss(
         expectile: tau.
         discount: Discount factor.
     """
-    with torch.no_grad():
-        best = target_q(batch.observations, batch.actions).amin(0)
-        goal = bootstrapped(batch, v(batch.next_observations), discount)
-    values, state_values = q(batch.observations, batch.actions), v(batch.observations)
-    v_loss = expectile_loss(best - state_values, expectile)
-    q_loss = (values - goal).square().mean()
-    return v_loss + q_loss, {
-        "v_loss": v_loss.detach(),
-        "q_loss": q_loss.detach(),
-        "v_mean": state_values.detach().mean(),
-        "q_mean": values.detach().mean(),
-    }
+    q_loss, q_info = implicit_target_loss(q, v, batch, discount)
+    v_loss, v_info = implicit_v_loss(v, target_q, batch, expectile)
+    return v_loss + q_loss, {**v_info, **q_info}
 
 
 def in_support_value(q: Tensor, beta: float) -> Tensor:

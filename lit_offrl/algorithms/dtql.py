@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSpec, Target, frozen_copy, select
-from lit_offrl.algorithms.critic_losses import bootstrapped, expectile_loss
+from lit_offrl.algorithms.critic_losses import bootstrapped, ensemble_loss, expectile_loss
 from lit_offrl.algorithms.options import Acting, ImplicitQ
 from lit_offrl.batch import Batch
 from lit_offrl.diffusion.denoisers import EDMDenoiser, as_denoiser
@@ -151,7 +151,7 @@ class DTQL(OfflineAlgorithm):
         with torch.no_grad():
             goal = bootstrapped(batch, self.critic["v"](batch.next_observations), self.critic_options.discount)
         v_loss = expectile_loss(q.detach().amin(0) - v, self.critic_options.expectile)
-        q_loss = (q - goal).square().mean(1).sum()
+        q_loss = ensemble_loss(q, goal)
         return q_loss + v_loss, {
             "critic_q_loss": q_loss.detach(),
             "critic_v_loss": v_loss.detach(),

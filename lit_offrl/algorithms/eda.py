@@ -226,8 +226,8 @@ class EDA(OfflineAlgorithm):
         time, noisy_actions, noise = self.process.noised(batch.actions, self.noise)
         masks = None
         if self.dropout and self.training:
-            shape = (len(noise), len(self.behavior.blocks), self.behavior.mix.out_features)
-            masks = ((self.noise.uniform(*shape) >= self.dropout) / (1 - self.dropout)).movedim(1, 0)
+            layers, width = len(self.behavior.blocks), self.behavior.mix.out_features
+            masks = self.noise.dropout_masks(self.dropout, len(noise), layers, width)
         _, sigma = self.process.scales(time, noise)
         gradient = self.behavior.gradient(noisy_actions, time, batch.observations, masks)
         loss: Tensor = (sigma * gradient + noise).square().sum(-1).mean()

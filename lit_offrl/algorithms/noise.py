@@ -85,6 +85,11 @@ class NoiseStream(nn.Module):
         parts_of_rank = self.own_rows(torch.arange(parts, device=self._device_anchor.device))
         return (parts_of_rank + self.uniform(1, shared=True).double()) / parts
 
+    def dropout_masks(self, rate: float, rows: int, layers: int, width: int) -> Tensor:
+        """Draw masks `[layers, rows, width]` that drop a share `rate` of hidden values and scale up the others."""
+        kept = self.uniform(rows, layers, width) >= rate
+        return (kept / (1 - rate)).movedim(1, 0)
+
     def draw_from_stream(self, draw: Draw) -> Tensor:
         """Draw from the stream itself, also while `replaced_by` is active."""
         rows, *rest = draw.shape

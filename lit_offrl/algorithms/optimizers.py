@@ -25,6 +25,8 @@ class OptimizerSpec:
         after: Number of gradient steps of the main phase before the first of its own.
         early_cosine: Decay the learning rate by a half cosine to 0 over the last so many gradient steps before the main
             phase, instead of in it; 0 for no such decay.
+        warmup: The learning rate grows linearly from 0 over the first so many gradient steps of the main phase.
+        weight_decay: Decoupled weight decay: every step shrinks the weights by this times the learning rate (AdamW).
     """
 
     modules: tuple[nn.Module, ...]
@@ -34,6 +36,8 @@ class OptimizerSpec:
     every: int = 1
     after: int = 0
     early_cosine: int = 0
+    warmup: int = 0
+    weight_decay: float = 0.0
 
     def steps_at(self, main_step: int) -> bool:
         """Return whether it steps at step `main_step` of the main phase, counted from 1."""
@@ -44,6 +48,8 @@ class OptimizerSpec:
 
         Before the main phase `main_step` is negative.
         """
+        if self.warmup and main_step < self.warmup:
+            return self.learning_rate * max(main_step + 1, 0) / self.warmup
         if self.early_cosine:
             progress = 1 + main_step / self.early_cosine
         elif self.cosine and main_steps:
@@ -68,7 +74,9 @@ class Optimizers:
     def __init__(self, specs: Mapping[str, OptimizerSpec]) -> None:
         self.specs = dict(specs)
         self.adams = {
-            name: Adam([p for module in spec.modules for p in module.parameters()], spec.learning_rate)
+            name: Adam(
+                [p for module in spec.modules for p in module.parameters()], spec.learning_rate, spec.weight_decay
+            )
             for name, spec in self.specs.items()
         }
         self.average: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None
@@ -95,7 +103,7 @@ class Optimizers:
     def set_rates(self, main_step: int, main_steps: int | None) -> None:
         """Set the learning rates for the update after `main_step` gradient steps of the main phase."""
         for name, spec in self.specs.items():
-            if spec.cosine or spec.early_cosine:
+            if spec.cosine or spec.early_cosine or spec.warmup:
                 self._rates[name].fill_(spec.rate_at(main_step, main_steps))
 
     def stepping_at(self, main_step: int) -> tuple[str, ...]:
@@ -111,7 +119,7 @@ class _State(NamedTuple):
 
 
 class Adam(torch.optim.Adam):
-    """Fused Adam (Kingma and Ba, 2015) whose step is a function of gradients and a learning rate, without Python state.
+    """Fused Adam (Kingma and Ba, 2015), or AdamW, whose step is a function of gradients and a learning rate alone.
 
     So it can be traced by `torch.compile` and captured in a CUDA graph, which `step()` cannot, and costs one kernel.
     State and checkpoints are those of `torch.optim.Adam(fused=True)`.
@@ -119,10 +127,11 @@ class Adam(torch.optim.Adam):
     Args:
         parameters: What it steps.
         learning_rate: Initial step size; `apply` is given the present one.
+        weight_decay: Decoupled weight decay (Loshchilov and Hutter, 2019).
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
-        super().__init__(parameters, lr=learning_rate, fused=True)
+    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float = 0.0) -> None:
+        super().__init__(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
         self._cached: _State | None = None
         for parameter in self.parameters:
             self.state[parameter] = {
@@ -152,7 +161,7 @@ class Adam(torch.optim.Adam):
         group = self.param_groups[0]
         kernel = adam if torch.compiler.is_compiling() else adam_kernel
         beta1, beta2 = group["betas"]
-        kernel(*self._cached, gradients, learning_rate, beta1, beta2, group["eps"])
+        kernel(*self._cached, gradients, learning_rate, beta1, beta2, group["eps"], group["weight_decay"])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, with the count of steps for each parameter."""
@@ -177,10 +186,11 @@ def adam_kernel(
     beta1: float,
     beta2: float,
     epsilon: float,
+    weight_decay: float,
 ) -> None:
-    """Perform a step of Adam in place, in one kernel for all parameters."""
+    """Perform a step of AdamW in place, which without weight decay is Adam, in one kernel for all parameters."""
     step += 1
-    torch._fused_adam_(
+    torch._fused_adamw_(
         parameters,
         gradients,
         means,
@@ -190,7 +200,7 @@ def adam_kernel(
         lr=learning_rate,
         beta1=beta1,
         beta2=beta2,
-        weight_decay=0.0,
+        weight_decay=weight_decay,
         eps=epsilon,
         amsgrad=False,
         maximize=False,
@@ -204,7 +214,8 @@ adam = torch.library.custom_op(
     mutates_args=("parameters", "means", "squares", "step"),
     schema=(
         "(Tensor(a!)[] parameters, Tensor(b!)[] means, Tensor(c!)[] squares, Tensor(d!) step, Tensor[] gradients, "
-        "Tensor learning_rate, float beta1, float beta2, float epsilon) -> ()"
+        "Tensor learning_rate, float beta1, float beta2, float epsilon, "
+        "float weight_decay) -> ()"
     ),
 )
 adam.register_fake(lambda *arguments: None)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,8 +24,17 @@ from lit_offrl.diffusion.denoisers import Denoise, add_scaled
 from lit_offrl.diffusion.schedules import Level, Levels, posterior_coefficients
 
 
-def sample_ddpm(denoise: Denoise, x: Tensor, levels: Levels, noise: Tensor, *, clip: float | None = None) -> Tensor:
-    """Sample by ancestral sampling on variance-preserving levels (Ho et al. 2020, Algorithm 2), with variance beta_n.
+def sample_ddpm(
+    denoise: Denoise,
+    x: Tensor,
+    levels: Levels,
+    noise: Tensor,
+    *,
+    clip: float | None = None,
+    clip_path: float | None = None,
+    variance: Literal["forward", "posterior"] = "forward",
+) -> Tensor:
+    """Sample by ancestral sampling on variance-preserving levels (Ho et al. 2020, Algorithm 2).
 
     Args:
         denoise: See the module.
@@ -33,12 +43,17 @@ def sample_ddpm(denoise: Denoise, x: Tensor, levels: Levels, noise: Tensor, *, c
         noise: Standard normal noise, `[steps, batch, ..., dim]`. A last step to a clean level adds no noise and needs
             none.
         clip: See the module.
+        clip_path: Bound to which x is clamped after every step (IDQL); None leaves it unbounded.
+        variance: Of the noise of a step: `forward` for beta_n (BDPO, DAC, IDQL), `posterior` for the variance of
+            q(x_s | x_t, x_0) (Diffusion-QL, EDP). Ho et al. found both alike.
     """
     for i, (level, below) in enumerate(pairwise(levels)):
-        clean, noisy, _ = posterior_coefficients(level.alpha, level.sigma, below.alpha, below.sigma)
+        clean, noisy, posterior = posterior_coefficients(level.alpha, level.sigma, below.alpha, below.sigma)
         x = add_scaled(clean * _clamp(denoise(x, level), clip), noisy, x)
         if below.sigma > 0:
-            x = add_scaled(x, math.sqrt(1 - (level.alpha / below.alpha) ** 2), noise[i])
+            forward = 1 - (level.alpha / below.alpha) ** 2
+            x = add_scaled(x, math.sqrt(forward if variance == "forward" else posterior), noise[i])
+        x = _clamp(x, clip_path)
     return x
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -91,9 +91,11 @@ class VPSDE:
 
 
 class DiscreteVP(nn.Module):
-    """The variance-preserving chain of `steps` steps (BDPO's schedule), indexed by n in 0..steps.
+    """A variance-preserving chain of `steps` steps, indexed by n in 0..steps.
 
-        beta_n = 1 - exp(-beta_min / N - (beta_max - beta_min) (2 n - 1) / (2 N^2))
+        vp:      beta_n = 1 - exp(-beta_min / N - (beta_max - beta_min) (2 n - 1) / (2 N^2))       (BDPO, Diffusion-QL)
+        linear:  beta_n from 1000 / N * 1e-4 to 1000 / N * 2e-2, evenly spaced, at most 0.999              (DDPM, EDP)
+
         alpha_bar_n = prod_{i <= n} (1 - beta_i)
 
     The tables are float32, computed in float64, and move with the module; they are not part of a checkpoint. Index 0
@@ -104,6 +106,7 @@ class DiscreteVP(nn.Module):
         steps: Length N of the chain.
         beta_min: Rate of noise at the beginning.
         beta_max: Rate of noise at the end.
+        kind: `vp`, or `linear`, which has no rates.
 
     Attributes:
         betas: beta_n, the variance of a forward step and of DDPM's backward step, `[steps + 1]`.
@@ -115,12 +118,22 @@ class DiscreteVP(nn.Module):
     posterior_clean: Tensor
     posterior_noisy: Tensor
 
-    def __init__(self, steps: int = 5, beta_min: float = 0.1, beta_max: float = 10.0) -> None:
+    def __init__(
+        self,
+        steps: int = 5,
+        beta_min: float = 0.1,
+        beta_max: float = 10.0,
+        kind: Literal["vp", "linear"] = "vp",
+    ) -> None:
         super().__init__()
         self.steps = steps
         n = torch.arange(steps + 1, dtype=torch.float64)
-        # the sum over i = 1..n of the exponent of 1 - beta_i, where the sum of 2 i - 1 is n^2
-        log_alpha_bar = -beta_min * n / steps - (beta_max - beta_min) * n**2 / (2 * steps**2)
+        if kind == "vp":
+            # the sum over i = 1..n of the exponent of 1 - beta_i, where the sum of 2 i - 1 is n^2
+            log_alpha_bar = -beta_min * n / steps - (beta_max - beta_min) * n**2 / (2 * steps**2)
+        else:
+            betas = (torch.linspace(1e-4, 2e-2, steps, dtype=torch.float64) * 1000 / steps).clamp_max(0.999)
+            log_alpha_bar = torch.cat([n[:1], torch.log1p(-betas).cumsum(0)])
         self._log_alphas = (log_alpha_bar / 2).tolist()
         alphas, sigmas = (log_alpha_bar / 2).exp(), (-torch.expm1(log_alpha_bar)).sqrt()
         clean, noisy, _ = posterior_coefficients(alphas[1:], sigmas[1:], alphas[:-1], sigmas[:-1])

@@ -9,29 +9,7 @@ from torch.nn import functional as F
 
 from lit_offrl.networks.embeddings import FourierEmbedding
 from lit_offrl.networks.gradients import action_gradient, full_precision
-from lit_offrl.networks.mlp import concatenate
-
-
-class BottleneckBlock(nn.Module):
-    """x + contract(SiLU(expand(LayerNorm(mask x)))).
-
-    The dropout mask comes before the normalization, as in the authors' code.
-
-    Args:
-        width: Width of x; the hidden layer is four times as wide.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.expand = nn.Linear(width, 4 * width)
-        self.contract = nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Map `[..., width]` to `[..., width]`, with dropout by a mask of this shape."""
-        masked = x if mask is None else x * mask
-        output: Tensor = x + self.contract(F.silu(self.expand(self.norm(masked))))
-        return output
+from lit_offrl.networks.mlp import ResidualBlock, concatenate
 
 
 class BottleneckNetwork(nn.Module):
@@ -60,7 +38,7 @@ class BottleneckNetwork(nn.Module):
         )
         self.state = nn.Linear(observation_dim, state_dim) if observation_dim else None
         self.mix = nn.Linear(hidden_dim, hidden_dim)
-        self.blocks = nn.ModuleList(BottleneckBlock(hidden_dim) for _ in range(blocks))
+        self.blocks = nn.ModuleList(ResidualBlock(hidden_dim) for _ in range(blocks))
         self.head = nn.Linear(hidden_dim, action_dim, bias=False)
 
     def forward(self, actions: Tensor, time: Tensor, observations: Tensor, masks: Tensor | None = None) -> Tensor:

@@ -20,6 +20,7 @@ class EnsembleQ(nn.Module):
         hidden: Widths of the hidden layers.
         members: Number of networks.
         layer_norm: Whether to normalize hidden layers.
+        norm_last: Whether to do so after the activation.
         activation: Makes the activation after each hidden layer.
     """
 
@@ -31,11 +32,14 @@ class EnsembleQ(nn.Module):
         *,
         members: int = 2,
         layer_norm: bool = True,
+        norm_last: bool = False,
         activation: Callable[[], nn.Module] = Mish,
     ) -> None:
         super().__init__()
         widths = (observation_dim + action_dim, *hidden, 1)
-        self.members = nn.ModuleList(mlp(widths, activation, layer_norm=layer_norm) for _ in range(members))
+        self.members = nn.ModuleList(
+            mlp(widths, activation, layer_norm=layer_norm, norm_last=norm_last) for _ in range(members)
+        )
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Return the Q values `[members, ...]` of `[..., observation_dim]` and `[..., action_dim]`, which broadcast."""
@@ -64,8 +68,8 @@ class DiffusionValue(nn.Module):
         members: int = 10,
     ) -> None:
         super().__init__()
-        self.embeddings = nn.ModuleList(StepEmbedding(steps, hidden=128) for _ in range(members))
-        widths = (observation_dim + action_dim + StepEmbedding.WIDTH, *hidden, 1)
+        self.embeddings = nn.ModuleList(StepEmbedding(steps, (64, 128, 64)) for _ in range(members))
+        widths = (observation_dim + action_dim + 64, *hidden, 1)
         self.members = nn.ModuleList(mlp(widths, layer_norm=True) for _ in range(members))
 
     def forward(self, observations: Tensor, noisy_actions: Tensor, step: Tensor) -> Tensor:
@@ -79,12 +83,14 @@ class DiffusionValue(nn.Module):
 
 
 class ValueNetwork(nn.Module):
-    """State value V(s), without normalization.
+    """State value V(s).
 
     Args:
         observation_dim: Width of an observation.
         hidden: Widths of the hidden layers.
         activation: Makes the activation after each hidden layer.
+        layer_norm: Whether to normalize hidden layers.
+        norm_last: Whether to do so after the activation.
     """
 
     def __init__(
@@ -92,9 +98,12 @@ class ValueNetwork(nn.Module):
         observation_dim: int,
         hidden: Sequence[int] = (256, 256, 256),
         activation: Callable[[], nn.Module] = Mish,
+        *,
+        layer_norm: bool = False,
+        norm_last: bool = False,
     ) -> None:
         super().__init__()
-        self.layers = mlp((observation_dim, *hidden, 1), activation)
+        self.layers = mlp((observation_dim, *hidden, 1), activation, layer_norm=layer_norm, norm_last=norm_last)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Return the values `[batch]` of `[batch, observation_dim]`."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lit_offrl.networks.embeddings import SinusoidalEmbedding, StepEmbedding
-from lit_offrl.networks.mlp import concatenate, mlp, orthogonal_
+from lit_offrl.networks.mlp import Mish, ResidualBlock, apply_with_dropout, concatenate, mlp, orthogonal_
 
 
 class DiffusionMLP(nn.Module):
@@ -51,19 +51,66 @@ class StepDenoisingMLP(nn.Module):
         action_dim: Width of an action.
         steps: Largest diffusion step.
         hidden: Widths of the hidden layers.
+        embedding: Features of the step; BDPO's where None.
     """
 
     def __init__(
-        self, observation_dim: int, action_dim: int, steps: int, hidden: Sequence[int] = (256, 256, 256, 256)
+        self,
+        observation_dim: int,
+        action_dim: int,
+        steps: int,
+        hidden: Sequence[int] = (256, 256, 256, 256),
+        embedding: StepEmbedding | None = None,
     ) -> None:
         super().__init__()
-        self.embedding = StepEmbedding(steps)
-        self.layers = mlp((action_dim + StepEmbedding.WIDTH + observation_dim, *hidden, action_dim))
+        self.embedding = StepEmbedding(steps) if embedding is None else embedding
+        self.layers = mlp((action_dim + self.embedding.width + observation_dim, *hidden, action_dim))
 
     def forward(self, noisy_actions: Tensor, step: Tensor, observations: Tensor) -> Tensor:
         """Map `[..., action_dim]`, integers `[...]` and `[..., observation_dim]`, which broadcast, to noise."""
         output: Tensor = self.layers(concatenate(noisy_actions, self.embedding(step), observations))
         return output
+
+
+class ResidualDenoiser(nn.Module):
+    """epsilon(a_t, t, s) by residual blocks: the behavior model of IDQL and SRPO.
+
+    Args:
+        observation_dim: Width of an observation.
+        action_dim: Width of an action.
+        time: Features of the time, which are `time_dim` wide.
+        time_dim: Their width.
+        hidden_dim: Width of the blocks.
+        blocks: Number of blocks.
+        activation: Makes the activations.
+    """
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        time: nn.Module,
+        time_dim: int,
+        hidden_dim: int = 256,
+        blocks: int = 3,
+        activation: Callable[[], nn.Module] = nn.SiLU,
+    ) -> None:
+        super().__init__()
+        self.time = time
+        self.mix = nn.Linear(action_dim + observation_dim + time_dim, hidden_dim)
+        self.blocks = nn.ModuleList(ResidualBlock(hidden_dim, activation) for _ in range(blocks))
+        self.head = nn.Sequential(activation(), nn.Linear(hidden_dim, action_dim))
+
+    def forward(self, noisy_actions: Tensor, time: Tensor, observations: Tensor, masks: Tensor | None = None) -> Tensor:
+        """Map `[..., action_dim]`, `[...]` and `[..., observation_dim]`, which broadcast, to `[..., action_dim]`.
+
+        Dropout masks are one for each block, `[blocks, ..., hidden_dim]`.
+        """
+        hidden = self.mix(concatenate(noisy_actions, observations, self.time(time)))
+        for i, block in enumerate(self.blocks):
+            hidden = block(hidden, None if masks is None else masks[i])
+        epsilon: Tensor = self.head(hidden)
+        return epsilon
 
 
 # The authors divide actions by 1 + 1e-3, so that atanh is finite for actions on the border of the box.
@@ -84,6 +131,13 @@ class TanhGaussian(NamedTuple):
     def sample(self, noise: Tensor) -> Tensor:
         """Return actions tanh(mean + std * noise) in (-1, 1), reparametrised."""
         return torch.tanh(self.mean + self.std * noise)
+
+    def sample_with_log_density(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return actions as `sample` does, and their log density with the tanh Jacobian, `[...]` (SAC, Eq. 21)."""
+        pre_tanh = self.mean + self.std * noise
+        normal = -(0.5 * noise.square() + self.std.log() + 0.5 * math.log(2 * math.pi))
+        jacobian = 2 * (math.log(2) - pre_tanh - nn.functional.softplus(-2 * pre_tanh))  # log(1 - tanh^2), stable
+        return torch.tanh(pre_tanh), (normal - jacobian).sum(-1)
 
     def log_density(self, actions: Tensor) -> Tensor:
         """Return log N(atanh(a / 1.001); mean, std) summed over action dimensions, `[batch]`.
@@ -145,24 +199,47 @@ class Gaussian(NamedTuple):
 
 
 class GaussianPolicy(nn.Module):
-    """a ~ N(tanh(mean(s)), std(s)^2), Mish.
+    """a ~ N(mean(s), std^2), diagonal.
 
     Args:
         observation_dim: Width of an observation.
         action_dim: Width of an action.
         hidden: Widths of the hidden layers.
+        activation: Makes the activation after each hidden layer.
+        tanh_mean: Whether the mean passes through a tanh.
+        std: The standard deviation is `of_state`, an output of the network; `free`, one parameter for each dimension of
+            the action; or 1, `unit`.
+        log_std_range: Bounds of ln std.
     """
 
-    LOG_STD_RANGE = (-5.0, 2.0)
-
-    def __init__(self, observation_dim: int, action_dim: int, hidden: Sequence[int] = (256, 256, 256, 256)) -> None:
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        hidden: Sequence[int] = (256, 256, 256, 256),
+        activation: Callable[[], nn.Module] = Mish,
+        *,
+        tanh_mean: bool = True,
+        std: Literal["of_state", "free", "unit"] = "of_state",
+        log_std_range: tuple[float, float] = (-5.0, 2.0),
+    ) -> None:
         super().__init__()
-        self.layers = mlp((observation_dim, *hidden, 2 * action_dim))
+        outputs = 2 * action_dim if std == "of_state" else action_dim
+        self.layers = mlp((observation_dim, *hidden, outputs), activation)
+        self.log_std = nn.Parameter(torch.zeros(action_dim)) if std == "free" else None
+        self.std = std
+        self.tanh_mean = tanh_mean
+        self.log_std_range = log_std_range
 
-    def forward(self, observations: Tensor) -> Gaussian:
-        """Return the action distribution at `[batch, observation_dim]`."""
-        mean, log_std = self.layers(observations).chunk(2, dim=-1)
-        return Gaussian(torch.tanh(mean), log_std.clamp(*self.LOG_STD_RANGE).exp())
+    def forward(self, observations: Tensor, masks: Tensor | None = None) -> Gaussian:
+        """Return the action distribution at `[batch, observation_dim]`; `masks` as in `apply_with_dropout`."""
+        mean = apply_with_dropout(self.layers, observations, masks)
+        log_std = torch.zeros_like(mean)
+        if self.std == "of_state":
+            mean, log_std = mean.chunk(2, dim=-1)
+        elif self.log_std is not None:
+            log_std = self.log_std.expand_as(mean)
+        return Gaussian(torch.tanh(mean) if self.tanh_mean else mean, log_std.clamp(*self.log_std_range).exp())
 
 
 class Dirac(NamedTuple):
@@ -184,17 +261,24 @@ class Dirac(NamedTuple):
 
 
 class DeterministicPolicy(nn.Module):
-    """a = tanh(pi(s)), Mish.
+    """a = tanh(pi(s)).
 
     Args:
         observation_dim: Width of an observation.
         action_dim: Width of an action.
         hidden: Widths of the hidden layers.
+        activation: Makes the activation after each hidden layer.
     """
 
-    def __init__(self, observation_dim: int, action_dim: int, hidden: Sequence[int] = (256, 256, 256, 256)) -> None:
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        hidden: Sequence[int] = (256, 256, 256, 256),
+        activation: Callable[[], nn.Module] = Mish,
+    ) -> None:
         super().__init__()
-        self.layers = mlp((observation_dim, *hidden, action_dim))
+        self.layers = mlp((observation_dim, *hidden, action_dim), activation)
 
     def forward(self, observations: Tensor) -> Dirac:
         """Return the action at `[batch, observation_dim]`."""
