@@ -90,9 +90,9 @@ def train(case: str, devices: int, folder: Path, precision: str) -> dict[str, Te
         steps_per_epoch=20,
     )
     torch.manual_seed(0)
-    algorithm = getattr(algorithms, name)(
-        OBSERVATION_DIM, ACTION_DIM, **made_up.nested({**made_up.tiny_options(name), "pretrain_steps": 15, **options})
-    )
+    tiny = made_up.tiny_options(name)
+    phases = {"pretrain_steps": 15} if "pretrain_steps" in tiny else {}
+    algorithm = getattr(algorithms, name)(OBSERVATION_DIM, ACTION_DIM, **made_up.nested({**tiny, **phases, **options}))
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=devices,

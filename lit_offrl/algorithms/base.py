@@ -146,6 +146,11 @@ class OfflineAlgorithm(TrainingModule):
         """Step the optimizer `name` on `loss`, with gradients for that optimizer's own parameters and no others."""
         self.optimizer_set.minimize(name, loss)
 
+    def mean_over_ranks(self, value: Tensor) -> Tensor:
+        """Return the mean of a detached tensor over all ranks, e.g. of a statistic of the batch that scales a loss."""
+        average = self.optimizer_set.average
+        return value if average is None else average([value])[0]
+
     @property
     def active(self) -> tuple[str, ...]:
         """What is active at the present update, see `active_at`."""

@@ -29,7 +29,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any
 
@@ -37,7 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSpec, Target, frozen_copy, select
-from lit_offrl.algorithms.options import Acting, CriticOptions
+from lit_offrl.algorithms.options import Acting, EnsembleCritic
 from lit_offrl.batch import Batch
 from lit_offrl.diffusion.denoisers import AtLevel, Denoise, as_denoiser, diffuse, x0_from_epsilon
 from lit_offrl.diffusion.samplers import sample_ddim, sample_ddpm
@@ -49,19 +48,6 @@ from lit_offrl.networks.policies import StepDenoisingMLP
 from lit_offrl.ranges import Count, NonNegative, Positive, Range, Steps, Width
 
 FIGURE_TIMES = (1.0, 0.6, 0.3, 0.1)  # n = 50, 30, 15, 5 of 50, as in Figures 4 and 11
-
-
-@dataclass(frozen=True)
-class EnsembleCritic(CriticOptions):
-    """An ensemble of critics.
-
-    Attributes:
-        members: Networks in each ensemble.
-        layer_norm: Whether Q has LayerNorm.
-    """
-
-    members: Count = 10
-    layer_norm: bool = False
 
 
 class BDPO(OfflineAlgorithm):

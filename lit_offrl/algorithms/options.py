@@ -43,6 +43,19 @@ class CriticOptions:
 
 
 @dataclass(frozen=True)
+class EnsembleCritic(CriticOptions):
+    """An ensemble of critics.
+
+    Attributes:
+        members: Networks in each ensemble.
+        layer_norm: Whether Q has LayerNorm.
+    """
+
+    members: Count = 10
+    layer_norm: bool = False
+
+
+@dataclass(frozen=True)
 class ImplicitQ(CriticOptions):
     """The critic of implicit Q-learning.
 

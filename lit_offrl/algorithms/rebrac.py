@@ -89,5 +89,5 @@ class ReBRAC(TD3BC):
         actions = self.policy(now.observations).action
         q = self.critic(now.observations, actions).amin(0)
         distance = (actions - now.actions).square().sum(-1).mean()
-        loss = self.beta_actor * distance - q.mean() / q.abs().mean().detach()
+        loss = self.beta_actor * distance - q.mean() / self.mean_over_ranks(q.detach().abs().mean())
         return loss, {"policy_loss": loss.detach(), "distance": distance.detach()}

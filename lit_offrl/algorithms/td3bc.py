@@ -106,7 +106,7 @@ class TD3BC(OfflineAlgorithm):
         actions = self.policy(batch.observations).action
         q = self.critic(batch.observations, actions)[0]
         distance = (actions - batch.actions).square().mean()
-        loss = -self.alpha * q.mean() / q.abs().mean().detach() + distance
+        loss = -self.alpha * q.mean() / self.mean_over_ranks(q.detach().abs().mean()) + distance
         return loss, {"policy_loss": loss.detach(), "distance": distance.detach()}
 
     def validation_losses(self, batch: Batch) -> Info:
