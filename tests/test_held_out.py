@@ -65,7 +65,7 @@ def test_every_algorithm_has_losses_on_held_out_transitions(cls: type[OfflineAlg
     algorithm = make(cls).eval()
     before = [p.clone() for p in algorithm.parameters()]
     with torch.inference_mode():
-        losses = algorithm.validation_losses(batch()._replace(rows=None))
+        losses = algorithm.validation_losses(batch(algorithm)._replace(rows=None))
     assert "behavior_loss" in losses
     for value in losses.values():
         assert value.shape == ()
@@ -88,3 +88,23 @@ def test_looking_changes_nothing(tmp_path: Path):
     assert [*logged[0]] == ["10", "20", "30", "40", "50", "60"]
     assert logged[1] == {step: logged[0][step] for step in ("30", "60")}
     assert len({logged[0][step] for step in ("20", "30", "60")}) == 1, "the behavior model is done at step 20"
+
+
+def test_the_best_episodes_alone_are_kept():
+    returns = arrays()["rewards"].reshape(EPISODES, LENGTH).sum(1)
+    module = D4RLDataModule.from_arrays(arrays(), best_episodes=0.35)  # three of ten
+    rewards = module.table()[0][:, 5].reshape(-1, LENGTH)
+    assert sorted(rewards.sum(1).tolist()) == pytest.approx(sorted(returns)[-3:], rel=1e-5)
+    assert module.last_rows().tolist() == [5] * 6 + [11] * 6 + [17] * 6
+    one = D4RLDataModule.from_arrays(arrays(), best_episodes=0.01).table()[0]
+    assert one[:, 5].sum().item() == pytest.approx(returns.max(), rel=1e-5)
+
+
+def test_the_best_episodes_that_are_held_out_are_not_trained_on():
+    both = D4RLDataModule.from_arrays(arrays(), best_episodes=0.5, validation_fraction=0.3)
+    training, held = both.table()[0], both.table(held_out=True)[0]
+    assert len(training) + len(held) == 5 * LENGTH
+    assert not set(training[:, 5].tolist()) & set(held[:, 5].tolist())
+    splits = [D4RLDataModule.from_arrays(arrays(), best_episodes=0.1, validation_fraction=f) for f in (0.1, 0.9)]
+    with pytest.raises(UserError, match=r"data\.best_episodes: .* leaves none"):
+        [split.table(held_out) for split in splits for held_out in (True, False)]

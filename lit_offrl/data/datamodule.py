@@ -16,14 +16,13 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_offrl.batch import Batch
 from lit_offrl.data import sources
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo
 from lit_offrl.data.rewards import reward_rule
 from lit_offrl.data.shared_tables import share_table
-from lit_offrl.data.transitions import BlockSampler, Transitions
+from lit_offrl.data.transitions import BlockSampler, Transitions, gather, last_rows
 from lit_offrl.errors import UserError, require
-from lit_offrl.ranges import Count, Positive, ProperFraction, Seed, checked
+from lit_offrl.ranges import Count, Fraction, Positive, ProperFraction, Seed, checked
 from lit_offrl.system.memory import memory_bytes
 from lit_offrl.system.ranks import launched_rank
 
@@ -50,6 +49,7 @@ class D4RLDataModule(lightning.LightningDataModule):
         environment: Gymnasium id of the environment of evaluation, e.g. `Hopper-v5`, for datasets that name none.
         validation_fraction: Share of the episodes that training does not see; algorithms log their losses on them as
             `val/...` whenever Lightning validates. All seeds hold out the same episodes.
+        best_episodes: Share of the episodes that is kept, those of the highest recorded returns (0.1 is "10% BC").
         sha256: Digest that the dataset's file must have, in hexadecimal (`data info` prints it).
         seed: Seed of the minibatches (set from `seed_everything`).
     """
@@ -62,7 +62,7 @@ class D4RLDataModule(lightning.LightningDataModule):
     SMALLEST_STD = 1e-3
     # Options that the table depends on.
     TABLE_OPTIONS = (
-        *("dataset", "d4rl_compat", "validation_fraction", "reward"),
+        *("dataset", "d4rl_compat", "validation_fraction", "best_episodes", "reward"),
         *("normalize_observations", "action_bounds", "action_limit"),
     )
 
@@ -80,6 +80,7 @@ class D4RLDataModule(lightning.LightningDataModule):
         d4rl_compat: bool = True,
         environment: str | None = None,
         validation_fraction: ProperFraction = 0.0,
+        best_episodes: Fraction = 1.0,
         sha256: str | None = None,
         seed: Seed = 0,
     ) -> None:
@@ -98,6 +99,7 @@ class D4RLDataModule(lightning.LightningDataModule):
         self.d4rl_compat = d4rl_compat
         self.environment = environment
         self.validation_fraction = validation_fraction
+        self.best_episodes = best_episodes
         self.sha256 = sha256
         self.seed = seed
         self._loaded: tuple[Transitions, DatasetInfo] | None = None
@@ -195,9 +197,8 @@ class D4RLDataModule(lightning.LightningDataModule):
     @cached_property
     def observation_statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the observations of training, each `[observation_dim]`."""
-        observations = self.transitions.observations
-        if self.held_out is not None:
-            observations = observations[~self.held_out]
+        kept = self.kept()
+        observations = self.transitions.observations if kept is None else self.transitions.observations[kept]
         mean = observations.mean(axis=0, dtype=np.float64)
         # In pieces, because the whole table in double precision would take twice the memory of the table.
         pieces = np.array_split(observations, -(-len(observations) // 65_536))
@@ -225,9 +226,40 @@ class D4RLDataModule(lightning.LightningDataModule):
             raise UserError(
                 f"data.validation_fraction: {self.validation_fraction} of {len(starts)} episodes leaves none"
             )
-        episodes = np.zeros(len(starts), bool)
-        episodes[np.random.default_rng(0).permutation(len(starts))[:count]] = True
-        return np.repeat(episodes, np.diff([*starts, len(self.transitions)]))
+        return self._rows_of(np.random.default_rng(0).permutation(len(starts))[:count])
+
+    @cached_property
+    def best(self) -> NDArray[np.bool_] | None:
+        """Mask of the transitions of the best episodes, bool `[n]`; None where all are kept."""
+        if self.best_episodes == 1:
+            return None
+        returns = self.transitions.episode_returns()
+        count = max(int(self.best_episodes * len(returns)), 1)
+        return self._rows_of(np.argsort(-returns, kind="stable")[:count])
+
+    def _rows_of(self, episodes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        chosen = np.zeros(len(self.transitions.episode_starts), bool)
+        chosen[episodes] = True
+        return np.repeat(chosen, self.transitions.episode_lengths())
+
+    def kept(self, held_out: bool = False) -> NDArray[np.bool_] | None:
+        """Return the mask of the transitions of training, or of the held-out ones, bool `[n]`; None for all.
+
+        Raises:
+            UserError: There are none, because `best_episodes` and `validation_fraction` leave none.
+        """
+        masks = [] if self.best is None else [self.best]
+        if self.held_out is not None:
+            masks.append(self.held_out == held_out)
+        if not masks:
+            return None
+        kept: NDArray[np.bool_] = np.logical_and.reduce(masks)
+        if not kept.any():
+            raise UserError(
+                f"data.best_episodes: of the best {self.best_episodes:g} of the episodes, "
+                f"validation_fraction {self.validation_fraction:g} leaves none"
+            )
+        return kept
 
     def table(self, held_out: bool = False) -> tuple[Tensor, tuple[int, ...]]:
         """Return the fields of `Batch` side by side, `[n, width]`, and the width of each.
@@ -250,9 +282,14 @@ class D4RLDataModule(lightning.LightningDataModule):
         actions.clamp_(-self.action_limit, self.action_limit)
         rewards.copy_(torch.from_numpy(reward_rule(self.reward)(transitions))[:, None])
         terminals.copy_(torch.from_numpy(transitions.terminals)[:, None])
-        if self.held_out is not None:
-            table = table[torch.from_numpy(self.held_out == held_out)]
-        return table, widths
+        kept = self.kept(held_out)
+        return table if kept is None else table[torch.from_numpy(kept)], widths
+
+    def last_rows(self, held_out: bool = False) -> Tensor:
+        """Return, for each row of `table`, the last row of its episode, int64 `[n]`."""
+        kept = self.kept(held_out)
+        ends = self.transitions.episode_ends
+        return last_rows(torch.from_numpy(ends if kept is None else ends[kept]))
 
     def check_block_fits(self) -> None:
         """Check that a block of minibatches fits into the memory of this machine.
@@ -280,9 +317,6 @@ class D4RLDataModule(lightning.LightningDataModule):
         table, widths = self.shared_table()
         assert self.trainer is not None
         device = self.trainer.strategy.root_device
-        ends = self.transitions.episode_ends
-        if self.held_out is not None:
-            ends = ends[~self.held_out]
         return BlockSampler(
             table.to(device),
             widths,
@@ -293,7 +327,7 @@ class D4RLDataModule(lightning.LightningDataModule):
             self.seed,
             self.trainer.global_rank,
             self.trainer.world_size,
-            torch.from_numpy(ends).to(device),
+            self.last_rows().to(device),
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -301,10 +335,11 @@ class D4RLDataModule(lightning.LightningDataModule):
         if self.held_out is None:
             return self.test_dataloader()
         table, widths = self.table(held_out=True)
-        batches = []
-        for piece in torch.split(table, self.HELD_OUT_BATCH):
-            observations, actions, rewards, next_observations, terminals = torch.split(piece, list(widths), dim=1)
-            batches.append(Batch(observations, actions, rewards[:, 0], next_observations, terminals[:, 0]))
+        last = self.last_rows(held_out=True)
+        length = 1 if self.trainer is None else getattr(self.trainer.lightning_module, "segment_length", 1)
+        pieces = torch.split(torch.arange(len(table)), self.HELD_OUT_BATCH)
+        # Rows of this table are not rows of the table of training, so they are not told.
+        batches = [gather(table, widths, rows, last, length)._replace(rows=None) for rows in pieces]
         return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
     def test_dataloader(self) -> DataLoader[Any]:

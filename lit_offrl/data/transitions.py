@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -107,6 +106,32 @@ def first_row_not_finite(array: NDArray[Any], rows_at_a_time: int = 65_536) -> i
     return None
 
 
+def last_rows(episode_ends: Tensor) -> Tensor:
+    """Return the last row of the episode of each row, int64 `[n]`, of a mask of last rows, bool `[n]`."""
+    ends = episode_ends.nonzero()[:, 0]
+    return ends[torch.searchsorted(ends, torch.arange(len(episode_ends), device=ends.device))]
+
+
+def gather(table: Tensor, widths: Sequence[int], rows: Tensor, last: Tensor | None, segment_length: int) -> Batch:
+    """Return the transitions at some rows of a table, or the segments that begin there, see `Batch`.
+
+    Args:
+        table: `[n, width]`, the fields of `Batch` side by side.
+        widths: Width of each field.
+        rows: Numbers of rows, `[...]`.
+        last: The last row of the episode of each row, `[n]`; needed for segments only.
+        segment_length: Consecutive transitions; 1 for no segments.
+    """
+    if segment_length == 1:
+        taken, mask = rows, None
+    else:
+        assert last is not None, "segments need the ends of the episodes"
+        steps, ends = rows[..., None] + torch.arange(segment_length, device=rows.device), last[rows][..., None]
+        taken, mask = torch.minimum(steps, ends), (steps <= ends).float()
+    observations, actions, rewards, next_observations, terminals = torch.split(table[taken], list(widths), dim=-1)
+    return Batch(observations, actions, rewards.squeeze(-1), next_observations, terminals.squeeze(-1), rows, mask)
+
+
 class BlockSampler:
     """Blocks of minibatches from a table on the training device, one minibatch per gradient step.
 
@@ -128,7 +153,7 @@ class BlockSampler:
         seed: Seed of the indices.
         rank: Number of this process among those that share each minibatch.
         ranks: Number of processes. Each draws the whole minibatch and keeps the rows `rank`, `rank + ranks`, ...
-        episode_ends: Whether each row is the last of its episode, bool `[n]`; needed for segments only.
+        last_rows: The last row of the episode of each row, int64 `[n]`; needed for segments only.
 
     Attributes:
         segment_length: Consecutive transitions per row of a minibatch. Above 1 the fields are `[updates, batch,
@@ -146,7 +171,7 @@ class BlockSampler:
         seed: int = 0,
         rank: int = 0,
         ranks: int = 1,
-        episode_ends: Tensor | None = None,
+        last_rows: Tensor | None = None,
     ) -> None:
         self.table = table
         self.widths = widths
@@ -157,7 +182,7 @@ class BlockSampler:
         self.rank = rank
         self.ranks = ranks
         self.generator = torch.Generator(device=table.device).manual_seed(seed)
-        self.episode_ends = episode_ends
+        self.last_rows = last_rows
         self.segment_length = 1
         self.step = 0  # gradient steps drawn, over all epochs
         self.blocks_in_epoch = 0
@@ -194,31 +219,11 @@ class BlockSampler:
             epoch_ends = self.step % self.steps_per_epoch == 0
             last = epoch_ends or self.step == self.max_steps
             self.blocks_in_epoch = 0 if epoch_ends else self.blocks_in_epoch + 1
-            yield self._block(rows[:, self.rank :: self.ranks])
+            yield gather(self.table, self.widths, rows[:, self.rank :: self.ranks], self.last_rows, self.segment_length)
 
     def _draw_rows(self) -> Tensor:
         # One draw per gradient step: a draw per block would make the indices depend on the grouping into blocks.
         return torch.randint(len(self.table), (self.batch_size,), generator=self.generator, device=self.table.device)
-
-    @cached_property
-    def _last_rows(self) -> Tensor:
-        """The last row of the episode of each row, int64 `[n]`."""
-        assert self.episode_ends is not None, "segments need the ends of the episodes"
-        ends = self.episode_ends.nonzero()[:, 0]
-        return ends[torch.searchsorted(ends, torch.arange(len(self.table), device=ends.device))]
-
-    def _block(self, rows: Tensor) -> Batch:
-        if self.segment_length == 1:
-            return self._gather(rows)
-        steps = rows[..., None] + torch.arange(self.segment_length, device=rows.device)
-        last = self._last_rows[rows][..., None]
-        return self._gather(torch.minimum(steps, last))._replace(rows=rows, mask=(steps <= last).float())
-
-    def _gather(self, rows: Tensor) -> Batch:
-        observations, actions, rewards, next_observations, terminals = torch.split(
-            self.table[rows], list(self.widths), dim=-1
-        )
-        return Batch(observations, actions, rewards.squeeze(-1), next_observations, terminals.squeeze(-1), rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Return position and generator; Lightning stores them in the checkpoint."""
