@@ -119,6 +119,10 @@ class Comparison:
         return pairs
 
 
+# Algorithms that papers print under another name. Not IDQL-A, whose settings were tuned for each task.
+NAMES_HERE = {"TD3+BC": "td3bc", "Diffusion-QL": "dql", "DT": "decisiontransformer"}
+
+
 @dataclass(frozen=True)
 class PublishedFigure:
     """A score that a paper prints, on D4RL's scale. The notes of published.json list those that are left out.
@@ -139,6 +143,11 @@ class PublishedFigure:
     spread: float | None
     spread_kind: str | None
     arxiv: str
+
+    @property
+    def name(self) -> str:
+        """Name of the algorithm in this package, in small letters, as in reports."""
+        return NAMES_HERE.get(self.algorithm, self.algorithm.lower())
 
 
 class Report:

@@ -31,12 +31,10 @@ class Table:
 def overview(report: Report) -> Table:
     """Return the final scores of every algorithm on every dataset, and the published ones of the same algorithms."""
     rows = {(row.task, row.algorithm): row for row in report.policies}
-    published = {
-        (task, figure.algorithm.lower()): figure
-        for task, figures in report.published.items()
-        for figure in figures
-        if figure.algorithm == figure.paper
-    }
+    published: dict[tuple[Task, str], PublishedFigure] = {}
+    for task, printed in report.published.items():
+        for figure in sorted(printed, key=lambda each: each.algorithm != each.paper):  # a method's own paper first
+            published.setdefault((task, figure.name), figure)
     caption = "Final scores, mean ± standard deviation over seeds."
     tasks = report.tasks
     columns = [["dataset", *(task.dataset for task in tasks)], ["score", *(task.scale for task in tasks)]]
@@ -44,9 +42,11 @@ def overview(report: Report) -> Table:
         ours = [rows.get((task, name)) for task in tasks]
         columns.append([name, *("" if row is None else _mean(row) + "*" * bool(row.unfinished) for row in ours)])
         figures = [published.get((task, name)) for task in tasks]
-        if first := next(filter(None, figures), None):
+        if known := [each for each in figures if each is not None]:
             columns.append([f"{name}, published", *("" if each is None else _published(each) for each in figures)])
-            caption += f" {name}, published: as printed in arXiv {first.arxiv}, ± {first.spread_kind}."
+            papers = " and ".join(dict.fromkeys(each.arxiv for each in known))
+            spreads = " or ".join(dict.fromkeys(each.spread_kind for each in known if each.spread_kind))
+            caption += f" {name}, published: as printed in arXiv {papers}" + (f", ± {spreads}." if spreads else ".")
     columns.append(["dataset's mean", *(_number(report.data_score(t), _digits(report.rows_of(t))) for t in tasks)])
     caption += UNFINISHED if any(row.unfinished for row in report.rows) else ""
     if len(columns) - 3 <= max(MOST_COLUMNS, len(tasks)):
