@@ -86,8 +86,13 @@ def test_a_run_leaves_everything_in_its_folder(finished: tuple[Path, str]):
     assert (results["algorithm"], results["dataset"], results["dataset_source"]) == ("dtql", DATASET, "offrl")
     assert (results["stage"], results["status"], results["gradient_steps"]) == ("fit", "finished", 90)
     assert (results["transitions"], results["seed"], results["device"]) == (1500, 0, "cpu")
-    assert set(results["time"]) == {"train_s", "eval_s", "gradient_steps_per_s"}
-    assert results["time"]["gradient_steps_per_s"] > 0
+    assert set(results["time"]) == {
+        *("train_s", "eval_s", "gradient_steps_per_s"),
+        *("train_s_per_1k_steps", "act_ms", "act_ms_p99"),
+    }
+    times = results["time"]
+    assert times["gradient_steps_per_s"] == pytest.approx(1000 / times["train_s_per_1k_steps"], rel=1e-2)
+    assert 0 < times["act_ms"] <= times["act_ms_p99"] < 1000
     reference = results["score_reference"]
     assert reference["name"] == "local"
     scores = results["scores"]

@@ -322,6 +322,16 @@ def test_bandits_have_a_table_of_their_own(tmp_path: Path, capsys: pytest.Captur
 # ---------------------------------------------------------------- published figures
 
 
+def test_costs_are_means_over_runs_with_the_device_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for seed, seconds in enumerate((10.0, 30.0)):
+        time = {"train_s": 1800.0, "eval_s": 1800.0, "train_s_per_1k_steps": seconds, "act_ms": 2.5, "act_ms_p99": 4.0}
+        write_run(tmp_path, "dtql", "hopper", seed, 50.0, time=time, device="NVIDIA X")
+    write_run(tmp_path, "eda", "hopper", 0, 50.0)  # of before these were measured
+    assert main(["report", str(tmp_path)]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "NVIDIA X" in line]
+    assert [cell.strip() for cell in line.strip("|").split("|")] == ["dtql", "20", "1", "2.5", "4", "NVIDIA X"]
+
+
 @pytest.mark.parametrize(
     ("dataset", "source", "reference", "protocol", "shown"),
     [

@@ -1,4 +1,4 @@
-"""Speed of a run, and the time of its training and evaluation."""
+"""Speed of a run, the time of its training and evaluation, and how long its policy takes for one action."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from contextlib import contextmanager
 from typing import Any
 
 import lightning
+import numpy as np
+import torch
 
 from lit_offrl.algorithms.base import OfflineAlgorithm
-from lit_offrl.callbacks.base import AlgorithmCallback, find_callback
+from lit_offrl.callbacks.base import AlgorithmCallback, find_callback, find_datamodule
+
+MOST_ACTIONS, FEWEST_ACTIONS = 100, 5
+SHARE_FOR_ACTIONS = 0.01  # of the training's time
 
 
 class Throughput(AlgorithmCallback):
     """Measures gradient steps per second and the wall time of training and of evaluation, over all resumptions.
 
-    Logs `time/gradient_steps_per_s` of each block. Time within `evaluation_mode` counts as evaluation.
+    Logs `time/gradient_steps_per_s` of each block. Time within `evaluation_mode` counts as evaluation. When training
+    ends, it lets the policy act at one state some times, for no longer than a hundredth of the training took.
     """
 
     def __init__(self) -> None:
@@ -25,6 +31,7 @@ class Throughput(AlgorithmCallback):
         self.steps = 0
         self.block_start = 0.0  # on the clock; moved by each evaluation, whose time is not training
         self._step = 0
+        self.action_s: list[float] = []
 
     def on_train_start(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
         """Start the clock."""
@@ -39,11 +46,34 @@ class Throughput(AlgorithmCallback):
         self.block_start, self._step = now, algorithm.gradient_step
         algorithm.block_metrics["time/gradient_steps_per_s"] = steps / max(seconds, 1e-9)
 
+    def on_train_end(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
+        """Measure how long one action at one state takes."""
+        datamodule = find_datamodule(trainer)
+        if datamodule is None or not trainer.is_global_zero:
+            return
+        observation = torch.from_numpy(datamodule.transitions.observations[:1]).to(algorithm.device)
+        generator = torch.Generator(algorithm.device).manual_seed(0)
+        with evaluation_mode(trainer, algorithm):
+            algorithm.act(observation, generator)  # the first call may be slower
+            self.action_s, end = [], time.perf_counter() + SHARE_FOR_ACTIONS * self.train_s
+            while len(self.action_s) < MOST_ACTIONS:
+                started = time.perf_counter()
+                if len(self.action_s) >= FEWEST_ACTIONS and started > end:
+                    break
+                algorithm.act(observation, generator).cpu()  # waits for the device
+                self.action_s.append(time.perf_counter() - started)
+
     def results(self) -> dict[str, Any]:
         """Return the `time` entry of results.json."""
         speed = round(self.steps / self.train_s, 3) if self.train_s else None
-        times = {"train_s": round(self.train_s, 3), "eval_s": round(self.eval_s, 3)}
-        return {"time": {**times, "gradient_steps_per_s": speed}}
+        times = {"train_s": round(self.train_s, 3), "eval_s": round(self.eval_s, 3), "gradient_steps_per_s": speed}
+        times["train_s_per_1k_steps"] = round(1000 * self.train_s / self.steps, 3) if self.steps else None
+        times["act_ms"], times["act_ms_p99"] = (
+            [round(1000 * float(each), 3) for each in np.quantile(self.action_s, [0.5, 0.99])]
+            if self.action_s
+            else (None, None)
+        )
+        return {"time": times}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the times and the number of steps."""

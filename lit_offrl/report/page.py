@@ -76,6 +76,8 @@ def document(report: Report, pictures: Sequence[str]) -> list[Block]:
     for task in report.tasks:
         blocks += [Heading(f"{task.dataset} ({task.scale})"), tables.details(report, task)]
         blocks += [*tables.published_lines(report.published[task]), Picture(curve_name(task), CURVES)]
+        if (costs := tables.costs(report, task)) is not None:
+            blocks.append(costs)
     if report.bandits:
         blocks += [Heading("2-D bandits"), tables.bandits(report.bandits)]
     if report.notes:

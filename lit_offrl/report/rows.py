@@ -76,6 +76,11 @@ class Row:
         """Number of episodes of the final score, per run."""
         return [run.scores[self.actor].episodes for run in self.runs]
 
+    def mean_time(self, name: str) -> float | None:
+        """Return the mean over the runs that have this entry of results.json's `time`; None where none has."""
+        values = [value for run in self.runs if (value := run.time.get(name)) is not None]
+        return float(np.mean(values)) if values else None
+
     def mean_of_last(self, k: int) -> float | None:
         """Return the mean over seeds and over the last k evaluations; None where a run has fewer."""
         if self.actor != "policy" or any(len(run.evaluations) < k for run in self.runs):

@@ -47,6 +47,8 @@ class Run:
         evaluations: (gradient step, mean score) of the policy during training, in order.
         bandit: Measures by actor of a run on a 2-D bandit, else empty.
         beta: Inverse temperature of the bandit's target.
+        time: Entries of results.json's `time`, e.g. `act_ms`.
+        device: Name of the device that it was trained on.
     """
 
     path: Path
@@ -65,6 +67,8 @@ class Run:
     evaluations: Sequence[tuple[int, float]]
     bandit: Mapping[str, Mapping[str, float | None]]
     beta: float | None
+    time: Mapping[str, float | None]
+    device: str | None
 
     @property
     def trained_until(self) -> int:
@@ -148,6 +152,8 @@ def _read_run(file: Path) -> Run:
         evaluations=_evaluations(file.with_name("eval.csv"), reference),
         bandit={actor: {name: _number(value) for name, value in each.items()} for actor, each in measures.items()},
         beta=beta,
+        time={name: _number(value) for name, value in dict(results.get("time") or {}).items()},
+        device=results.get("device"),
     )
 
 

@@ -84,6 +84,25 @@ def details(report: Report, task: Task) -> Table:
     return Table([*columns, "seeds", "episodes", "steps"], lines, caption)
 
 
+def costs(report: Report, task: Task) -> Table | None:
+    """Return what training and acting took, by algorithm; None where no run says so."""
+    lines = []
+    for row in report.rows_of(task):
+        if row.actor != "policy" or row.mean_time("train_s_per_1k_steps") is None:
+            continue
+        hours = ((row.mean_time("train_s") or 0.0) + (row.mean_time("eval_s") or 0.0)) / 3600
+        milliseconds = row.mean_time("act_ms"), row.mean_time("act_ms_p99")
+        figures = (row.mean_time("train_s_per_1k_steps"), hours, *milliseconds)
+        devices = ", ".join(sorted({run.device for run in row.runs if run.device}))
+        lines.append([row.algorithm, *("" if each is None else f"{each:.3g}" for each in figures), devices])
+    caption = (
+        "Wall time: of 1,000 gradient steps; of the run with its evaluations; and of one action at one state, median "
+        "and 99th percentile. Compare runs of an otherwise idle machine only."
+    )
+    columns = ["", "s per 1,000 steps", "hours", "action ms", "99%", "device"]
+    return Table(columns, lines, caption) if lines else None
+
+
 def published_lines(figures: Sequence[PublishedFigure]) -> list[str]:
     """Return one line for each table of a paper."""
     tables: dict[tuple[str, str], list[PublishedFigure]] = defaultdict(list)
