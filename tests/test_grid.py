@@ -76,6 +76,12 @@ def test_only_some(capsys: pytest.CaptureFixture[str]):
     assert "--model.init_args.learning_rate=0.0001" in words
     assert main(["grid", "paper/bdpo_paper", "--list", "--only", "*hopper-medium-v2 1"]) == 0
     assert "--variant=paper" in capsys.readouterr().out
+    assert main(["grid", "quick", "--list", "--methods", "EDA,dtql"]) == 0
+    commands = capsys.readouterr().out.splitlines()
+    assert len(commands) == 4 * 3
+    assert all("/eda_" in line or "/dtql_" in line for line in commands)
+    assert main(["grid", "quick", "--methods", "EDA,DTLQ"]) == 2
+    assert "--methods: quick has no runs of DTLQ (did you mean 'dtql'?)" in capsys.readouterr().err
     assert main(["grid", "quick", "--only", "nothing"]) == 2
     assert "--only nothing matches no run" in capsys.readouterr().err
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from typing import Any, NamedTuple
 
@@ -48,6 +48,7 @@ def run_grid(words: list[str]) -> int:
     parser.add_argument(
         "--only", default="*", metavar="PATTERN", help="runs of this '<algorithm>[:<label>] <dataset> <seed>'"
     )
+    parser.add_argument("--methods", metavar="DTQL,IQL", help="runs of these algorithms; by default of all of the grid")
     parser.add_argument("--seeds", metavar="0,1,2", help="in place of the grid's")
     parser.add_argument("--parallel", metavar="N", help="runs at a time; by default one for each core")
     parser.add_argument("--root", metavar="DIR", help="folder of the runs; by default runs/NAME")
@@ -61,6 +62,8 @@ def run_grid(words: list[str]) -> int:
     seeds, cells = read_grid(options.grid)
     if options.seeds is not None:
         seeds = whole_numbers("--seeds", options.seeds)
+    if options.methods is not None:
+        cells = _of_methods(cells, options.methods.split(","), options.grid)
     at_once = None if options.parallel is None else whole_numbers("--parallel", options.parallel)[0]
     root = options.root or f"runs/{grid_name(options.grid)}"
     # Seeds are the outer loop: a grid that is stopped early then has runs of every cell.
@@ -81,6 +84,21 @@ def run_grid(words: list[str]) -> int:
 
     code = report_failures(jobs, run_jobs(jobs, at_once))
     return run_report([root]) or code
+
+
+def _of_methods(cells: Sequence[Cell], methods: Sequence[str], grid: str) -> list[Cell]:
+    """Return the cells of some algorithms.
+
+    Raises:
+        UserError: The grid has no runs of one of them.
+    """
+    known = list(dict.fromkeys(cell.algorithm for cell in cells))
+    for method in methods:
+        if method.lower() not in known:
+            hint = did_you_mean(method.lower(), known)
+            raise UserError(f"--methods: {grid} has no runs of {method}{hint}; it has {', '.join(known)}")
+    wanted = {method.lower() for method in methods}
+    return [cell for cell in cells if cell.algorithm in wanted]
 
 
 def grid_name(grid: str) -> str:
