@@ -25,6 +25,7 @@ NO_STAGES = {"critic.steps": 0, "critic.batch_size": 256}
 OPTIONS: dict[str, dict[str, int]] = {
     **{name: {"warmup_steps": 0, "actor_every": 1} for name in ("BDPO", "BDPOGaussian", "BDPODeterministic")},
     **dict.fromkeys(("EDA", "AEPO", "QGPO"), NO_STAGES),
+    "DQL": {"ema_after": 0},
     "TD3BC": EVERY_STEP,
     "ReBRAC": EVERY_STEP,
 }

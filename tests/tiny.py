@@ -115,6 +115,7 @@ TINY: dict[str, dict[str, object]] = {
     "AEPO": {**ENERGY, "table_size": 5, "table_samples": 16},
     "QGPO": ENERGY,
     "BC": {"hidden_dim": 16},
+    "DQL": {**ACTOR_CRITIC, "acting.candidates": 3},
     "IQL": ACTOR_CRITIC,
     "TD3BC": ACTOR_CRITIC,
     "ReBRAC": ACTOR_CRITIC,
