@@ -37,6 +37,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "BDPOGaussian": BDPO,
     "BDPODeterministic": BDPO,
     "DQL": {"max_q_backup": True, "ema_after": 3},
+    "EDP": {"loss": "crr", "ema_after": 3},
     "EDA": STAGES,
     "AEPO": {**STAGES, "critic.kind": "conservative"},
     "QGPO": STAGES,
