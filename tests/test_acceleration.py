@@ -36,6 +36,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "BDPO": {**BDPO, "diffusion_steps": 2},
     "BDPOGaussian": BDPO,
     "BDPODeterministic": BDPO,
+    "DQL": {"max_q_backup": True, "ema_after": 3},
+    "EDP": {"loss": "crr", "ema_after": 3},
     "EDA": STAGES,
     "AEPO": {**STAGES, "critic.kind": "conservative"},
     "QGPO": STAGES,

@@ -21,10 +21,12 @@ ALGORITHMS = [*algorithms.ALGORITHMS.values()]
 OBSERVATION_DIM, ACTION_DIM, BATCH_SIZE = 5, 3, 16
 # With these options a single update of the main phase moves every network.
 EVERY_STEP = {"policy_every": 1}
+TARGET_ACTOR = {"ema_after": 0}
 NO_STAGES = {"critic.steps": 0, "critic.batch_size": 256}
 OPTIONS: dict[str, dict[str, int]] = {
     **{name: {"warmup_steps": 0, "actor_every": 1} for name in ("BDPO", "BDPOGaussian", "BDPODeterministic")},
     **dict.fromkeys(("EDA", "AEPO", "QGPO"), NO_STAGES),
+    **dict.fromkeys(("DQL", "EDP"), TARGET_ACTOR),
     "TD3BC": EVERY_STEP,
     "ReBRAC": EVERY_STEP,
 }

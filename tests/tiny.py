@@ -116,6 +116,8 @@ TINY: dict[str, dict[str, object]] = {
     "QGPO": ENERGY,
     "BC": {"hidden_dim": 16},
     "DAC": {**ACTOR_CRITIC, "critic.members": 2, "samples": 2},
+    "DQL": {**ACTOR_CRITIC, "acting.candidates": 3},
+    "EDP": {**ACTOR_CRITIC, "acting.candidates": 3, "diffusion_steps": 5},
     "IQL": ACTOR_CRITIC,
     "TD3BC": ACTOR_CRITIC,
     "ReBRAC": ACTOR_CRITIC,

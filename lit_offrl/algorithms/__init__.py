@@ -7,9 +7,11 @@ from lit_offrl.algorithms.bdpo import BDPO as BDPO
 from lit_offrl.algorithms.bdpo_ablations import BDPODeterministic as BDPODeterministic
 from lit_offrl.algorithms.bdpo_ablations import BDPOGaussian as BDPOGaussian
 from lit_offrl.algorithms.dac import DAC as DAC
+from lit_offrl.algorithms.dql import DQL as DQL
 from lit_offrl.algorithms.dtql import DTQL as DTQL
 from lit_offrl.algorithms.dtql import DTQLKL as DTQLKL
 from lit_offrl.algorithms.eda import EDA as EDA
+from lit_offrl.algorithms.edp import EDP as EDP
 from lit_offrl.algorithms.iql import IQL as IQL
 from lit_offrl.algorithms.qgpo import QGPO as QGPO
 from lit_offrl.algorithms.rebrac import ReBRAC as ReBRAC
