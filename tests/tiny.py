@@ -118,6 +118,7 @@ TINY: dict[str, dict[str, object]] = {
     "IQL": ACTOR_CRITIC,
     "TD3BC": ACTOR_CRITIC,
     "ReBRAC": ACTOR_CRITIC,
+    "AWAC": ACTOR_CRITIC,
 }
 
 

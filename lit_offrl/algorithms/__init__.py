@@ -1,6 +1,7 @@
 """Algorithms, one file each. To add one, import it here: the command line, the tests and `lit_offrl.NAME` follow."""
 
 from lit_offrl.algorithms.aepo import AEPO as AEPO
+from lit_offrl.algorithms.awac import AWAC as AWAC
 from lit_offrl.algorithms.base import OfflineAlgorithm as OfflineAlgorithm
 from lit_offrl.algorithms.bc import BC as BC
 from lit_offrl.algorithms.bdpo import BDPO as BDPO
