@@ -119,6 +119,7 @@ TINY: dict[str, dict[str, object]] = {
     "TD3BC": ACTOR_CRITIC,
     "ReBRAC": ACTOR_CRITIC,
     "AWAC": ACTOR_CRITIC,
+    "CQL": {**ACTOR_CRITIC, "samples": 3},
 }
 
 

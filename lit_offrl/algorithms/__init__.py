@@ -7,6 +7,7 @@ from lit_offrl.algorithms.bc import BC as BC
 from lit_offrl.algorithms.bdpo import BDPO as BDPO
 from lit_offrl.algorithms.bdpo_ablations import BDPODeterministic as BDPODeterministic
 from lit_offrl.algorithms.bdpo_ablations import BDPOGaussian as BDPOGaussian
+from lit_offrl.algorithms.cql import CQL as CQL
 from lit_offrl.algorithms.dtql import DTQL as DTQL
 from lit_offrl.algorithms.dtql import DTQLKL as DTQLKL
 from lit_offrl.algorithms.eda import EDA as EDA
