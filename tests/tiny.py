@@ -120,6 +120,7 @@ TINY: dict[str, dict[str, object]] = {
     "ReBRAC": ACTOR_CRITIC,
     "AWAC": ACTOR_CRITIC,
     "CQL": {**ACTOR_CRITIC, "samples": 3},
+    "BCQ": {**ACTOR_CRITIC, "vae_hidden_dim": 16, "acting.candidates": 5},
 }
 
 

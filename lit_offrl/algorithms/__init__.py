@@ -4,6 +4,7 @@ from lit_offrl.algorithms.aepo import AEPO as AEPO
 from lit_offrl.algorithms.awac import AWAC as AWAC
 from lit_offrl.algorithms.base import OfflineAlgorithm as OfflineAlgorithm
 from lit_offrl.algorithms.bc import BC as BC
+from lit_offrl.algorithms.bcq import BCQ as BCQ
 from lit_offrl.algorithms.bdpo import BDPO as BDPO
 from lit_offrl.algorithms.bdpo_ablations import BDPODeterministic as BDPODeterministic
 from lit_offrl.algorithms.bdpo_ablations import BDPOGaussian as BDPOGaussian
