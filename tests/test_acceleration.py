@@ -41,6 +41,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "EDA": STAGES,
     "AEPO": {**STAGES, "critic.kind": "conservative"},
     "QGPO": STAGES,
+    "AWAC": {},
+    "BCQ": {},
+    "CQL": {"threshold": 1.0, "smallest_gap": -200.0, "max_target_backup": True},
 }
 STEPS = 13
 

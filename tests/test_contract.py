@@ -31,7 +31,7 @@ OPTIONS: dict[str, dict[str, int]] = {
     "ReBRAC": EVERY_STEP,
 }
 TRAIN_WITHOUT_NOISE = {"BC", "BDPODeterministic", "IQL"}
-ACT_WITHOUT_NOISE = {"BC", "BDPODeterministic", "IQL", "ReBRAC", "TD3BC"}
+ACT_WITHOUT_NOISE = {"AWAC", "BC", "BDPODeterministic", "CQL", "IQL", "ReBRAC", "TD3BC"}
 
 
 def make(cls: type[OfflineAlgorithm], seed: int = 0, width: int = 16) -> OfflineAlgorithm:

@@ -121,6 +121,9 @@ TINY: dict[str, dict[str, object]] = {
     "IQL": ACTOR_CRITIC,
     "TD3BC": ACTOR_CRITIC,
     "ReBRAC": ACTOR_CRITIC,
+    "AWAC": ACTOR_CRITIC,
+    "CQL": {**ACTOR_CRITIC, "samples": 3},
+    "BCQ": {**ACTOR_CRITIC, "vae_hidden_dim": 16, "acting.candidates": 5},
 }
 
 
