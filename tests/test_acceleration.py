@@ -39,6 +39,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "EDA": STAGES,
     "AEPO": {**STAGES, "critic.kind": "conservative"},
     "QGPO": STAGES,
+    "IDQL": {},
 }
 STEPS = 13
 

@@ -116,6 +116,7 @@ TINY: dict[str, dict[str, object]] = {
     "QGPO": ENERGY,
     "BC": {"hidden_dim": 16},
     "IQL": ACTOR_CRITIC,
+    "IDQL": {**ACTOR_CRITIC, "acting.candidates": 4},
     "TD3BC": ACTOR_CRITIC,
     "ReBRAC": ACTOR_CRITIC,
 }
