@@ -44,6 +44,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "AWAC": {},
     "BCQ": {},
     "CQL": {"threshold": 1.0, "smallest_gap": -200.0, "max_target_backup": True},
+    "IDQL": {},
 }
 STEPS = 13
 

@@ -119,6 +119,7 @@ TINY: dict[str, dict[str, object]] = {
     "DQL": {**ACTOR_CRITIC, "acting.candidates": 3},
     "EDP": {**ACTOR_CRITIC, "acting.candidates": 3, "diffusion_steps": 5},
     "IQL": ACTOR_CRITIC,
+    "IDQL": {**ACTOR_CRITIC, "acting.candidates": 4},
     "TD3BC": ACTOR_CRITIC,
     "ReBRAC": ACTOR_CRITIC,
     "AWAC": ACTOR_CRITIC,

@@ -15,6 +15,7 @@ from lit_offrl.algorithms.dtql import DTQL as DTQL
 from lit_offrl.algorithms.dtql import DTQLKL as DTQLKL
 from lit_offrl.algorithms.eda import EDA as EDA
 from lit_offrl.algorithms.edp import EDP as EDP
+from lit_offrl.algorithms.idql import IDQL as IDQL
 from lit_offrl.algorithms.iql import IQL as IQL
 from lit_offrl.algorithms.qgpo import QGPO as QGPO
 from lit_offrl.algorithms.rebrac import ReBRAC as ReBRAC

@@ -111,6 +111,14 @@ def orthogonal_(module: nn.Module, gain: float) -> None:
             nn.init.zeros_(layer.bias)
 
 
+def xavier_uniform_(module: nn.Module) -> None:
+    """Initialize every linear layer below `module` with Glorot and Bengio's uniform weights and no bias."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+
 def fan_in_uniform_(layers: nn.Module, bias: float, last: float) -> None:
     """Initialize an `mlp` with weights uniform within 1 / sqrt(inputs), and its last layer uniform within `last`.
 
