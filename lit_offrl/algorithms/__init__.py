@@ -8,9 +8,9 @@ from lit_offrl.algorithms.bcq import BCQ as BCQ
 from lit_offrl.algorithms.bdpo import BDPO as BDPO
 from lit_offrl.algorithms.bdpo_ablations import BDPODeterministic as BDPODeterministic
 from lit_offrl.algorithms.bdpo_ablations import BDPOGaussian as BDPOGaussian
+from lit_offrl.algorithms.cql import CQL as CQL
 from lit_offrl.algorithms.dac import DAC as DAC
 from lit_offrl.algorithms.dql import DQL as DQL
-from lit_offrl.algorithms.cql import CQL as CQL
 from lit_offrl.algorithms.dtql import DTQL as DTQL
 from lit_offrl.algorithms.dtql import DTQLKL as DTQLKL
 from lit_offrl.algorithms.eda import EDA as EDA

@@ -148,8 +148,9 @@ class OfflineAlgorithm(TrainingModule):
 
     def mean_over_ranks(self, value: Tensor) -> Tensor:
         """Return the mean of a detached tensor over all ranks, e.g. of a statistic of the batch that scales a loss."""
-        average = self.optimizer_set.average
-        return value if average is None else average([value])[0]
+        if self.noise.ranks == 1 or self.optimizer_set.average is None:
+            return value
+        return self.optimizer_set.average([value])[0]
 
     @property
     def active(self) -> tuple[str, ...]:

@@ -67,7 +67,7 @@ class EDP(DQL):
         sampler: How an action is sampled: `ddpm`, by the whole chain, or `dpm`, by DPM-Solver++ in 15 evaluations.
         critic: The critic, with three hidden layers; `expectile` is that of `iql`.
         clip: Bound of the estimate of the clean action, and so of the actions.
-        **options: The other options of `DQL`; `eta` has no meaning here.
+        **options: The other options of `DQL`, without `eta`.
     """
 
     def __init__(
@@ -88,7 +88,15 @@ class EDP(DQL):
         require(
             enough, "model.init_args.diffusion_steps", f"above {SOLVER_STEPS} with the sampler dpm", diffusion_steps
         )
-        super().__init__(observation_dim, action_dim, alpha, diffusion_steps, clip, critic=critic, **options)
+        super().__init__(
+            observation_dim,
+            action_dim,
+            eta=1.0,
+            diffusion_steps=diffusion_steps,
+            clip=clip,
+            critic=critic,
+            **options,
+        )
         self.loss = loss
         self.alpha = alpha
         self.betas = {"crr": beta_crr, "iql": beta_iql}
@@ -146,7 +154,7 @@ class EDP(DQL):
         """One Q network at a^, on its own scale (`td3`)."""
         one, other = self.critic(observations, actions).unbind(0)
         q = torch.where(self.noise.uniform(1, shared=True) > 0.5, one, other)
-        return -self.alpha * q.mean() / q.abs().mean().detach()
+        return -self.alpha * q.mean() / self.mean_over_ranks(q.detach().abs().mean())
 
     @torch.no_grad()
     def weights(self, batch: Batch, actions: Tensor) -> Tensor:

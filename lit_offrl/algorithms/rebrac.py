@@ -44,7 +44,7 @@ class ReBRAC(TD3BC):
         beta_critic: Weight of the distance in the critic's target.
         critic: The critic, with three hidden layers.
         hidden_dim: Width of the policy's three hidden layers.
-        **options: The other options of `TD3BC`; `alpha` has no meaning here.
+        **options: The other options of `TD3BC`, without `alpha`.
     """
 
     segment_length = 2  # the next action is the second of a segment
@@ -59,7 +59,9 @@ class ReBRAC(TD3BC):
         hidden_dim: Width = 256,
         **options: Any,
     ) -> None:
-        super().__init__(observation_dim, action_dim, 1.0, critic=critic, hidden_dim=hidden_dim, **options)
+        super().__init__(
+            observation_dim, action_dim, alpha=1.0, critic=critic, hidden_dim=hidden_dim, **options
+        )
         self.beta_actor, self.beta_critic = beta_actor, beta_critic
         self.critic = EnsembleQ(
             observation_dim, action_dim, (critic.hidden_dim,) * 3, norm_last=True, activation=nn.ReLU
