@@ -40,6 +40,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "AEPO": {**STAGES, "critic.kind": "conservative"},
     "QGPO": STAGES,
     "IDQL": {},
+    "SRPO": STAGES,
 }
 STEPS = 13
 

@@ -117,6 +117,7 @@ TINY: dict[str, dict[str, object]] = {
     "BC": {"hidden_dim": 16},
     "IQL": ACTOR_CRITIC,
     "IDQL": {**ACTOR_CRITIC, "acting.candidates": 4},
+    "SRPO": {**CRITIC_PHASE, "hidden_dim": 16, "policy_hidden_dim": 16, "policy_batch_size": 4},
     "TD3BC": ACTOR_CRITIC,
     "ReBRAC": ACTOR_CRITIC,
 }
