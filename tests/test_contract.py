@@ -25,6 +25,7 @@ NO_STAGES = {"critic.steps": 0, "critic.batch_size": 256}
 OPTIONS: dict[str, dict[str, int]] = {
     **{name: {"warmup_steps": 0, "actor_every": 1} for name in ("BDPO", "BDPOGaussian", "BDPODeterministic")},
     **dict.fromkeys(("EDA", "AEPO", "QGPO", "SRPO"), NO_STAGES),
+    "SfBC": {"critic.steps": 0},
     "TD3BC": EVERY_STEP,
     "ReBRAC": EVERY_STEP,
 }
@@ -42,6 +43,8 @@ def make(cls: type[OfflineAlgorithm], seed: int = 0, width: int = 16) -> Offline
     algorithm.configure_optimizers()
     algorithm.dataset_observations = torch.randn(BATCH_SIZE, OBSERVATION_DIM)
     algorithm.dataset_next_observations = torch.randn(BATCH_SIZE, OBSERVATION_DIM)
+    algorithm.dataset_rewards = torch.randn(BATCH_SIZE)
+    algorithm.dataset_episode_ends = torch.arange(BATCH_SIZE) % 4 == 3
     enter_phase(algorithm, algorithm.phases()[-1])
     return algorithm
 

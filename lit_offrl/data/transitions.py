@@ -128,7 +128,7 @@ class BlockSampler:
         seed: Seed of the indices.
         rank: Number of this process among those that share each minibatch.
         ranks: Number of processes. Each draws the whole minibatch and keeps the rows `rank`, `rank + ranks`, ...
-        episode_ends: Whether each row is the last of its episode, bool `[n]`; needed for segments only.
+        episode_ends: Whether each row is the last of its episode, bool `[n]`; needed for segments and returns.
 
     Attributes:
         segment_length: Consecutive transitions per row of a minibatch. Above 1 the fields are `[updates, batch,
@@ -166,6 +166,11 @@ class BlockSampler:
     def observations(self) -> Tensor:
         """All observations of the table, `[n, observation_dim]`."""
         return self.table[:, : self.widths[0]]
+
+    @property
+    def rewards(self) -> Tensor:
+        """All rewards of the table, `[n]`."""
+        return self.table[:, sum(self.widths[:2])]
 
     @property
     def next_observations(self) -> Tensor:
