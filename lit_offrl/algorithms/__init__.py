@@ -19,6 +19,8 @@ from lit_offrl.algorithms.idql import IDQL as IDQL
 from lit_offrl.algorithms.iql import IQL as IQL
 from lit_offrl.algorithms.qgpo import QGPO as QGPO
 from lit_offrl.algorithms.rebrac import ReBRAC as ReBRAC
+from lit_offrl.algorithms.sfbc import SfBC as SfBC
+from lit_offrl.algorithms.srpo import SRPO as SRPO
 from lit_offrl.algorithms.td3bc import TD3BC as TD3BC
 
 ALGORITHMS: dict[str, type[OfflineAlgorithm]] = {

@@ -43,6 +43,8 @@ class OfflineAlgorithm(TrainingModule):
         dataset_observations: All observations of the training data, `[n, observation_dim]`, in the order that
             `Batch.rows` counts; set when training starts.
         dataset_next_observations: All next observations, likewise.
+        dataset_rewards: All rewards, `[n]`, likewise.
+        dataset_episode_ends: Whether each transition is the last of its episode, bool `[n]`, likewise.
         gradient_step: Number of updates performed.
         main_start: The gradient step at which the main phase begins.
 

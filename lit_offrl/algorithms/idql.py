@@ -132,7 +132,7 @@ class IDQL(OfflineAlgorithm):
             masks = self.noise.dropout_masks(self.dropout, rows, len(self.actor.blocks), self.hidden_dim)
         error = self.actor(noisy_actions, step, batch.observations, masks) - epsilon
         loss: Tensor = error.square().sum(-1).mean()
-        return loss, {"actor_loss": loss.detach()}
+        return loss, {"behavior_loss": loss.detach()}
 
     def v_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """Expectile regression on the smaller target Q."""

@@ -60,6 +60,8 @@ class TrainingModule(lightning.LightningModule):
         self.units = units
         self.dataset_observations: Tensor | None = None
         self.dataset_next_observations: Tensor | None = None
+        self.dataset_rewards: Tensor | None = None
+        self.dataset_episode_ends: Tensor | None = None
         self.gradient_step = 0
         self.main_steps: int | None = None  # length of the main phase
         self.run_update: RunUpdate = run_eagerly  # `Acceleration` runs updates in other ways
@@ -137,12 +139,14 @@ class TrainingModule(lightning.LightningModule):
             load_weights(self._algorithm, read_checkpoint(self.pretrained, option), self.pretrained, option)
 
     def on_train_start(self) -> None:
-        """Find the dataset's observations in the table that minibatches are drawn from."""
+        """Find the dataset in the table that minibatches are drawn from."""
         table: Any = self.trainer.train_dataloader
         if self.segment_length > 1:
             table.segment_length = self.segment_length
         self.dataset_observations = getattr(table, "observations", None)
         self.dataset_next_observations = getattr(table, "next_observations", None)
+        self.dataset_rewards = getattr(table, "rewards", None)
+        self.dataset_episode_ends = getattr(table, "episode_ends", None)
 
     def training_step(self, block: Batch, batch_idx: int) -> None:
         """Perform the updates of one block and log the means of what they report."""

@@ -163,6 +163,12 @@ class Adam(torch.optim.Adam):
         beta1, beta2 = group["betas"]
         kernel(*self._cached, gradients, learning_rate, beta1, beta2, group["eps"], group["weight_decay"])
 
+    def reset(self) -> None:
+        """Forget the moments of the gradients and the count of steps, in place."""
+        for state in self.state.values():
+            for each in state.values():
+                each.zero_()
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state, with the count of steps for each parameter."""
         first, *others = (self.state[parameter]["step"] for parameter in self.parameters)

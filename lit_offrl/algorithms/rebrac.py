@@ -59,9 +59,7 @@ class ReBRAC(TD3BC):
         hidden_dim: Width = 256,
         **options: Any,
     ) -> None:
-        super().__init__(
-            observation_dim, action_dim, alpha=1.0, critic=critic, hidden_dim=hidden_dim, **options
-        )
+        super().__init__(observation_dim, action_dim, alpha=1.0, critic=critic, hidden_dim=hidden_dim, **options)
         self.beta_actor, self.beta_critic = beta_actor, beta_critic
         self.critic = EnsembleQ(
             observation_dim, action_dim, (critic.hidden_dim,) * 3, norm_last=True, activation=nn.ReLU

@@ -153,7 +153,7 @@ class BlockSampler:
         seed: Seed of the indices.
         rank: Number of this process among those that share each minibatch.
         ranks: Number of processes. Each draws the whole minibatch and keeps the rows `rank`, `rank + ranks`, ...
-        last_rows: The last row of the episode of each row, int64 `[n]`; needed for segments only.
+        last_rows: The last row of the episode of each row, int64 `[n]`; needed for segments and returns.
 
     Attributes:
         segment_length: Consecutive transitions per row of a minibatch. Above 1 the fields are `[updates, batch,
@@ -191,6 +191,18 @@ class BlockSampler:
     def observations(self) -> Tensor:
         """All observations of the table, `[n, observation_dim]`."""
         return self.table[:, : self.widths[0]]
+
+    @property
+    def rewards(self) -> Tensor:
+        """All rewards of the table, `[n]`."""
+        return self.table[:, sum(self.widths[:2])]
+
+    @property
+    def episode_ends(self) -> Tensor | None:
+        """Whether each row of the table is the last of its episode, bool `[n]`."""
+        if self.last_rows is None:
+            return None
+        return self.last_rows == torch.arange(len(self.table), device=self.last_rows.device)
 
     @property
     def next_observations(self) -> Tensor:
