@@ -117,6 +117,8 @@ TINY: dict[str, dict[str, object]] = {
     "BC": {"hidden_dim": 16},
     "IQL": ACTOR_CRITIC,
     "TD3BC": ACTOR_CRITIC,
+    "FQL": ACTOR_CRITIC,
+    "IFQL": {**ACTOR_CRITIC, "acting.candidates": 3},
     "ReBRAC": ACTOR_CRITIC,
 }
 

@@ -27,6 +27,11 @@ class Mish(nn.Module):
         return x * p / (2 - p)
 
 
+def tanh_gelu() -> nn.Module:
+    """Return GELU in its approximation by a tanh, which is the one that flax computes."""
+    return nn.GELU(approximate="tanh")
+
+
 def mlp(
     widths: Sequence[int],
     activation: Callable[[], nn.Module] = Mish,
@@ -108,6 +113,14 @@ def orthogonal_(module: nn.Module, gain: float) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             nn.init.orthogonal_(layer.weight, gain)
+            nn.init.zeros_(layer.bias)
+
+
+def glorot_(module: nn.Module) -> None:
+    """Initialize every linear layer below `module` uniform within sqrt(6 / (inputs + outputs)) and without bias."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
 
