@@ -119,6 +119,7 @@ TINY: dict[str, dict[str, object]] = {
     "TD3BC": ACTOR_CRITIC,
     "FQL": ACTOR_CRITIC,
     "IFQL": {**ACTOR_CRITIC, "acting.candidates": 3},
+    "QC": {**ACTOR_CRITIC, "candidates": 3, "chunk_length": 3},
     "ReBRAC": ACTOR_CRITIC,
 }
 
