@@ -98,7 +98,7 @@ def is_variant(name: str) -> bool:
 def test_every_update_can_be_traced_whole_and_is_the_same(name: str):
     """`fullgraph`: no scalar is read, no shape and no branch depends on data. Eager kernels: the bits are the same."""
     torch._dynamo.reset()
-    cls, options = getattr(algorithms, name), OPTIONS.get(name, {"pretrain_steps": 3})
+    cls, options = getattr(algorithms, name), OPTIONS.get(name, {})
     eager, traced = make(cls, **options), make(cls, **options)
     traced.run_update = CompiledUpdates(failed, backend="eager")
     assert train(eager) == train(traced)
@@ -110,7 +110,7 @@ def test_every_update_can_be_traced_whole_and_is_the_same(name: str):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("name", EVERY)
 def test_replayed_updates_are_the_same(name: str):
-    cls, options = getattr(algorithms, name), OPTIONS.get(name, {"pretrain_steps": 3})
+    cls, options = getattr(algorithms, name), OPTIONS.get(name, {})
     eager, captured = make(cls, "cuda", **options), make(cls, "cuda", **options)
     captured.run_update = CapturedUpdates(failed)
     captured.run_update.WARM_UP = 1
@@ -126,8 +126,9 @@ def test_updates_stay_on_their_device(name: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(optimizers, "adam_kernel", torch.ops.lit_offrl.adam)  # the kernel itself knows no such device
     for module in (bottleneck, energy_guidance, gradients, energy_guided, aepo):
         monkeypatch.setattr(module, "full_precision", lambda like: nullcontext())  # nor does autocast
-    algorithm = make(getattr(algorithms, name), "meta", **OPTIONS.get(name, {"pretrain_steps": 3}))
-    rows, candidates = on("meta", batch()), torch.rand(STATES, 3, ACTION_DIM, device="meta")
+    algorithm = make(getattr(algorithms, name), "meta", **OPTIONS.get(name, {}))
+    rows = on("meta", segments(batch(), algorithm.segment_length))
+    candidates = torch.rand(STATES, 3, ACTION_DIM, device="meta")
     for phase in algorithm.phases():
         if isinstance(algorithm, algorithms.EDA):
             algorithm.labels = Labels(candidates[:, 0, 0].long(), candidates, candidates[..., 0])
@@ -195,7 +196,7 @@ def test_a_resumed_compiled_run_equals_an_uninterrupted_one_bit_for_bit():
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_rehearsed_update_leaves_nothing_behind(name: str):
-    algorithm = make(getattr(algorithms, name), **OPTIONS.get(name, {"pretrain_steps": 3}))
+    algorithm = make(getattr(algorithms, name), **OPTIONS.get(name, {}))
     phase = algorithm.phases()[-1]
     phase.prepare(segments(batch(), algorithm.segment_length))
     adams = algorithm.optimizer_set.adams.values()

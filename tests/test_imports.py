@@ -30,7 +30,7 @@ ALLOWED = {  # room -> rooms of the package it may import, besides itself
 # What several papers make use of.
 SHARED_BY_ALGORITHMS = {
     *("base", "module", "noise", "loop", "optimizers", "targets", "acting", "checkpoints", "options"),
-    *("critic_losses", "vp_diffusion", "energy_guided", "support"),
+    *("critic_losses", "vp_diffusion", "flow_policy", "energy_guided", "support"),
 }
 EXCEPTIONS = {("data/sources/offrl.py", "collect")}  # the source of collected datasets calls the collector
 

@@ -15,8 +15,11 @@ from lit_offrl.algorithms.dtql import DTQL as DTQL
 from lit_offrl.algorithms.dtql import DTQLKL as DTQLKL
 from lit_offrl.algorithms.eda import EDA as EDA
 from lit_offrl.algorithms.edp import EDP as EDP
+from lit_offrl.algorithms.fql import FQL as FQL
 from lit_offrl.algorithms.idql import IDQL as IDQL
+from lit_offrl.algorithms.ifql import IFQL as IFQL
 from lit_offrl.algorithms.iql import IQL as IQL
+from lit_offrl.algorithms.qc import QC as QC
 from lit_offrl.algorithms.qgpo import QGPO as QGPO
 from lit_offrl.algorithms.rebrac import ReBRAC as ReBRAC
 from lit_offrl.algorithms.sfbc import SfBC as SfBC

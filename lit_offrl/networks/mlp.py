@@ -27,6 +27,11 @@ class Mish(nn.Module):
         return x * p / (2 - p)
 
 
+def tanh_gelu() -> nn.Module:
+    """Return GELU in its approximation by a tanh, which is the one that flax computes."""
+    return nn.GELU(approximate="tanh")
+
+
 def mlp(
     widths: Sequence[int],
     activation: Callable[[], nn.Module] = Mish,

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from lit_offrl.networks.embeddings import SinusoidalEmbedding, StepEmbedding
-from lit_offrl.networks.mlp import Mish, ResidualBlock, apply_with_dropout, concatenate, mlp, orthogonal_
+from lit_offrl.networks.mlp import (
+    Mish,
+    ResidualBlock,
+    apply_with_dropout,
+    concatenate,
+    xavier_uniform_,
+    mlp,
+    orthogonal_,
+    tanh_gelu,
+)
 
 
 class DiffusionMLP(nn.Module):
@@ -111,6 +120,46 @@ class ResidualDenoiser(nn.Module):
             hidden = block(hidden, None if masks is None else masks[i])
         epsilon: Tensor = self.head(hidden)
         return epsilon
+
+
+class VelocityField(nn.Module):
+    """v(x_t, t, s) of a flow: an MLP on [observation, x_t, t], GELU, Glorot initialization (FQL).
+
+    Args:
+        observation_dim: Width of an observation.
+        action_dim: Width of an action, or of a chunk of actions.
+        hidden: Widths of the hidden layers.
+    """
+
+    def __init__(self, observation_dim: int, action_dim: int, hidden: Sequence[int] = (512, 512, 512, 512)) -> None:
+        super().__init__()
+        self.layers = mlp((observation_dim + action_dim + 1, *hidden, action_dim), tanh_gelu)
+        xavier_uniform_(self.layers)
+
+    def forward(self, x: Tensor, time: Tensor, observations: Tensor) -> Tensor:
+        """Map `[..., action_dim]`, `[...]` and `[..., observation_dim]`, which broadcast, to `[..., action_dim]`."""
+        velocity: Tensor = self.layers(concatenate(observations, x, time[..., None]))
+        return velocity
+
+
+class NoiseToAction(nn.Module):
+    """a = mu(s, z), z ~ N(0, I): the one-step policy of FQL, like `VelocityField` without time. It is not bounded.
+
+    Args:
+        observation_dim: Width of an observation.
+        action_dim: Width of an action, or of a chunk of actions.
+        hidden: Widths of the hidden layers.
+    """
+
+    def __init__(self, observation_dim: int, action_dim: int, hidden: Sequence[int] = (512, 512, 512, 512)) -> None:
+        super().__init__()
+        self.layers = mlp((observation_dim + action_dim, *hidden, action_dim), tanh_gelu)
+        xavier_uniform_(self.layers)
+
+    def forward(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """Map `[..., observation_dim]` and `[..., action_dim]`, which broadcast, to actions `[..., action_dim]`."""
+        actions: Tensor = self.layers(concatenate(observations, noise))
+        return actions
 
 
 # The authors divide actions by 1 + 1e-3, so that atanh is finite for actions on the border of the box.
