@@ -172,7 +172,8 @@ class DQL(OfflineAlgorithm):
         """One Q network, on the scale of the other."""
         q = self.critic(observations, actions)
         one, other = torch.where(self.noise.uniform(1, shared=True) > 0.5, q, q.flip(0)).unbind(0)
-        return -one.mean() / other.abs().mean().detach()
+        scale = self.noise.all_rows(other.detach().abs()).mean()  # the same on all ranks
+        return -one.mean() / scale
 
     def actor_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """Behavior cloning, and Q of an action of the whole chain."""

@@ -64,7 +64,9 @@ class EDP(DQL):
         beta_crr: Inverse temperature of the weights of `crr`.
         beta_iql: Inverse temperature of the weights of `iql`.
         diffusion_steps: Steps N of the diffusion; the authors give `dpm` 1000.
-        sampler: How an action is sampled: `ddpm`, by the whole chain, or `dpm`, by DPM-Solver++ in 15 evaluations.
+        sampler: How an action is sampled: `ddpm`, by the whole chain, or `dpm`, by DPM-Solver++ in 15 evaluations. All
+            of these are part of a compiled update with `td3` and `crr`, so that compiling it takes minutes;
+            `--compile=false` avoids that.
         critic: The critic, with three hidden layers; `expectile` is that of `iql`.
         clip: Bound of the estimate of the clean action, and so of the actions.
         **options: The other options of `DQL`; `eta` has no meaning here.
@@ -146,7 +148,7 @@ class EDP(DQL):
         """One Q network at a^, on its own scale (`td3`)."""
         one, other = self.critic(observations, actions).unbind(0)
         q = torch.where(self.noise.uniform(1, shared=True) > 0.5, one, other)
-        return -self.alpha * q.mean() / q.abs().mean().detach()
+        return -self.alpha * q.mean() / self.noise.all_rows(q.detach().abs()).mean()
 
     @torch.no_grad()
     def weights(self, batch: Batch, actions: Tensor) -> Tensor:
