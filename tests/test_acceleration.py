@@ -41,14 +41,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "EDA": STAGES,
     "AEPO": {**STAGES, "critic.kind": "conservative"},
     "QGPO": STAGES,
-    "AWAC": {},
-    "BCQ": {},
     "CQL": {"threshold": 1.0, "smallest_gap": -200.0, "max_target_backup": True},
-    "IDQL": {},
     "SfBC": STAGES,
     "SRPO": STAGES,
 }
-UPDATE_WITHOUT_NOISE = {"SfBC"}
+UPDATE_WITHOUT_NOISE = {"BC", "IQL", "SfBC"}
 STEPS = 13
 
 

@@ -25,7 +25,6 @@ TARGET_ACTOR = {"ema_after": 0}
 NO_STAGES = {"critic.steps": 0, "critic.batch_size": 256}
 OPTIONS: dict[str, dict[str, int]] = {
     **{name: {"warmup_steps": 0, "actor_every": 1} for name in ("BDPO", "BDPOGaussian", "BDPODeterministic")},
-    **dict.fromkeys(("EDA", "AEPO", "QGPO"), NO_STAGES),
     **dict.fromkeys(("DQL", "EDP"), TARGET_ACTOR),
     **dict.fromkeys(("EDA", "AEPO", "QGPO", "SRPO"), NO_STAGES),
     "SfBC": {"critic.steps": 0},
@@ -33,8 +32,8 @@ OPTIONS: dict[str, dict[str, int]] = {
     "ReBRAC": EVERY_STEP,
 }
 TRAIN_WITHOUT_NOISE = {"BC", "BDPODeterministic", "IQL"}
-ACT_WITHOUT_NOISE = {"AWAC", "BC", "BDPODeterministic", "CQL", "IQL", "ReBRAC", "TD3BC"}
-ACT_WITHOUT_NOISE = {"BC", "BDPODeterministic", "IQL", "ReBRAC", "SRPO.policy", "TD3BC"}  # all actors, or one
+# All actors of an algorithm, or one of them.
+ACT_WITHOUT_NOISE = {"AWAC", "BC", "BDPODeterministic", "CQL", "IQL", "ReBRAC", "SRPO.policy", "TD3BC"}
 
 
 def make(cls: type[OfflineAlgorithm], seed: int = 0, width: int = 16) -> OfflineAlgorithm:

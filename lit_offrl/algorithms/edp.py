@@ -64,7 +64,9 @@ class EDP(DQL):
         beta_crr: Inverse temperature of the weights of `crr`.
         beta_iql: Inverse temperature of the weights of `iql`.
         diffusion_steps: Steps N of the diffusion; the authors give `dpm` 1000.
-        sampler: How an action is sampled: `ddpm`, by the whole chain, or `dpm`, by DPM-Solver++ in 15 evaluations.
+        sampler: How an action is sampled: `ddpm`, by the whole chain, or `dpm`, by DPM-Solver++ in 15 evaluations. All
+            of these are part of a compiled update with `td3` and `crr`, so that compiling it takes minutes;
+            `--compile=false` avoids that.
         critic: The critic, with three hidden layers; `expectile` is that of `iql`.
         clip: Bound of the estimate of the clean action, and so of the actions.
         **options: The other options of `DQL`, without `eta`.

@@ -12,7 +12,7 @@ from lit_offrl.algorithms.loop import Info
 from lit_offrl.algorithms.noise import NoiseStream
 from lit_offrl.diffusion.flow import interpolate, sample_euler
 from lit_offrl.networks.critics import EnsembleQ, ValueNetwork
-from lit_offrl.networks.mlp import xavier_uniform_, tanh_gelu
+from lit_offrl.networks.mlp import tanh_gelu, xavier_uniform_
 
 LAYERS = 4  # hidden layers of all networks
 

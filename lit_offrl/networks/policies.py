@@ -15,10 +15,10 @@ from lit_offrl.networks.mlp import (
     ResidualBlock,
     apply_with_dropout,
     concatenate,
-    xavier_uniform_,
     mlp,
     orthogonal_,
     tanh_gelu,
+    xavier_uniform_,
 )
 
 
