@@ -57,7 +57,7 @@ def windows() -> Batch:
         }
     )
     table, widths = data.table()
-    sampler = BlockSampler(table, widths, 64, 1, 1, 1, episode_ends=torch.from_numpy(data.transitions.episode_ends))
+    sampler = BlockSampler(table, widths, 64, 1, 1, 1, last_rows=data.last_rows())
     sampler.segment_length = 3
     (block,) = sampler
     (drawn,) = block.updates()

@@ -206,9 +206,7 @@ class QC(OfflineAlgorithm):
         return {**policy, "behavior": behavior, "critic": critic}
 
     def validation_losses(self, batch: Batch) -> Info:
-        """The same losses; none where transitions come one by one, which show no chunks."""
-        if batch.mask is None and self.segment_length > 1:
-            return {}
+        """The same losses."""
         return {name: value for _, info in self.losses(batch).values() for name, value in info.items()}
 
     def update(self, batch: Batch) -> Info:
