@@ -1,6 +1,6 @@
 """Reproduce a figure of a paper: train each panel, draw all panels into one PNG, and print a table of measurements.
 
-    python tools/paper_figures.py {dtql6,bdpo11,eda3,guided6} [--root DIR] [--seed 0] [--sets S ...] [options of fit]
+    python tools/paper_figures.py {dtql6,bdpo11,eda3,guided6,methods} [--root DIR] [--seed 0] [--sets S ...] [options of fit]
     python tools/paper_figures.py {eda5,eda6,aepo2} [--root DIR] [--seeds 0 1 2] [--dataset D] [--episodes 20]
                                   [options of fit]
 
@@ -11,6 +11,7 @@ On 2-D sets:
   eda3     EDA, Figures 3 and 8: the data, densities of behavior model and aligned policy, labels, and the Q that the
            policy predicts at several times
   guided6  samples of AEPO and QGPO beside samples of the target
+  methods  samples of the policies of all other methods on one set (no paper's figure)
 On one locomotion dataset, with the settings of conf/quick:
   eda5     EDA, Figure 5: score against the share of labelled states and against gradient steps
   eda6     EDA, Figure 6: score against the number of candidates K, for the value and the preference loss
@@ -294,6 +295,30 @@ def guided6(options: argparse.Namespace) -> None:
     show(panels, lines, options)
 
 
+METHODS = (
+    *("BC", "TD3BC", "ReBRAC", "AWAC", "IQL", "CQL", "BCQ", "DQL"),
+    *("EDP", "IDQL", "SfBC", "SRPO", "DAC", "IFQL", "FQL", "DTQL"),
+)
+METHODS_IN_A_ROW = 4
+
+
+def methods(options: argparse.Namespace) -> None:
+    """Train every method on a set with its file of conf; draw the samples of its policy over the data."""
+    panels: list[list[DrawPanel]] = []
+    lines = []
+    for name in options.sets:
+        data = find_bandit(f"bandit/{name}").draw()
+        drawn: list[DrawPanel] = []
+        for algorithm in METHODS:
+            run = BanditRun(algorithm, f"{algorithm.lower()}_bandit.yaml", f"bandit/{name}", options)
+            scores = run.train()["bandit"]
+            samples = run.sample(1000)
+            drawn.append(partial(draw_samples, title=algorithm, data=data, samples=samples))
+            lines.append({"dataset": f"`{run.dataset}`", "algorithm": algorithm, **bandit_cells(scores)})
+        panels += [drawn[i : i + METHODS_IN_A_ROW] for i in range(0, len(drawn), METHODS_IN_A_ROW)]
+    show(panels, lines, options)
+
+
 # ---------------------------------------------------------------- EDA, Figures 5 and 6
 
 EDA_STAGES = {"pretrain_steps": 4000, "critic.steps": 6000}  # as in conf/quick/eda_mujoco.yaml
@@ -466,7 +491,13 @@ def aepo2(options: argparse.Namespace) -> None:
     show([[partial(draw_scores, curves=curves, ticks=False, **labels)]], lines, options)
 
 
-BANDIT_FIGURES = {dtql6: DTQL6_COLUMNS, bdpo11: SIX_SETS, eda3: SIX_SETS, guided6: SIX_SETS}  # with the sets of each
+BANDIT_FIGURES = {
+    dtql6: DTQL6_COLUMNS,
+    bdpo11: SIX_SETS,
+    eda3: SIX_SETS,
+    guided6: SIX_SETS,
+    methods: SIX_SETS,
+}  # with the sets of each
 LOCOMOTION_FIGURES = (eda5, eda6, aepo2)
 
 
