@@ -136,6 +136,11 @@ def test_values_of_every_task_reach_the_config(model: str, task: str, variant: s
             {"eta": 2.0, "critic.members": 20, "hidden_dim": 512, "frozen_behavior": True},
         ),
         (["--model=QGPO", "--task=antmaze-umaze-v2"], {"critic.backup_beta": 20.0, "support_actions": 32}),
+        (["--model=IQL", "--task=kitchen-partial-v0"], {"beta": 0.5, "critic.expectile": 0.7, "dropout": 0.1}),
+        (["--model=DQL", "--task=antmaze-large-play-v0"], {"eta": 4.5, "clip_norm": 10.0, "max_q_backup": True}),
+        (["--model=ReBRAC", "--task=hopper-medium-replay-v2"], {"beta_actor": 0.05, "beta_critic": 0.5}),
+        (["--model=SRPO", "--task=walker2d-medium-replay-v2"], {"beta": 0.5, "policy_layers": 2}),
+        (["--model=FQL", "--task=pen-human-v1"], {"alpha": 10000.0, "aggregation": "min", "normalize_q": False}),
         (["--config=quick/eda_mujoco", "--task=walker2d-medium-v2"], {"beta": 0.5, "critic.steps": 6000}),
         (["--model.init_args.beta=7.0", "--model=EDA", "--task=walker2d-medium-v2"], {"beta": 7.0}),
     ],
@@ -155,11 +160,9 @@ def test_options_win_over_the_table():
 
 def test_the_tables_hold_the_papers_tasks():
     assert {table.model: len(table.names) for table in task_tables()} == {
-        "AEPO": 33,
-        "BDPO": 15,
-        "DTQL": 26,
-        "EDA": 16,
-        "QGPO": 15,
+        **{"AEPO": 33, "BDPO": 15, "DTQL": 26, "EDA": 16, "QGPO": 15},
+        **{"AWAC": 42, "BC": 45, "BCQ": 45, "CQL": 45, "DAC": 15, "DQL": 20, "DecisionTransformer": 27, "EDP": 15},
+        **{"FQL": 18, "IDQL": 21, "IQL": 41, "ReBRAC": 36, "SfBC": 16, "SRPO": 21, "TD3BC": 42},
     }
     assert all(table.model in algorithms.ALGORITHMS for table in task_tables())
     with pytest.raises(UserError, match="no values of BDPO for 'columns'"):

@@ -1,6 +1,7 @@
 """Reproduce a figure of a paper: train each panel, draw all panels into one PNG, and print a table of measurements.
 
-    python tools/paper_figures.py {dtql6,bdpo11,eda3,guided6,methods} [--root DIR] [--seed 0] [--sets S ...] [options of fit]
+    python tools/paper_figures.py {dtql6,bdpo11,eda3,guided6,methods} [--root DIR] [--seed 0] [--sets S ...]
+                                  [options of fit]
     python tools/paper_figures.py {eda5,eda6,aepo2} [--root DIR] [--seeds 0 1 2] [--dataset D] [--episodes 20]
                                   [options of fit]
 
@@ -491,6 +492,7 @@ def aepo2(options: argparse.Namespace) -> None:
     show([[partial(draw_scores, curves=curves, ticks=False, **labels)]], lines, options)
 
 
+# With the sets of each.
 BANDIT_FIGURES = {
     dtql6: DTQL6_COLUMNS,
     bdpo11: SIX_SETS,
