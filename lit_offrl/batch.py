@@ -23,6 +23,9 @@ class Batch(NamedTuple):
         rows: `[...]`, int64, which rows of the dataset these are; None in batches that come from no dataset.
         mask: Of segments `[..., steps]`: 1 for the steps of the episode that the segment begins in, 0 for those beyond
             its end, which repeat its last transition; None where transitions are drawn one by one.
+        returns_to_go: Of segments `[..., steps]`: undiscounted sum of `rewards` from each step to the end of its
+            episode.
+        timesteps: Of segments `[..., steps]`, int64: the place of each step in its episode, from 0.
     """
 
     observations: Tensor
@@ -32,6 +35,8 @@ class Batch(NamedTuple):
     terminals: Tensor
     rows: Tensor | None = None
     mask: Tensor | None = None
+    returns_to_go: Tensor | None = None
+    timesteps: Tensor | None = None
 
     def updates(self) -> Iterator[Batch]:
         """Split a block `[updates, batch, ...]` into the batches of its updates."""

@@ -41,6 +41,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "EDA": STAGES,
     "AEPO": {**STAGES, "critic.kind": "conservative"},
     "QGPO": STAGES,
+    "AWAC": {},
+    "DecisionTransformer": {"warmup": 5},
+    "BCQ": {},
     "CQL": {"threshold": 1.0, "smallest_gap": -200.0, "max_target_backup": True},
     "SfBC": STAGES,
     "SRPO": STAGES,
@@ -124,6 +127,7 @@ def test_updates_stay_on_their_device(name: str, monkeypatch: pytest.MonkeyPatch
     for module in (bottleneck, energy_guidance, gradients, energy_guided, aepo):
         monkeypatch.setattr(module, "full_precision", lambda like: nullcontext())  # nor does autocast
     algorithm = make(getattr(algorithms, name), "meta", **OPTIONS.get(name, {}))
+    algorithm = make(getattr(algorithms, name), "meta", **OPTIONS.get(name, {"pretrain_steps": 3}))
     rows = on("meta", segments(batch(), algorithm.segment_length))
     candidates = torch.rand(STATES, 3, ACTION_DIM, device="meta")
     for phase in algorithm.phases():

@@ -34,6 +34,7 @@ OPTIONS: dict[str, dict[str, int]] = {
 TRAIN_WITHOUT_NOISE = {"BC", "BDPODeterministic", "IQL"}
 # All actors of an algorithm, or one of them.
 ACT_WITHOUT_NOISE = {"AWAC", "BC", "BDPODeterministic", "CQL", "IQL", "ReBRAC", "SRPO.policy", "TD3BC"}
+ACT_WITHOUT_NOISE = {"AWAC", "BC", "BDPODeterministic", "CQL", "DecisionTransformer", "IQL", "ReBRAC", "TD3BC"}
 
 
 def make(cls: type[OfflineAlgorithm], seed: int = 0, width: int = 16) -> OfflineAlgorithm:
@@ -41,7 +42,7 @@ def make(cls: type[OfflineAlgorithm], seed: int = 0, width: int = 16) -> Offline
     options = {**tiny_options(cls.__name__), **OPTIONS.get(cls.__name__, {})}
     if "pretrain_steps" in options:
         options["pretrain_steps"] = 0
-    options |= {name: width for name in options if name.endswith("hidden_dim")}
+    options |= {name: width for name in options if name.endswith(("hidden_dim", "embedding_dim"))}
     algorithm = cls(OBSERVATION_DIM, ACTION_DIM, seed=seed, **nested(options))
     algorithm.configure_optimizers()
     algorithm.dataset_observations = torch.randn(BATCH_SIZE, OBSERVATION_DIM)

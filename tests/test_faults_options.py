@@ -95,7 +95,7 @@ def test_numbers_outside_their_range_in_every_option_of_an_algorithm(
     algorithm: str, root: Path, capfd: pytest.CaptureFixture[str]
 ):
     options = options_of(algorithm)
-    assert any(name.endswith("hidden_dim") for name in options)
+    assert any(name.endswith(("hidden_dim", "embedding_dim")) for name in options)
     words = [*BANDIT[:1], *model_words(algorithm)]
 
     @given(st.data())

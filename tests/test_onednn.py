@@ -154,7 +154,7 @@ def test_updates_are_the_same(cls: type[OfflineAlgorithm], products: list[int]):
     def gradients() -> list[Tensor]:
         algorithm, seen = make(cls, width=64), []
         algorithm.optimizer_set.average = lambda each: seen.extend(g.clone() for g in each) or each
-        advance(algorithm, batch())
+        advance(algorithm, batch(algorithm))
         return seen
 
     plain = gradients()

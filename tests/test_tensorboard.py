@@ -177,6 +177,9 @@ def test_every_critic_tells_the_value_of_single_actions(name: str):
     algorithm = getattr(algorithms, name)(3, 2, **nested(tiny_options(name)))
     observations, actions = torch.randn(5, 3), torch.rand(5, 2) * 2 - 1
     values = algorithm.value_of(observations, actions)
+    if values is None:
+        assert not hasattr(algorithm, "critic")
+        return
     assert values.shape == (5,)
     assert np.ptp(values.detach().numpy()) > 0
     torch.testing.assert_close(algorithm.value_of(observations[2:3], actions[2:3]), values[2:3])

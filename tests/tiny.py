@@ -41,7 +41,9 @@ def segments(rows: Batch, steps: int) -> Batch:
     following = (torch.arange(len(rows.rewards))[:, None] + torch.arange(steps)) % len(rows.rewards)
     mask = torch.ones(len(rows.rewards), steps)
     mask[::4, 1:] = 0
-    return Batch(*(each[following] for each in rows[:5]), rows.rows, mask)
+    fields = [each[following] for each in rows[:5]]
+    returns_to_go = fields[2].flip(1).cumsum(1).flip(1)
+    return Batch(*fields, rows.rows, mask, returns_to_go, torch.arange(steps).expand_as(mask))
 
 
 def double(rows: Batch) -> Batch:
@@ -137,6 +139,7 @@ TINY: dict[str, dict[str, object]] = {
     "ReBRAC": ACTOR_CRITIC,
     "AWAC": ACTOR_CRITIC,
     "CQL": {**ACTOR_CRITIC, "samples": 3},
+    "DecisionTransformer": {"context": 4, "embedding_dim": 16, "layers": 2, "heads": 2, "max_episode_steps": 30},
     "BCQ": {**ACTOR_CRITIC, "vae_hidden_dim": 16, "acting.candidates": 5},
 }
 

@@ -10,6 +10,7 @@ from lit_offrl.algorithms.bdpo_ablations import BDPODeterministic as BDPODetermi
 from lit_offrl.algorithms.bdpo_ablations import BDPOGaussian as BDPOGaussian
 from lit_offrl.algorithms.cql import CQL as CQL
 from lit_offrl.algorithms.dac import DAC as DAC
+from lit_offrl.algorithms.decision_transformer import DecisionTransformer as DecisionTransformer
 from lit_offrl.algorithms.dql import DQL as DQL
 from lit_offrl.algorithms.dtql import DTQL as DTQL
 from lit_offrl.algorithms.dtql import DTQLKL as DTQLKL

@@ -24,7 +24,7 @@ from lit_offrl.ranges import Seed, Steps
 
 M = TypeVar("M", bound=nn.Module)
 Actor = Callable[..., Tensor]  # see `OfflineAlgorithm.sample_actions`
-Memory = dict[str, Any]  # what a policy keeps within one episode; empty at its beginning
+Memory = dict[str, Any]  # what a policy keeps within one episode, see `OfflineAlgorithm.sample_actions`
 
 
 class OfflineAlgorithm(TrainingModule):
@@ -123,7 +123,8 @@ class OfflineAlgorithm(TrainingModule):
         """Return actions `[batch, action_dim]` at `observations` `[batch, observation_dim]`; `act` clamps them.
 
         Where `has_memory`, actors have a third parameter `memories`: a `Memory` per row, to read and to write. The
-        memory of an episode is empty at its first step and is passed again at its later steps.
+        memory of an episode is empty at its first step and is passed again at its later steps, when whoever plays the
+        episode has written the reward of the step before, the environment's own, into it as `memory["reward"]`.
         """
 
     def actors(self) -> dict[str, Actor]:
@@ -181,7 +182,8 @@ class OfflineAlgorithm(TrainingModule):
             observations: `[batch, observation_dim]`.
             generator: Stream of the policy's noise; the global one where None.
             actor: One of `actors()`.
-            memories: One per row, kept by the caller from step to step; None where every row begins an episode.
+            memories: One per row, kept by the caller from step to step, who sets `memory["reward"]` after each step;
+                None where every row begins an episode.
 
         Returns:
             Actions, `[batch, action_dim]`.

@@ -98,6 +98,9 @@ class RolloutVideo(AlgorithmCallback):
                 played[place].append(action)
             return actions
 
+        def keep_reward(place: int, reward: float) -> None:
+            memories[place]["reward"] = reward
+
         with Rollouts(partial(make_env, environment, keys), self.episodes) as rollouts:
-            rollouts.run(policy, seeds, should_stop=lambda: stop_requested(trainer))
+            rollouts.run(policy, seeds, should_stop=lambda: stop_requested(trainer), on_reward=keep_reward)
         film(environment, seeds, [np.stack(actions) for actions in played], path)

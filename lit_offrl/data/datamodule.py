@@ -20,7 +20,7 @@ from lit_offrl.data import sources
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo
 from lit_offrl.data.rewards import reward_rule
 from lit_offrl.data.shared_tables import share_table
-from lit_offrl.data.transitions import BlockSampler, Transitions, gather, last_rows
+from lit_offrl.data.transitions import BlockSampler, Episodes, Transitions, gather, last_rows
 from lit_offrl.errors import UserError, require
 from lit_offrl.ranges import Count, Fraction, Positive, ProperFraction, Seed, checked
 from lit_offrl.system.memory import memory_bytes
@@ -335,11 +335,12 @@ class D4RLDataModule(lightning.LightningDataModule):
         if self.held_out is None:
             return self.test_dataloader()
         table, widths = self.table(held_out=True)
-        last = self.last_rows(held_out=True)
         length = 1 if self.trainer is None else getattr(self.trainer.lightning_module, "segment_length", 1)
+        rewards = table[:, sum(widths[:2])]
+        episodes = Episodes.of(rewards, self.last_rows(held_out=True)) if length > 1 else None
         pieces = torch.split(torch.arange(len(table)), self.HELD_OUT_BATCH)
         # Rows of this table are not rows of the table of training, so they are not told.
-        batches = [gather(table, widths, rows, last, length)._replace(rows=None) for rows in pieces]
+        batches = [gather(table, widths, rows, episodes, length)._replace(rows=None) for rows in pieces]
         return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
     def test_dataloader(self) -> DataLoader[Any]:

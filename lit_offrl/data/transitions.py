@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -112,24 +113,54 @@ def last_rows(episode_ends: Tensor) -> Tensor:
     return ends[torch.searchsorted(ends, torch.arange(len(episode_ends), device=ends.device))]
 
 
-def gather(table: Tensor, widths: Sequence[int], rows: Tensor, last: Tensor | None, segment_length: int) -> Batch:
+class Episodes(NamedTuple):
+    """Where each row of a table stands in its episode.
+
+    Attributes:
+        last_rows: The last row of its episode, int64 `[n]`.
+        timesteps: Its place in its episode, from 0, int64 `[n]`.
+        returns_to_go: Sum of the rewards from this row to the end of its episode, float32 `[n]`.
+    """
+
+    last_rows: Tensor
+    timesteps: Tensor
+    returns_to_go: Tensor
+
+    @classmethod
+    def of(cls, rewards: Tensor, last_rows: Tensor) -> Episodes:
+        """Return the episodes of rows with these `rewards` and `last_rows`, `[n]` each, on the device of both."""
+        first_rows = torch.searchsorted(last_rows, last_rows)
+        timesteps = torch.arange(len(last_rows), device=last_rows.device) - first_rows
+        # In float64, because a sum over the table has more digits than one over an episode; on the CPU, because a sum
+        # on a GPU may have other last digits in a resumed run.
+        own, last = rewards.cpu().double(), last_rows.cpu()
+        until = own.cumsum(0)
+        returns_to_go = (until[last] - until + own).float()
+        return cls(last_rows, timesteps, returns_to_go.to(rewards.device))
+
+
+def gather(table: Tensor, widths: Sequence[int], rows: Tensor, episodes: Episodes | None, segment_length: int) -> Batch:
     """Return the transitions at some rows of a table, or the segments that begin there, see `Batch`.
 
     Args:
         table: `[n, width]`, the fields of `Batch` side by side.
         widths: Width of each field.
         rows: Numbers of rows, `[...]`.
-        last: The last row of the episode of each row, `[n]`; needed for segments only.
+        episodes: Of the table; needed for segments only.
         segment_length: Consecutive transitions; 1 for no segments.
     """
-    if segment_length == 1:
-        taken, mask = rows, None
-    else:
-        assert last is not None, "segments need the ends of the episodes"
-        steps, ends = rows[..., None] + torch.arange(segment_length, device=rows.device), last[rows][..., None]
-        taken, mask = torch.minimum(steps, ends), (steps <= ends).float()
+    taken = rows
+    of_segments: tuple[Tensor, ...] = ()
+    if segment_length > 1:
+        assert episodes is not None, "segments need the ends of the episodes"
+        steps = rows[..., None] + torch.arange(segment_length, device=rows.device)
+        ends = episodes.last_rows[rows][..., None]
+        taken = torch.minimum(steps, ends)
+        of_segments = (steps <= ends).float(), episodes.returns_to_go[taken], episodes.timesteps[taken]
     observations, actions, rewards, next_observations, terminals = torch.split(table[taken], list(widths), dim=-1)
-    return Batch(observations, actions, rewards.squeeze(-1), next_observations, terminals.squeeze(-1), rows, mask)
+    return Batch(
+        observations, actions, rewards.squeeze(-1), next_observations, terminals.squeeze(-1), rows, *of_segments
+    )
 
 
 class BlockSampler:
@@ -210,6 +241,12 @@ class BlockSampler:
         start = sum(self.widths[:3])
         return self.table[:, start : start + self.widths[3]]
 
+    @cached_property
+    def episodes(self) -> Episodes:
+        """The episodes of the table."""
+        assert self.last_rows is not None, "segments need the ends of the episodes"
+        return Episodes.of(self.rewards, self.last_rows)
+
     @property
     def _steps_left(self) -> int:
         """Gradient steps left in the current epoch."""
@@ -231,7 +268,9 @@ class BlockSampler:
             epoch_ends = self.step % self.steps_per_epoch == 0
             last = epoch_ends or self.step == self.max_steps
             self.blocks_in_epoch = 0 if epoch_ends else self.blocks_in_epoch + 1
-            yield gather(self.table, self.widths, rows[:, self.rank :: self.ranks], self.last_rows, self.segment_length)
+            own_rows = rows[:, self.rank :: self.ranks]
+            episodes = self.episodes if self.segment_length > 1 else None
+            yield gather(self.table, self.widths, own_rows, episodes, self.segment_length)
 
     def _draw_rows(self) -> Tensor:
         # One draw per gradient step: a draw per block would make the indices depend on the grouping into blocks.

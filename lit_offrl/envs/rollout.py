@@ -96,6 +96,7 @@ class Rollouts:
         seeds: Sequence[int],
         should_stop: Callable[[], bool] | None = None,
         on_episode: Callable[[Episode], None] | None = None,
+        on_reward: Callable[[int, float], None] | None = None,
     ) -> list[Episode]:
         """Run one episode per seed.
 
@@ -106,6 +107,7 @@ class Rollouts:
             seeds: Seeds of the resets.
             should_stop: Called before each step.
             on_episode: Called with each finished episode.
+            on_reward: Called after each step of an episode with its index in `seeds` and the reward of the step.
 
         Returns:
             The episodes in the order of `seeds`.
@@ -120,7 +122,7 @@ class Rollouts:
         if self._pool is None:
             self._pool = self._build()
         try:
-            return self._run(self._pool, policy, seeds, should_stop, on_episode)
+            return self._run(self._pool, policy, seeds, should_stop, on_episode, on_reward)
         except SimulatorFailure:
             self.close()
             raise
@@ -135,6 +137,7 @@ class Rollouts:
         seeds: Sequence[int],
         should_stop: Callable[[], bool] | None,
         on_episode: Callable[[Episode], None] | None,
+        on_reward: Callable[[int, float], None] | None,
     ) -> list[Episode]:
         finished: dict[int, Episode] = {}
         running: dict[int, _Running] = {}
@@ -162,6 +165,8 @@ class Rollouts:
                         f"the environment returned a reward or an observation that is not finite, in step "
                         f"{episode.length} of the episode with seed {episode.seed}"
                     )
+                if on_reward is not None:
+                    on_reward(episode.index, step.reward)
                 if step.success is not None:
                     episode.success = step.success or bool(episode.success)
                 if step.done:
