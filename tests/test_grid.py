@@ -53,9 +53,11 @@ def test_grids_are_whole(grid: str, runs: int, capsys: pytest.CaptureFixture[str
         options = dict(pair_options(words))
         dataset = options.get("--data.dataset") or options.get("--task")
         assert dataset is not None
-        folders.add((options["--trainer.default_root_dir"], options.get("--config"), dataset, words[-3]))
+        folders.add(
+            (options["--trainer.default_root_dir"], options.get("--config"), options.get("--model"), dataset, words[-3])
+        )
         assert dataset in D4RL_FILES or grid == "quick"
-        kinds[options.get("--config"), options["--trainer.default_root_dir"]] = words
+        kinds[options.get("--config"), options.get("--model"), options["--trainer.default_root_dir"]] = words
     assert len(commands) == len(set(map(tuple, commands))) == len(folders) == runs
     for words in kinds.values():
         resolved_config([word for word in words if not word.startswith("--ckpt_path")])
@@ -69,7 +71,7 @@ def test_without_a_name_grids_are_listed(capsys: pytest.CaptureFixture[str]):
 
 
 def test_only_some(capsys: pytest.CaptureFixture[str]):
-    assert main(["grid", "paper/dtql", "--list", "--only", "*hopper-medium-v2 1"]) == 0
+    assert main(["grid", "paper/dtql", "--list", "--only", "dtql hopper-medium-v2 1"]) == 0
     (command,) = capsys.readouterr().out.splitlines()
     words = expand_words(shlex.split(command)[4:])
     assert any(word.endswith("dtql_mujoco.yaml") for word in words)

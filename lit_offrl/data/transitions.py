@@ -245,7 +245,7 @@ class BlockSampler:
     def episodes(self) -> Episodes:
         """The episodes of the table."""
         assert self.last_rows is not None, "segments need the ends of the episodes"
-        return Episodes.of(self.table[:, sum(self.widths[:2])], self.last_rows)
+        return Episodes.of(self.rewards, self.last_rows)
 
     @property
     def _steps_left(self) -> int:
