@@ -20,20 +20,26 @@ from lit_offrl.callbacks.ema import EMATargets
 
 VP = {"diffusion.hidden_dim": 16, "critic.hidden_dim": 16}
 ENERGY = {**VP, "energy.hidden_dim": 16}
+ACTOR_CRITIC = {"hidden_dim": 16, "critic.hidden_dim": 16}
 SIZES: dict[str, dict[str, Any]] = {
     "AEPO": {**ENERGY, "table_size": 9, "table_samples": 64},
     "BDPO": {"hidden_dim": 16, "critic.hidden_dim": 16, "critic.members": 3, "samples": 4, "warmup_steps": 0},
     "DTQL": {"hidden_dim": 16, "critic.hidden_dim": 16, "nll_weight": 0.7},
     "EDA": {**VP, "critic.steps": 0, "candidates_per_state": 3},
     "QGPO": {**ENERGY, "support_actions": 3},
+    "DQL": {**ACTOR_CRITIC, "max_q_backup": True, "ema_every": 2, "ema_after": 0, "acting.candidates": 5},
+    "FQL": {**ACTOR_CRITIC, "normalize_q": True},
+    "IDQL": {**ACTOR_CRITIC, "acting.candidates": 5},
+    "IQL": {**ACTOR_CRITIC, "dropout": 0.2},
+    "TD3BC": ACTOR_CRITIC,
 }
 # Both run in float32: sums in another order, a Mish written otherwise, and five steps of Adam upon them.
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-6}
 
 
 @pytest.fixture(scope="module")
-def loops() -> ModuleType:
-    return load_tool("reference_loops")
+def loops() -> dict[str, Any]:
+    return {**load_tool("reference_loops").LOOPS, **load_tool("reference_loops_baselines").BASELINE_LOOPS}
 
 
 def dataset() -> Batch:
@@ -52,7 +58,8 @@ def dataset() -> Batch:
 def make(name: str) -> Any:
     """Return an algorithm whose targets, policies and energies differ from what they started as."""
     torch.manual_seed(2)
-    algorithm = getattr(algorithms, name)(OBSERVATION_DIM, ACTION_DIM, pretrain_steps=0, **nested(SIZES[name]))
+    algorithm = getattr(algorithms, name)(OBSERVATION_DIM, ACTION_DIM, **nested(SIZES[name]))
+    algorithm.pretrain_steps = 0
     for phase in algorithm.phases():
         phase.begin()
     for i, module in enumerate(algorithm.children()):
@@ -72,8 +79,8 @@ def record(algorithm: Any) -> list[tuple[str, Tensor]]:
     drawn: list[tuple[str, Tensor]] = []
 
     def noting(kind: str, draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def noted(*shape: int) -> Tensor:
-            drawn.append((kind, draw(*shape)))
+        def noted(*shape: int, **options: bool) -> Tensor:
+            drawn.append((kind, draw(*shape, **options)))
             return drawn[-1][1]
 
         return noted
@@ -97,16 +104,16 @@ def record(algorithm: Any) -> list[tuple[str, Tensor]]:
 def script(algorithm: Any, drawn: list[tuple[str, Tensor]], rows: int) -> list[Tensor]:
     """Return the noise in the order and the shapes in which the reference loop draws it."""
     draws: list[Tensor] = []
+    counts_steps = isinstance(algorithm, algorithms.BDPO | algorithms.DQL | algorithms.IDQL)
     for kind, values in drawn:
-        if isinstance(algorithm, algorithms.EDA) and kind == "uniform" and values.ndim == 3:
-            continue  # dropout, which has a test of its own
-        if not isinstance(algorithm, algorithms.BDPO) or kind == "uniform":
-            draws.append(values)
-        elif kind == "stratified":
+        if kind == "uniform" and values.ndim == 3:
+            if algorithm.dropout and not isinstance(algorithm, algorithms.EDA):  # EDA's has a test of its own
+                draws += ((values >= algorithm.dropout) / (1 - algorithm.dropout)).unbind(1)
+        elif counts_steps and kind != "normal" and len(values) == rows:
             draws.append((1 + algorithm.schedule.steps * values).long())
-        elif values.ndim == 4:  # the paths: rows, steps, samples, dimensions
+        elif counts_steps and values.ndim == 4:  # the paths: rows, steps, samples, dimensions
             draws += [each.flatten(0, 1) for each in values.unbind(1)]
-        elif values.ndim == 3:  # the rows of the smallest step get no noise
+        elif isinstance(algorithm, algorithms.BDPO) and values.ndim == 3:  # the rows of the smallest step get no noise
             draws.append(torch.cat([values.new_zeros(rows - len(values), *values.shape[1:]), values]))
         else:
             draws.append(values)
@@ -123,11 +130,14 @@ def play(loop: Any, draws: list[Tensor]) -> None:
 
     loop.normal = loop.uniform = draw
     loop.steps = lambda count, _: draw(count)
+    loop.coin = lambda: draw(1).item()
+    if getattr(loop.options, "dropout", 0.0):
+        loop.dropped = lambda x, _: x * draw(*x.shape)
 
 
-def prepare(loops: ModuleType, name: str) -> tuple[Any, Any]:
+def prepare(loops: dict[str, Any], name: str) -> tuple[Any, Any]:
     algorithm = make(name)
-    loop = loops.LOOPS[name](algorithm, dataset(), len(dataset().rewards))
+    loop = loops[name](algorithm, dataset(), len(dataset().rewards))
     if name == "EDA":
         algorithm.dropout = 0.0
         loop.dropped = lambda x, _: x
@@ -147,11 +157,12 @@ PHASES = {
     "DTQL": ("pretraining", "training"),
     "EDA": ("behavior", "critic", "alignment"),
     "QGPO": ("behavior", "critic and energy", "energy"),
+    **dict.fromkeys(("DQL", "FQL", "IDQL", "IQL", "TD3BC"), ("training",)),
 }
 
 
 @pytest.mark.parametrize(("name", "phase"), [(name, phase) for name, phases in PHASES.items() for phase in phases])
-def test_reference_loop_computes_our_losses(loops: ModuleType, name: str, phase: str):
+def test_reference_loop_computes_our_losses(loops: dict[str, Any], name: str, phase: str):
     """Over several updates, so that optimizers and targets are compared too; with the actor's of BDPO among them."""
     algorithm, loop = prepare(loops, name)
     (ours,) = (each for each in algorithm.phases() if each.name == phase)
@@ -159,6 +170,7 @@ def test_reference_loop_computes_our_losses(loops: ModuleType, name: str, phase:
     drawn = record(algorithm)
     rows = len(dataset().rewards)
     compared: set[str] = set()
+    reported: set[str] = set()
     for step in range(1, 6):
         drawn.clear()
         info = ours.update(dataset())
@@ -168,19 +180,20 @@ def test_reference_loop_computes_our_losses(loops: ModuleType, name: str, phase:
         play(loop, draws)
         losses = theirs(dataset())
         assert not draws
+        reported |= losses.keys()
         for key in losses.keys() & info.keys():
             compared.add(key)
             torch.testing.assert_close(losses[key], info[key].item(), **TOLERANCE, msg=lambda m, k=key: f"{k}: {m}")
-    assert compared == losses.keys()
+    assert compared == reported
 
 
 ACTING_TOLERANCE = {"rtol": 0, "atol": 1e-3}  # float32: 1 / alpha = 150 at t = 1 enlarges what sums in another order do
 
 
 @pytest.mark.parametrize("name", PHASES)
-def test_reference_loop_acts_as_ours(loops: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch):
+def test_reference_loop_acts_as_ours(loops: dict[str, Any], name: str, monkeypatch: pytest.MonkeyPatch):
     algorithm, rows = make(name), dataset()
-    loop = loops.LOOPS[name](algorithm, rows, len(rows.rewards))
+    loop = loops[name](algorithm, rows, len(rows.rewards))
     algorithm.gradient_step = algorithm.main_start + 10
     monkeypatch.setattr(torch, "multinomial", lambda p, *_, **__: p.argmax(-1, keepdim=True))
     drawn: list[Tensor] = []
@@ -192,6 +205,8 @@ def test_reference_loop_acts_as_ours(loops: ModuleType, name: str, monkeypatch: 
 
     monkeypatch.setattr(torch, "randn", noted)
     ours = algorithm.act(rows.observations, torch.Generator().manual_seed(0))
+    if name == "DQL":  # whose noise has the rows first
+        drawn = [noise.movedim(1, 0) for noise in drawn]
     draws = [each.reshape(-1, ACTION_DIM) for noise in drawn for each in (noise if noise.ndim == 4 else [noise])]
     play(loop, draws)
     limit = algorithm.units.limit
@@ -200,7 +215,7 @@ def test_reference_loop_acts_as_ours(loops: ModuleType, name: str, monkeypatch: 
 
 
 @pytest.fixture(scope="module")
-def benchmark(loops: ModuleType) -> ModuleType:
+def benchmark(loops: dict[str, Any]) -> ModuleType:
     return load_tool("benchmark")  # which imports the loops
 
 

@@ -227,7 +227,8 @@ class StepFeatures(nn.Module):
 
     def __init__(self, embedding: StepEmbedding) -> None:
         super().__init__()
-        self.sinusoids, self.layers = SinusoidalEmbedding(embedding.sinusoids.shape[1]), native(embedding.layers)
+        self.sinusoids = SinusoidalEmbedding(embedding.sinusoids.shape[1]).to(embedding.sinusoids.device)
+        self.layers = native(embedding.layers)
 
     def forward(self, step: Tensor) -> Tensor:
         features: Tensor = self.layers(self.sinusoids(step.float()))
