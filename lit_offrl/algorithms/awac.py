@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_offrl.algorithms.base import Info, OfflineAlgorithm, OptimizerSpec, Phase, Target, frozen_copy
+from lit_offrl.algorithms.base import Info, OfflineAlgorithm, OptimizerSpec, Target, frozen_copy
 from lit_offrl.algorithms.critic_losses import advantage_weights, bootstrapped, ensemble_loss
 from lit_offrl.algorithms.options import CriticOptions
 from lit_offrl.batch import Batch
@@ -72,10 +72,6 @@ class AWAC(OfflineAlgorithm):
             log_std_range=(-20.0, 2.0),
         )
         self.target_critic = frozen_copy(self.critic)
-
-    def phases(self) -> tuple[Phase, ...]:
-        """One."""
-        return (Phase("training", self.update),)
 
     def optimizer_specs(self) -> dict[str, OptimizerSpec]:
         """One Adam for the critic, one for the policy."""
@@ -136,7 +132,3 @@ class AWAC(OfflineAlgorithm):
         """The smaller Q."""
         q: Tensor = self.critic(observations, actions).amin(0)
         return q
-
-    def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
-        """Q."""
-        return {"min Q": self.value_of(observations, actions)}

@@ -96,11 +96,14 @@ class OfflineAlgorithm(TrainingModule):
         """Prepare the main phase, e.g. start the policy as a copy of the behavior model."""
 
     def phases(self) -> tuple[Phase, ...]:
-        """Return the phases of the training in their order; the last is the main one."""
-        return (
-            Phase("pretraining", self.pretrain_update, self.pretrain_steps),
-            Phase("training", self.update, begin=self.begin_main),
-        )
+        """Return the phases of the training in their order; the last is the main one.
+
+        By default there are two, or one where `pretrain_update` is not defined.
+        """
+        main = Phase("training", self.update, begin=self.begin_main)
+        if type(self).pretrain_update is OfflineAlgorithm.pretrain_update:
+            return (main,)
+        return (Phase("pretraining", self.pretrain_update, self.pretrain_steps), main)
 
     def targets(self) -> tuple[Target, ...]:
         """Return the pairs of online and target networks that the `EMATargets` callback maintains."""
@@ -136,8 +139,9 @@ class OfflineAlgorithm(TrainingModule):
         return None
 
     def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
-        """Return functions of the action to draw for a 2-D bandit, by title, each `[batch]`."""
-        return {}
+        """Return functions of the action to draw for a 2-D bandit, by title, each `[batch]`: by default, the value."""
+        q = self.value_of(observations, actions)
+        return {} if q is None else {"Q": q}
 
     def figure_paths(self, observations: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Return paths of actions to draw on the maps of the same titles, `[points, batch, action_dim]` each."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lit_offrl.algorithms.base import Info, OfflineAlgorithm, OptimizerSpec, Phase
+from lit_offrl.algorithms.base import Info, OfflineAlgorithm, OptimizerSpec
 from lit_offrl.batch import Batch
 from lit_offrl.networks.policies import DeterministicPolicy, Gaussian, GaussianPolicy
 from lit_offrl.ranges import Positive, Width
@@ -47,10 +47,6 @@ class BC(OfflineAlgorithm):
         self.learning_rate = learning_rate
         shape = observation_dim, action_dim, (hidden_dim,) * 2, nn.ReLU
         self.policy = GaussianPolicy(*shape, std="free") if policy == "gaussian" else DeterministicPolicy(*shape)
-
-    def phases(self) -> tuple[Phase, ...]:
-        """One."""
-        return (Phase("training", self.update),)
 
     def optimizer_specs(self) -> dict[str, OptimizerSpec]:
         """One Adam."""

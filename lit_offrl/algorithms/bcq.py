@@ -25,7 +25,6 @@ from lit_offrl.algorithms.base import (
     Info,
     OfflineAlgorithm,
     OptimizerSpec,
-    Phase,
     Target,
     frozen_copy,
     select,
@@ -104,10 +103,6 @@ class BCQ(OfflineAlgorithm):
         )
         self.perturbation = mlp((observation_dim + action_dim, *narrowing(hidden_dim), action_dim), nn.ReLU)
         self.target_critic, self.target_perturbation = frozen_copy(self.critic), frozen_copy(self.perturbation)
-
-    def phases(self) -> tuple[Phase, ...]:
-        """One."""
-        return (Phase("training", self.update),)
 
     def optimizer_specs(self) -> dict[str, OptimizerSpec]:
         """One Adam for each network."""
@@ -215,7 +210,3 @@ class BCQ(OfflineAlgorithm):
         """Q_1, which selects."""
         q: Tensor = self.critic(observations, actions)[0]
         return q
-
-    def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
-        """Q_1."""
-        return {"$Q_1$": self.value_of(observations, actions)}

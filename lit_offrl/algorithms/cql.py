@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_offrl.algorithms.base import Info, OfflineAlgorithm, OptimizerSpec, Phase, Target, frozen_copy
+from lit_offrl.algorithms.base import Info, OfflineAlgorithm, OptimizerSpec, Target, frozen_copy
 from lit_offrl.algorithms.critic_losses import bootstrapped, ensemble_loss
 from lit_offrl.algorithms.options import CriticOptions
 from lit_offrl.batch import Batch
@@ -123,10 +123,6 @@ class CQL(OfflineAlgorithm):
         self.log_entropy_weight = nn.ParameterList([nn.Parameter(torch.tensor(0.0))])
         if threshold is not None:
             self.log_multiplier = nn.ParameterList([nn.Parameter(torch.tensor(1.0))])
-
-    def phases(self) -> tuple[Phase, ...]:
-        """One."""
-        return (Phase("training", self.update),)
 
     def optimizer_specs(self) -> dict[str, OptimizerSpec]:
         """One Adam for each network and each multiplier."""
@@ -238,7 +234,3 @@ class CQL(OfflineAlgorithm):
         """The smaller Q."""
         q: Tensor = self.critic(observations, actions).amin(0)
         return q
-
-    def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
-        """Q."""
-        return {"min Q": self.value_of(observations, actions)}

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_offrl.algorithms.base import Info, OfflineAlgorithm, OptimizerSpec, Phase, Target, frozen_copy, select
+from lit_offrl.algorithms.base import Info, OfflineAlgorithm, OptimizerSpec, Target, frozen_copy, select
 from lit_offrl.algorithms.critic_losses import bootstrapped
 from lit_offrl.algorithms.options import Acting, EnsembleCritic
 from lit_offrl.batch import Batch
@@ -98,10 +98,6 @@ class DAC(OfflineAlgorithm):
         )
         self.target_actor, self.target_critic = frozen_copy(self.actor), frozen_copy(self.critic)
 
-    def phases(self) -> tuple[Phase, ...]:
-        """One."""
-        return (Phase("training", self.update),)
-
     def optimizer_specs(self) -> dict[str, OptimizerSpec]:
         """One Adam for the critics, one for the actor."""
         rates = {"critic": self.critic_options.learning_rate, "actor": self.learning_rate}
@@ -178,7 +174,3 @@ class DAC(OfflineAlgorithm):
         """The mean of the target critics."""
         q: Tensor = self.target_critic(observations, actions).mean(0)
         return q
-
-    def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
-        """Q."""
-        return {"mean Q": self.value_of(observations, actions)}

@@ -26,7 +26,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from lit_offrl.algorithms.base import Info, Memory, OfflineAlgorithm, OptimizerSpec, Phase
+from lit_offrl.algorithms.base import Info, Memory, OfflineAlgorithm, OptimizerSpec
 from lit_offrl.batch import Batch
 from lit_offrl.errors import UserError, require
 from lit_offrl.networks.transformer import DropoutMasks, TrajectoryTransformer
@@ -95,10 +95,6 @@ class DecisionTransformer(OfflineAlgorithm):
             observation_dim, action_dim, embedding_dim, layers, heads, max_episode_steps
         )
         self.register_buffer("best_return", torch.zeros(()))
-
-    def phases(self) -> tuple[Phase, ...]:
-        """One."""
-        return (Phase("training", self.update),)
 
     def optimizer_specs(self) -> dict[str, OptimizerSpec]:
         """One Adam with weight decay."""

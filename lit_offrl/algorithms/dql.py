@@ -24,7 +24,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from lit_offrl.algorithms.base import Info, OfflineAlgorithm, OptimizerSpec, Phase, Target, frozen_copy, select
+from lit_offrl.algorithms.base import Info, OfflineAlgorithm, OptimizerSpec, Target, frozen_copy, select
 from lit_offrl.algorithms.critic_losses import bootstrapped, ensemble_loss
 from lit_offrl.algorithms.options import Acting, CriticOptions
 from lit_offrl.batch import Batch
@@ -99,10 +99,6 @@ class DQL(OfflineAlgorithm):
         embedding = StepEmbedding(diffusion_steps, (16, 32, 16), activate_last=False)
         self.actor = StepDenoisingMLP(observation_dim, action_dim, diffusion_steps, (hidden_dim,) * 3, embedding)
         self.target_critic, self.target_actor = frozen_copy(self.critic), frozen_copy(self.actor)
-
-    def phases(self) -> tuple[Phase, ...]:
-        """One."""
-        return (Phase("training", self.update),)
 
     def optimizer_specs(self) -> dict[str, OptimizerSpec]:
         """One Adam for the critic, one for the actor."""
@@ -210,7 +206,3 @@ class DQL(OfflineAlgorithm):
         """The smaller target Q."""
         q: Tensor = self.target_critic(observations, actions).amin(0)
         return q
-
-    def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
-        """Q."""
-        return {"min Q": self.value_of(observations, actions)}

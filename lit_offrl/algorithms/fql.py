@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSpec, Phase, Target, frozen_copy
+from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSpec, Target, frozen_copy
 from lit_offrl.algorithms.critic_losses import bootstrapped
 from lit_offrl.algorithms.flow_policy import (
     LAYERS,
@@ -91,10 +91,6 @@ class FQL(OfflineAlgorithm):
         self.target_critic = frozen_copy(self.critic)
         self.behavior = VelocityField(observation_dim, action_dim, hidden)
         self.policy = NoiseToAction(observation_dim, action_dim, hidden)
-
-    def phases(self) -> tuple[Phase, ...]:
-        """One."""
-        return (Phase("training", self.update),)
 
     def optimizer_specs(self) -> dict[str, OptimizerSpec]:
         """One Adam for each network."""
@@ -177,7 +173,3 @@ class FQL(OfflineAlgorithm):
         """The mean Q, which the policy maximizes."""
         q: Tensor = self.critic(observations, actions).mean(0)
         return q
-
-    def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
-        """Q."""
-        return {"mean Q": self.value_of(observations, actions)}

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSpec, Phase, Target, frozen_copy, select
+from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSpec, Target, frozen_copy, select
 from lit_offrl.algorithms.critic_losses import implicit_target_loss, implicit_v_loss
 from lit_offrl.algorithms.options import Acting, ImplicitQ
 from lit_offrl.batch import Batch
@@ -96,10 +96,6 @@ class IDQL(OfflineAlgorithm):
         self.critic = nn.ModuleDict({"q": q, "v": v})
         xavier_uniform_(self)
         self.target_actor, self.target_q = frozen_copy(self.actor), frozen_copy(q)
-
-    def phases(self) -> tuple[Phase, ...]:
-        """One."""
-        return (Phase("training", self.update),)
 
     def optimizer_specs(self) -> dict[str, OptimizerSpec]:
         """AdamW for the actor, one Adam for each part of the critic."""
@@ -185,7 +181,3 @@ class IDQL(OfflineAlgorithm):
         """The smaller target Q."""
         q: Tensor = self.target_q(observations, actions).amin(0)
         return q
-
-    def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
-        """Q."""
-        return {"min Q": self.value_of(observations, actions)}

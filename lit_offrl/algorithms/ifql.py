@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSpec, Phase, Target, frozen_copy, select
+from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSpec, Target, frozen_copy, select
 from lit_offrl.algorithms.critic_losses import implicit_q_loss
 from lit_offrl.algorithms.flow_policy import LAYERS, draw_noise, flow_loss, make_q, make_v, sample_flow
 from lit_offrl.algorithms.options import Acting, ImplicitQ
@@ -61,10 +61,6 @@ class IFQL(OfflineAlgorithm):
         self.critic = nn.ModuleDict({"q": q, "v": make_v(observation_dim, critic.hidden_dim)})
         self.target_q = frozen_copy(q)
         self.behavior = VelocityField(observation_dim, action_dim, (hidden_dim,) * LAYERS)
-
-    def phases(self) -> tuple[Phase, ...]:
-        """One."""
-        return (Phase("training", self.update),)
 
     def optimizer_specs(self) -> dict[str, OptimizerSpec]:
         """One Adam for Q and V, one for the flow."""
@@ -122,7 +118,3 @@ class IFQL(OfflineAlgorithm):
         """The smaller Q."""
         q: Tensor = self.critic["q"](observations, actions).amin(0)
         return q
-
-    def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
-        """Q."""
-        return {"min Q": self.value_of(observations, actions)}

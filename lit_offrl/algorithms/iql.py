@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_offrl.algorithms.base import Info, OfflineAlgorithm, OptimizerSpec, Phase, Target, frozen_copy
+from lit_offrl.algorithms.base import Info, OfflineAlgorithm, OptimizerSpec, Target, frozen_copy
 from lit_offrl.algorithms.critic_losses import advantage_weights, implicit_target_loss, implicit_v_loss
 from lit_offrl.algorithms.options import ImplicitQ
 from lit_offrl.batch import Batch
@@ -72,10 +72,6 @@ class IQL(OfflineAlgorithm):
         for network in (self.critic, self.policy):
             orthogonal_(network, gain=math.sqrt(2))
         self.target_q = frozen_copy(q)
-
-    def phases(self) -> tuple[Phase, ...]:
-        """One."""
-        return (Phase("training", self.update),)
 
     def optimizer_specs(self) -> dict[str, OptimizerSpec]:
         """One Adam for each network."""
@@ -132,7 +128,3 @@ class IQL(OfflineAlgorithm):
         """The smaller Q."""
         q: Tensor = self.critic["q"](observations, actions).amin(0)
         return q
-
-    def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
-        """Q."""
-        return {"min Q": self.value_of(observations, actions)}

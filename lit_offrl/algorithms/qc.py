@@ -28,7 +28,6 @@ from lit_offrl.algorithms.base import (
     Memory,
     OfflineAlgorithm,
     OptimizerSpec,
-    Phase,
     Target,
     frozen_copy,
     select,
@@ -130,10 +129,6 @@ class QC(OfflineAlgorithm):
         self.target_critic = frozen_copy(self.critic)
         self.behavior = VelocityField(observation_dim, self.chunk_dim, hidden)
         self.policy = NoiseToAction(observation_dim, self.chunk_dim, hidden) if policy == "distilled" else None
-
-    def phases(self) -> tuple[Phase, ...]:
-        """One."""
-        return (Phase("training", self.update),)
 
     def optimizer_specs(self) -> dict[str, OptimizerSpec]:
         """One Adam for each network."""
@@ -262,8 +257,3 @@ class QC(OfflineAlgorithm):
     def value_of(self, observations: Tensor, actions: Tensor) -> Tensor | None:
         """Q, as the choice among chunks sees it; None where a chunk has more than one action."""
         return aggregate(self.critic(observations, actions), self.aggregation) if self.segment_length == 1 else None
-
-    def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
-        """Q, where a chunk has one action."""
-        q = self.value_of(observations, actions)
-        return {} if q is None else {f"{self.aggregation} Q": q}

@@ -301,7 +301,3 @@ class SfBC(OfflineAlgorithm):
     def value_of(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Q in units of returns."""
         return self.critic.restore(self.critic(observations, actions))
-
-    def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
-        """Q."""
-        return {"Q": self.value_of(observations, actions)}

@@ -234,7 +234,3 @@ class SRPO(OfflineAlgorithm):
         """The smaller target Q."""
         q: Tensor = self.target_q(observations, actions).amin(0)
         return q
-
-    def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
-        """Q."""
-        return {"min Q": self.value_of(observations, actions)}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_offrl.algorithms.base import Info, OfflineAlgorithm, OptimizerSpec, Phase, Target, frozen_copy
+from lit_offrl.algorithms.base import Info, OfflineAlgorithm, OptimizerSpec, Target, frozen_copy
 from lit_offrl.algorithms.critic_losses import bootstrapped, ensemble_loss
 from lit_offrl.algorithms.options import CriticOptions
 from lit_offrl.batch import Batch
@@ -65,10 +65,6 @@ class TD3BC(OfflineAlgorithm):
         )
         self.policy = DeterministicPolicy(observation_dim, action_dim, (hidden_dim,) * 2, nn.ReLU)
         self.target_critic, self.target_policy = frozen_copy(self.critic), frozen_copy(self.policy)
-
-    def phases(self) -> tuple[Phase, ...]:
-        """One."""
-        return (Phase("training", self.update),)
 
     def optimizer_specs(self) -> dict[str, OptimizerSpec]:
         """One Adam for the critic, one for the policy."""
@@ -132,7 +128,3 @@ class TD3BC(OfflineAlgorithm):
         """The smaller Q."""
         q: Tensor = self.critic(observations, actions).amin(0)
         return q
-
-    def figure_maps(self, observations: Tensor, actions: Tensor) -> dict[str, Tensor]:
-        """Q."""
-        return {"min Q": self.value_of(observations, actions)}
