@@ -33,8 +33,9 @@ OPTIONS: dict[str, dict[str, int]] = {
 }
 TRAIN_WITHOUT_NOISE = {"BC", "BDPODeterministic", "IQL"}
 # All actors of an algorithm, or one of them.
-ACT_WITHOUT_NOISE = {"AWAC", "BC", "BDPODeterministic", "CQL", "IQL", "ReBRAC", "SRPO.policy", "TD3BC"}
-ACT_WITHOUT_NOISE = {"AWAC", "BC", "BDPODeterministic", "CQL", "DecisionTransformer", "IQL", "ReBRAC", "TD3BC"}
+ACT_WITHOUT_NOISE = {
+    *("AWAC", "BC", "BDPODeterministic", "CQL", "DecisionTransformer", "IQL", "ReBRAC", "SRPO.policy", "TD3BC"),
+}
 
 
 def make(cls: type[OfflineAlgorithm], seed: int = 0, width: int = 16) -> OfflineAlgorithm:
