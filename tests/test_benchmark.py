@@ -227,10 +227,15 @@ SMALL: dict[str, dict[str, Any]] = {
         "candidates_per_state": 2,
         "alignment_batch_size": 16,
     },
+    # no reference loop: segments of two transitions, segments and a memory, returns of the whole dataset
+    "ReBRAC": ACTOR_CRITIC,
+    "QC": {**ACTOR_CRITIC, "candidates": 4},
+    "SfBC": {"diffusion.hidden_dim": 16},
 }
+REFERENCE_LESS = {"ReBRAC": {"training"}, "QC": {"training"}, "SfBC": {"behavior", "round 1", "round 2"}}
 
 
-@pytest.mark.parametrize("name", ["DTQL", pytest.param("EDA", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["DTQL", pytest.param("EDA", marks=pytest.mark.slow), *REFERENCE_LESS])
 def test_benchmark_measures_and_compares(
     benchmark: ModuleType,
     name: str,
@@ -240,19 +245,30 @@ def test_benchmark_measures_and_compares(
 ):
     monkeypatch.setattr(benchmark, "TRANSITIONS", 500)
     words = ["--algorithms", name, "--only-algorithms", "--batch-size", "16", "--rounds", "2"]
-    words += ["--options", json.dumps(SMALL[name])]
+    words += ["--options", json.dumps(nested(SMALL[name]))]
     benchmark.main([*words, "--json", str(tmp_path / "old.json")])
     rows = json.loads((tmp_path / "old.json").read_text())["rows"]
     phases = {row["what"] for row in rows if row["unit"] == "step"}
-    assert phases == set(PHASES[name])
+    assert phases == set(REFERENCE_LESS.get(name) or PHASES[name])
+    assert any(row["variant"] == "reference" for row in rows) == (name not in REFERENCE_LESS)
     for row in rows:
         assert row["ms"] > 0
         assert row["flops"] > 0
         assert row["memory"] is None or row["memory"] >= 0
+        if row["what"] == "act, 1 state":
+            assert 0 < row["p50_ms"] <= row["p99_ms"]
         assert bool(row["parts_ms"]) == (row["variant"] == "eager" and row["unit"] == "step")
     capsys.readouterr()
     benchmark.main([*words, "--compare", str(tmp_path / "old.json")])
     assert "times as fast" in capsys.readouterr().out
+
+
+def test_paper_batch_sizes_are_those_of_the_configs(benchmark: ModuleType):
+    sizes = {name: benchmark.batch_size_of("paper", name, "hopper") for name in algorithms.ALGORITHMS}
+    assert (sizes["BCQ"], sizes["DTQL"], sizes["ReBRAC"], sizes["QGPO"]) == (100, 256, 1024, 4096)
+    assert benchmark.batch_size_of("paper", "DTQL", "antmaze") == 2048
+    assert benchmark.batch_size_of("paper", "DTQLKL", "antmaze") == 256  # of locomotion: it has no config of antmaze
+    assert benchmark.batch_size_of("64", "DTQL", "antmaze") == 64
 
 
 def test_flops_are_those_of_the_matrix_products(benchmark: ModuleType):

@@ -1,13 +1,15 @@
 """What training, acting, loading, collecting and evaluating cost, beside loops as research code has them.
 
-    python tools/benchmark.py [--algorithms BDPO,DTQL] [--shape hopper] [--batch-size 256,paper] [--rounds 3]
+    python tools/benchmark.py [--algorithms all] [--shape hopper] [--batch-size 256,paper] [--rounds 3]
                               [--options '{"members": 4}'] [--json FILE] [--compare OLD.json] [--device cuda]
                               [--scaling] [--against CHECKOUT]
 
 Every line of the tables is one `Row`: something to time, in one or more variants. All rows take turns, round by round,
 so that whatever else a machine does meets all of them alike; medians are shown, and the median of each round's ratio.
-Ratios are to the loops of `reference_loops.py`, which test_benchmark.py holds to compute the same losses. Times are CPU
-seconds of this process; on a GPU they are wall seconds, synchronised.
+Ratios are to the loops of `reference_loops.py` and `reference_loops_baselines.py`, which test_benchmark.py holds to
+compute the same losses; an algorithm without a loop has no ratio. Times are CPU seconds of this process; on a GPU they
+are wall seconds, synchronised. The 50th and 99th percentile of the choice of an action are over the calls of all
+rounds, 10 calls a round.
 
 The allocator keeps freed memory, as in training (`lit_offrl/system/memory.py`), for the reference loops too.
 
@@ -39,22 +41,26 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib import import_module
-from itertools import count
+from inspect import signature
+from itertools import count, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from reference_loops import LOOPS, EDALoop, ReferenceLoop
+import yaml
+from reference_loops import LOOPS as PAPER_LOOPS
+from reference_loops import EDALoop, ReferenceLoop
+from reference_loops_baselines import BASELINE_LOOPS
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from lit_offrl import algorithms
-from lit_offrl.algorithms import AEPO, EDA, QGPO, OfflineAlgorithm
+from lit_offrl.algorithms import AEPO, ALGORITHMS, EDA, QGPO, OfflineAlgorithm, SfBC
+from lit_offrl.algorithms.base import Memory
 from lit_offrl.algorithms.eda import Labels
 from lit_offrl.algorithms.loop import run_eagerly, train_block
 from lit_offrl.algorithms.options import Acting
@@ -62,7 +68,7 @@ from lit_offrl.algorithms.qgpo import Support
 from lit_offrl.batch import Batch
 from lit_offrl.callbacks.acceleration import CapturedUpdates, CompiledUpdates
 from lit_offrl.callbacks.ema import EMATargets
-from lit_offrl.data.transitions import BlockSampler
+from lit_offrl.data.transitions import BlockSampler, last_rows
 from lit_offrl.system.memory import keep_freed_memory
 from lit_offrl.system.onednn import products_by_onednn
 
@@ -71,19 +77,19 @@ TABLES = Path(__file__).parent / "results" / "speed.json"  # figures of the mach
 SHAPES = {"hopper": (11, 3), "walker2d": (17, 6), "antmaze": (29, 8)}  # widths of observations and actions
 TRANSITIONS = 100_000
 FAR = 1_000_000  # a phase's length: no measurement comes to its end
-# The authors' batch sizes, and what they set for AntMaze and nowhere else.
-PAPER_BATCH = {"AEPO": 4096, "DTQL": 256, "EDA": 2048, "QGPO": 4096}
-PAPER_BATCH_ANTMAZE = {"DTQL": 2048, "DTQLKL": 2048}
+CONFIGS = Path(__file__).parents[1] / "conf"
+LOOPS = {**PAPER_LOOPS, **BASELINE_LOOPS}
 OPTIONS: dict[str, dict[str, Any]] = {
     name: {"warmup_steps": 0} for name in ("BDPO", "BDPOGaussian", "BDPODeterministic")
 }
+# What the authors set for AntMaze and nowhere else.
 OPTIONS_ANTMAZE: dict[str, dict[str, Any]] = {
     "BDPO": {"hidden_dim": 512, "critic": {"layer_norm": True}, "max_backup": True},
     "DTQL": {"nll_weight": 1.0},
     "QGPO": {"support_actions": 32},
 }
-# An actor that waits makes the cost of a step depend on the step: a run holds whole periods of BDPO's 5 steps.
-STEPS, BATCHES = 5, 50
+# An actor that waits makes the cost of a step depend on the step: a run holds whole periods of BDPO's 5 and TD3BC's 2.
+STEPS, BATCHES = 10, 50
 STATES = (1, 100)
 WARM_UP = 3  # runs until all kinds of updates are compiled
 SCALING_BATCHES = (64, 256, 1024, 4096, 8192)
@@ -115,10 +121,11 @@ WHOLE = ("compiled", "captured")  # variants in which an update is one function
 
 
 class Lap(NamedTuple):
-    """What one run of a row has done: how many units, and the seconds of its parts."""
+    """What one run of a row has done: how many units, the seconds of its parts, and those of each call."""
 
     units: float
     parts: Mapping[str, float] = {}
+    calls: Sequence[float] = ()
 
 
 Work = Callable[[], Lap]
@@ -161,12 +168,14 @@ class Result:
     Attributes:
         seconds: Of every round.
         parts: Seconds of every round, by part.
+        calls: Seconds of every single call of all rounds, where calls are timed one by one.
         flops: Of matrix products; None where they are not counted.
         memory: Bytes by which the peak grows; None where it is not measured.
     """
 
     seconds: list[float] = field(default_factory=list)
     parts: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    calls: list[float] = field(default_factory=list)
     flops: float | None = None
     memory: float | None = None
 
@@ -174,6 +183,10 @@ class Result:
     def median(self) -> float:
         """Median seconds."""
         return statistics.median(self.seconds)
+
+    def percentile(self, percent: float) -> float:
+        """Return a percentile of the seconds of a call."""
+        return float(np.percentile(self.calls, percent))
 
 
 # ---------------------------------------------------------------- the clock
@@ -185,6 +198,15 @@ def now(device: str) -> float:
         torch.cuda.synchronize()
         return time.perf_counter()
     return time.process_time()
+
+
+def repeat(call: Callable[[], object], calls: int, device: str) -> Lap:
+    """Call something several times, and time each call."""
+    marks = [now(device)]
+    for _ in range(calls):
+        call()
+        marks.append(now(device))
+    return Lap(calls, calls=[after - before for before, after in pairwise(marks)])
 
 
 class Parts:
@@ -240,10 +262,22 @@ def widths(shape: str) -> tuple[int, ...]:
     return observation_dim, action_dim, 1, observation_dim, 1
 
 
-def sampler(shape: str, batch_size: int, block: int, transitions: int, device: str) -> Iterator[Batch]:
-    """Return blocks of minibatches without end."""
-    table, _ = dataset(shape, transitions, device)
-    return iter(BlockSampler(table, widths(shape), batch_size, block, steps_per_epoch=FAR))
+def episode_ends(fields: Batch) -> Tensor:
+    """Return whether each transition is the last of its episode, `[n]`."""
+    ends = fields.terminals > 0
+    ends[-1] = True
+    return ends
+
+
+def sampler(
+    shape: str, batch_size: int, block: int, transitions: int, device: str, segment_length: int = 1
+) -> Iterator[Batch]:
+    """Return blocks of minibatches without end, of segments where an algorithm needs them."""
+    table, fields = dataset(shape, transitions, device)
+    last = last_rows(episode_ends(fields)) if segment_length > 1 else None
+    blocks = BlockSampler(table, widths(shape), batch_size, block, steps_per_epoch=FAR, last_rows=last)
+    blocks.segment_length = segment_length
+    return iter(blocks)
 
 
 # ---------------------------------------------------------------- algorithms and their reference loops
@@ -253,13 +287,16 @@ def build(name: str, shape: str, options: Mapping[str, Any], device: str) -> Off
     """Return an algorithm for the dataset of a shape, whose phases last as long as one likes."""
     torch.manual_seed(0)
     given = {**OPTIONS.get(name, {}), **(OPTIONS_ANTMAZE.get(name, {}) if shape == "antmaze" else {}), **options}
-    if name in ("AEPO", "EDA", "QGPO"):
-        given["critic"] = {**given.get("critic", {}), "steps": FAR}
-    algorithm: OfflineAlgorithm = getattr(algorithms, name)(*SHAPES[shape], pretrain_steps=FAR, **given)
+    algorithm = ALGORITHMS[name](*SHAPES[shape], **given)
+    algorithm.pretrain_steps = FAR if algorithm.pretrain_steps else 0
+    critic: Any = getattr(algorithm, "critic_options", None)
+    if hasattr(critic, "steps"):
+        algorithm.critic_options = replace(critic, steps=FAR)
     algorithm.to(device).configure_optimizers()
     algorithm.main_steps = FAR
     _, fields = dataset(shape, TRANSITIONS, device)
     algorithm.dataset_observations, algorithm.dataset_next_observations = fields.observations, fields.next_observations
+    algorithm.dataset_rewards, algorithm.dataset_episode_ends = fields.rewards, episode_ends(fields)
     EMATargets().on_fit_start(None, algorithm)  # type: ignore[arg-type]
     return algorithm
 
@@ -285,6 +322,8 @@ def enter(algorithm: OfflineAlgorithm, phase: str) -> None:
         algorithm.support = Support(*(torch.rand(shape, device=device) * 2 - 1))
     if isinstance(algorithm, AEPO):
         algorithm.variances.fill_(0.1)
+    if isinstance(algorithm, SfBC):
+        algorithm.returns = torch.randn(n, device=device)
 
 
 @dataclass(frozen=True)
@@ -319,7 +358,8 @@ def our_steps(setting: Setting, phase: str, variant: str, steps: int) -> Work:
     enter(algorithm, phase)
     VARIANTS[variant](algorithm)
     parts = Parts(algorithm)
-    blocks = sampler(setting.shape, setting.batch_size, steps, TRANSITIONS, setting.device)
+    length = algorithm.segment_length
+    blocks = sampler(setting.shape, setting.batch_size, steps, TRANSITIONS, setting.device, length)
 
     def work() -> Lap:
         parts.start()
@@ -346,20 +386,17 @@ def reference_steps(setting: Setting, phase: str, steps: int, kind: Callable[...
 
 
 def our_actions(setting: Setting, states: int, variant: str) -> Work:
-    """Return the choice of an action in each of some states, by the policy."""
+    """Return the choice of an action in each of some states, by the policy.
+
+    A policy that plays chunks of actions makes a chunk when the one before is over: a run holds whole chunks.
+    """
     algorithm = setting.build()
     enter(algorithm, algorithm.phases()[-1].name)
     VARIANTS[variant](algorithm)
     observations = dataset(setting.shape, TRANSITIONS, setting.device)[1].observations[:states]
-
-    calls = max(ACTIONS // states, 1)
-
-    def work() -> Lap:
-        for _ in range(calls):
-            algorithm.act(observations)
-        return Lap(calls)
-
-    return work
+    memories: list[Memory] = [{} for _ in observations]
+    calls = max(ACTIONS // states, algorithm.segment_length if algorithm.has_memory else 1)
+    return partial(repeat, partial(algorithm.act, observations, memories=memories), calls, setting.device)
 
 
 def reference_actions(
@@ -372,12 +409,11 @@ def reference_actions(
     if one_by_one:
         reference.options.acting = Acting()
 
-    def work() -> Lap:
-        for _ in range(calls * each):
+    def call() -> None:
+        for _ in range(each):
             reference.act(observations)
-        return Lap(calls)
 
-    return work
+    return partial(repeat, call, calls, setting.device)
 
 
 def training_rows(setting: Setting) -> Iterator[Row]:
@@ -573,13 +609,7 @@ def scaling_rows(
     """Yield rows of a number that grows: the batch, the ensemble, the dataset."""
     for name in names:
         for batch_size in sizes:
-            options: dict[str, Any] = {}
-            if name in ("AEPO", "EDA", "QGPO"):
-                options["critic"] = {"batch_size": batch_size}
-            if name == "EDA":
-                options["alignment_batch_size"] = batch_size
-            if name in ("AEPO", "QGPO"):
-                options["energy"] = {"batch_size": batch_size}
+            options = batch_size_options(name, shape, batch_size, device)
             setting = Setting(name, shape, batch_size, options, device, variants)
             yield from scaled(setting, "batch size", batch_size)
     if "BDPO" in names:
@@ -588,10 +618,11 @@ def scaling_rows(
             yield from scaled(setting, "ensemble members", members)
     for name in names:
         for hidden_dim in (64, 128, 256, 512, 1024):
-            key = "diffusion" if name in ("EDA", "AEPO", "QGPO") else None
+            key = "diffusion" if "diffusion" in signature(ALGORITHMS[name]).parameters else None
             options = {key: {"hidden_dim": hidden_dim}} if key else {"hidden_dim": hidden_dim}
             yield from scaled(Setting(name, shape, 256, options, device, variants), "width", hidden_dim)
-        for candidates in (1, 4, 16, 64, 256):
+        chooses = isinstance(getattr(build(name, shape, {}, device), "acting", None), Acting)
+        for candidates in (1, 4, 16, 64, 256) if chooses else ():
             setting = Setting(name, shape, 256, {"acting": {"candidates": candidates}}, device, ("eager",))
             make = partial(our_actions, setting, 1, "eager")
             yield setting.row("candidates", "eager", make, "call", scale=candidates)
@@ -602,6 +633,16 @@ def scaling_rows(
     for transitions in (10_000, 100_000, 1_000_000, 10_000_000):
         make = partial(our_loading, shape, 256, transitions, device)
         yield Row("loading", "transitions", "eager", make, "batch", shape, 256, transitions)
+
+
+def batch_size_options(name: str, shape: str, batch_size: int, device: str) -> dict[str, Any]:
+    """Return the options of an algorithm that say how many transitions of a batch its phases use."""
+    algorithm = build(name, shape, {}, device)
+    groups = [
+        each for each in ("critic", "energy") if hasattr(getattr(algorithm, f"{each}_options", None), "batch_size")
+    ]
+    names = [each for each in ("alignment_batch_size", "policy_batch_size") if hasattr(algorithm, each)]
+    return {each: {"batch_size": batch_size} for each in groups} | dict.fromkeys(names, batch_size)
 
 
 def scaled(setting: Setting, what: str, scale: int) -> Iterator[Row]:
@@ -704,6 +745,7 @@ def measure(rows: Sequence[Row], rounds: int, device: str) -> list[Result]:
             with products_by_onednn() if row.variant in VARIANTS else nullcontext():  # ours, as in training
                 lap = work()
             result.seconds.append((now(device) - started) / lap.units)
+            result.calls += lap.calls
             for name, seconds in lap.parts.items():
                 result.parts[name].append(seconds / lap.units)
     return results
@@ -795,6 +837,16 @@ def split(rows: Sequence[Row], results: Sequence[Result]) -> str:
             words = ", ".join(f"{name} {1000 * each:.1f} ({each / total:.0%})" for name, each in shares.items())
             lines.append([f"{row.subject}: {row.what}", row.shape, str(row.batch_size), words])
     return table(("", "shape", "batch", "ms on the way to each optimizer's step"), lines) if lines else ""
+
+
+def latencies(rows: Sequence[Row], results: Sequence[Result]) -> str:
+    """Return how long the choice of an action in a single state takes, as percentiles over all calls."""
+    lines: list[list[Cell]] = []
+    for row, result in zip(rows, results, strict=True):
+        if row.what == "act, 1 state" and (row.variant in VARIANTS or row.variant == "reference"):
+            percentiles = [1000 * result.percentile(each) for each in (50, 99)]
+            lines.append([row.subject, row.shape, row.variant, str(len(result.calls)), *percentiles])
+    return table(("act, 1 state", "shape", "by", "calls", "p50 ms", "p99 ms"), lines) if lines else ""
 
 
 # How the time of large sizes should grow: by this power of the size. Small sizes cost calls, not arithmetic.
@@ -893,6 +945,7 @@ def as_json(rows: Sequence[Row], results: Sequence[Result], gemm: float, device:
             {name: value for name, value in vars(row).items() if name != "make"}
             | {"ms": 1000 * result.median, "ms_of_rounds": [1000 * each for each in result.seconds]}
             | {"flops": result.flops, "memory": result.memory}
+            | {f"p{each}_ms": 1000 * result.percentile(each) for each in (50, 99) if result.calls}
             | {"parts_ms": {name: 1000 * statistics.median(each) for name, each in result.parts.items()}}
             for row, result in zip(rows, results, strict=True)
         ],
@@ -903,17 +956,19 @@ def as_json(rows: Sequence[Row], results: Sequence[Result], gemm: float, device:
 
 
 def batch_size_of(word: str, name: str, shape: str) -> int:
-    """Return a batch size from the command line, where "paper" stands for the authors'."""
+    """Return a batch size from the command line, where "paper" stands for the one of the algorithm's config."""
     if word != "paper":
         return int(word)
-    return (
-        PAPER_BATCH_ANTMAZE.get(name, PAPER_BATCH.get(name, 256)) if shape == "antmaze" else PAPER_BATCH.get(name, 256)
-    )
+    configs = [CONFIGS / f"{name.lower()}_{domain}.yaml" for domain in ("antmaze", "mujoco")]
+    config = configs[0] if shape == "antmaze" and configs[0].is_file() else configs[1]
+    size: int = yaml.safe_load(config.read_text())["data"]["batch_size"]
+    return size
 
 
 def all_rows(given: argparse.Namespace) -> list[Row]:
     """Return what is asked for."""
-    names, variants = given.algorithms.split(","), given.variants.split(",")
+    names = list(ALGORITHMS) if given.algorithms == "all" else given.algorithms.split(",")
+    variants = given.variants.split(",")
     if given.scaling:
         sizes = [int(word) for word in given.batch_size.split(",")] if given.batch_size else SCALING_BATCHES
         return list(scaling_rows(names, given.shape.split(",")[0], sizes, given.device, variants))
@@ -935,7 +990,7 @@ def all_rows(given: argparse.Namespace) -> list[Row]:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algorithms", default="DTQL,BDPO,EDA,AEPO,QGPO")
+    parser.add_argument("--algorithms", default="all", help=f"all, or some of {','.join(ALGORITHMS)}")
     parser.add_argument("--shape", default="hopper", help=f"of {','.join(SHAPES)}")
     parser.add_argument(
         "--batch-size", help="numbers, and paper for the authors'; by default 256, or some for --scaling"
@@ -964,7 +1019,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{machine(given.device)}\n{kind} ms per unit, GEMM {gemm / 1e9:.0f} GFLOP/s\n")
     print(f"{distance(gemm, given.device)}\n")
     texts = [scaling(rows, results)] if given.scaling else [
-        costs(rows, results, gemm), other_references(rows, results), split(rows, results)
+        costs(rows, results, gemm), other_references(rows, results), latencies(rows, results), split(rows, results)
     ]  # fmt: skip
     figures = as_json(rows, results, gemm, given.device)
     if given.compare:

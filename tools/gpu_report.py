@@ -78,7 +78,8 @@ def block_losses(
 
         noise.draw_from_stream = draw_from_stream  # type: ignore[method-assign]
     benchmark.VARIANTS[variant](algorithm)
-    block = next(benchmark.sampler(setting.shape, setting.batch_size, BLOCK, TRANSITIONS, "cpu"))
+    length = algorithm.segment_length
+    block = next(benchmark.sampler(setting.shape, setting.batch_size, BLOCK, TRANSITIONS, "cpu", length))
     return train_block(algorithm, Batch(*(each if each is None else each.to(device) for each in block)))
 
 
@@ -185,7 +186,9 @@ def moving_parameters(setting: benchmark.Setting, phase: str) -> int:
     """Return the number of weights that the optimizers move in a phase."""
     algorithm = setting.build()
     benchmark.enter(algorithm, phase)
-    train_block(algorithm, next(benchmark.sampler(setting.shape, setting.batch_size, 1, TRANSITIONS, setting.device)))
+    length = algorithm.segment_length
+    blocks = benchmark.sampler(setting.shape, setting.batch_size, 1, TRANSITIONS, setting.device, length)
+    train_block(algorithm, next(blocks))
     return sum(weight.numel() for adam in algorithm.optimizer_set.adams.values() for weight in adam.state)
 
 

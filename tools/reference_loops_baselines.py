@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from reference_loops import (
     Losses,
@@ -163,7 +163,7 @@ class DQLLoop(SingleUpdateLoop):
         self.step = 0
 
     def coin(self) -> float:
-        return np.random.uniform()  # noqa: NPY002: as in the authors' code
+        return random.random()
 
     def chain(self, actor: nn.Module, observations: Tensor) -> Tensor:
         """Return actions at rows of observations."""
@@ -196,10 +196,8 @@ class DQLLoop(SingleUpdateLoop):
         noisy_actions = self.alphas[step][:, None] * batch.actions + self.sigmas[step][:, None] * epsilon
         bc_loss = F.mse_loss(self.actor(noisy_actions, step, batch.observations), epsilon)
         q1, q2 = self.critic(batch.observations, self.chain(self.actor, batch.observations))
-        if self.coin() > 0.5:
-            q_loss = -q1.mean() / q2.abs().mean().detach()
-        else:
-            q_loss = -q2.mean() / q1.abs().mean().detach()
+        one, other = (q1, q2) if self.coin() > 0.5 else (q2, q1)
+        q_loss = -one.mean() / other.abs().mean().detach()
         loss = bc_loss + self.options.eta * q_loss
         actor_loss = descend(self.actor_optimizer, loss, self.actor, self.options.clip_norm)
         return {"actor_loss": actor_loss, "bc_loss": bc_loss.item(), "q_loss": q_loss.item()}
@@ -316,7 +314,8 @@ class FQLLoop(SingleUpdateLoop):
             next_q = self.target_critic(batch.next_observations, next_actions)
             next_q = next_q.mean(0) if options.aggregation == "mean" else next_q.min(0).values
             target = target_of(batch, next_q, options.critic_options.discount)
-        return ((self.critic(batch.observations, batch.actions) - target) ** 2).mean()
+        loss: Tensor = ((self.critic(batch.observations, batch.actions) - target) ** 2).mean()
+        return loss
 
     def flow_loss(self, batch: Batch) -> Tensor:
         noise, time = self.normal(*batch.actions.shape), self.uniform(len(batch.actions))[:, None]
@@ -337,7 +336,8 @@ class FQLLoop(SingleUpdateLoop):
         distance = F.mse_loss(actions, self.flow_actions(batch.observations, noise))
         q = self.critic(batch.observations, actions.clamp(-1, 1)).mean(0)
         weight = 1 / q.abs().mean().detach() if self.options.normalize_q else 1.0
-        return self.options.alpha * distance - weight * q.mean()
+        loss: Tensor = self.options.alpha * distance - weight * q.mean()
+        return loss
 
     def train(self, batch: Batch) -> Losses:
         """All losses from the same weights; the critic's gradient of the policy's loss is forgotten."""
