@@ -21,13 +21,14 @@ from lit_offrl.callbacks.ema import EMATargets
 VP = {"diffusion.hidden_dim": 16, "critic.hidden_dim": 16}
 ENERGY = {**VP, "energy.hidden_dim": 16}
 ACTOR_CRITIC = {"hidden_dim": 16, "critic.hidden_dim": 16}
+FAST_TARGET = {"ema_rate": 0.2, "ema_every": 2, "ema_after": 0}  # moves far enough to be seen within five steps
 SIZES: dict[str, dict[str, Any]] = {
     "AEPO": {**ENERGY, "table_size": 9, "table_samples": 64},
     "BDPO": {"hidden_dim": 16, "critic.hidden_dim": 16, "critic.members": 3, "samples": 4, "warmup_steps": 0},
     "DTQL": {"hidden_dim": 16, "critic.hidden_dim": 16, "nll_weight": 0.7},
     "EDA": {**VP, "critic.steps": 0, "candidates_per_state": 3},
     "QGPO": {**ENERGY, "support_actions": 3},
-    "DQL": {**ACTOR_CRITIC, "max_q_backup": True, "ema_every": 2, "ema_after": 0, "acting.candidates": 5},
+    "DQL": {**ACTOR_CRITIC, "max_q_backup": True, "clip": 3.0, **FAST_TARGET, "acting.candidates": 5},
     "FQL": {**ACTOR_CRITIC, "normalize_q": True},
     "IDQL": {**ACTOR_CRITIC, "acting.candidates": 5},
     "IQL": {**ACTOR_CRITIC, "dropout": 0.2},
