@@ -127,7 +127,6 @@ def test_updates_stay_on_their_device(name: str, monkeypatch: pytest.MonkeyPatch
     for module in (bottleneck, energy_guidance, gradients, energy_guided, aepo):
         monkeypatch.setattr(module, "full_precision", lambda like: nullcontext())  # nor does autocast
     algorithm = make(getattr(algorithms, name), "meta", **OPTIONS.get(name, {}))
-    algorithm = make(getattr(algorithms, name), "meta", **OPTIONS.get(name, {"pretrain_steps": 3}))
     rows = on("meta", segments(batch(), algorithm.segment_length))
     candidates = torch.rand(STATES, 3, ACTION_DIM, device="meta")
     for phase in algorithm.phases():
@@ -138,7 +137,7 @@ def test_updates_stay_on_their_device(name: str, monkeypatch: pytest.MonkeyPatch
         if isinstance(algorithm, algorithms.SfBC):
             algorithm.returns = candidates[:, 0, 0]
         on_meta = algorithm.noise.replaced_by(lambda draw: draw.distribution(*draw.shape, device="meta"))
-        with on_meta, algorithm.tracing(("actor", "penalty")):
+        with on_meta, algorithm.tracing(("actor", "penalty", "policy")):
             info = phase.update(rows)
         assert {value.device.type for value in info.values()} == {"meta"}
     with pytest.raises(RuntimeError, match="device"):  # this is how it is noticed
@@ -203,7 +202,7 @@ def test_a_rehearsed_update_leaves_nothing_behind(name: str):
     adams = algorithm.optimizer_set.adams.values()
     before = [*algorithm.state_dict().values(), algorithm.noise.get_state()]
     before = [each.clone() for each in before]
-    with algorithm.tracing(("actor", "penalty")):
+    with algorithm.tracing(("actor", "penalty", "policy")):
         names, draws = rehearse(algorithm, phase, segments(batch(), algorithm.segment_length))
     after = [*algorithm.state_dict().values(), algorithm.noise.get_state()]
     assert all(torch.equal(one, two) for one, two in zip(before, after, strict=True))

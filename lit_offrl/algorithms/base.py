@@ -215,9 +215,11 @@ class OfflineAlgorithm(TrainingModule):
         memories: Sequence[Memory] = (),
     ) -> Tensor:
         """Return the actions of several actors, one for each row; overridden where one call can serve all actors."""
-        by_name = self.actors()
+        by_name, names = self.actors(), [*dict.fromkeys(actors)]
+        if len(names) == 1:  # rows need not be sorted out
+            return by_name[names[0]](observations, generators[names[0]], *((memories,) if self.has_memory else ()))
         actions = observations.new_empty(len(observations), self.action_dim)
-        for name in dict.fromkeys(actors):
+        for name in names:
             rows = [i for i, each in enumerate(actors) if each == name]
             kept = ([memories[i] for i in rows],) if self.has_memory else ()
             actions[rows] = by_name[name](observations[rows], generators[name], *kept)

@@ -11,7 +11,7 @@ import lightning
 import numpy as np
 import torch
 
-from lit_offrl.algorithms.base import OfflineAlgorithm
+from lit_offrl.algorithms.base import Memory, OfflineAlgorithm
 from lit_offrl.callbacks.base import AlgorithmCallback, find_callback, find_datamodule
 
 MOST_ACTIONS, FEWEST_ACTIONS = 100, 5
@@ -53,14 +53,16 @@ class Throughput(AlgorithmCallback):
             return
         observation = torch.from_numpy(datamodule.transitions.observations[:1]).to(algorithm.device)
         generator = torch.Generator(algorithm.device).manual_seed(0)
+        memories: list[Memory] = [{}]
         with evaluation_mode(trainer, algorithm):
-            algorithm.act(observation, generator)  # the first call may be slower
+            algorithm.act(observation, generator, memories=memories)  # the first call may be slower
             self.action_s, end = [], time.perf_counter() + SHARE_FOR_ACTIONS * self.train_s
             while len(self.action_s) < MOST_ACTIONS:
                 started = time.perf_counter()
                 if len(self.action_s) >= FEWEST_ACTIONS and started > end:
                     break
-                algorithm.act(observation, generator).cpu()  # waits for the device
+                memories[0]["reward"] = 0.0
+                algorithm.act(observation, generator, memories=memories).cpu()  # waits for the device
                 self.action_s.append(time.perf_counter() - started)
 
     def results(self) -> dict[str, Any]:
