@@ -378,6 +378,12 @@ def test_help_of_fit_is_short_and_shows_the_values_of_a_config(capsys: pytest.Ca
     shown = {words[0]: words[1] for words in map(str.split, lines) if len(words) > 1 and words[0].startswith("--")}
     assert shown["--model.init_args.critic.steps"] == "6000"
     assert shown["--data.batch_size"] == "8"
+    assert main(["fit", "--model=ReBRAC", "--help"]) == 0
+    words = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "init_args" in line]
+    options = [word.removeprefix("--model.init_args.") for word in words]
+    assert options[:2] == ["beta_actor", "beta_critic"]  # its own come first, and then those of TD3BC
+    assert {"policy_every", "critic.learning_rate", "pretrained"} <= set(options)
+    assert not {"alpha", "seed", "observation_dim"} & set(options)  # alpha is TD3BC's alone
     assert main(["fit", "--help"]) == 0
     assert "Name an algorithm" in capsys.readouterr().out
 

@@ -86,17 +86,41 @@ def options_of(cls: type) -> Iterator[tuple[str, Any, str]]:
     texts: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         texts |= {each.arg_name: each.description or "" for each in parse_docstring(base.__doc__ or "").params}
-    constructor: Any = cls.__init__  # type: ignore[misc]
-    kinds = get_type_hints(constructor)
-    for name, parameter in inspect.signature(cls).parameters.items():
-        kind = kinds.get(name)
+    for name, (kind, parameter) in _parameters(cls).items():
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             for inner, default, text in options_of(kind):
                 yield f"{name}.{inner}", getattr(parameter.default, inner, default), text
-        elif parameter.kind is not inspect.Parameter.VAR_KEYWORD and "(set from" not in texts.get(name, ""):
+        elif "(set from" not in texts.get(name, ""):
             default = "" if parameter.default is inspect.Parameter.empty else parameter.default
             text = " ".join(texts.get(name, "").replace("`", "").split())
             yield name, default, re.split(r"(?<=[^.]\.)\s+(?=[A-Z])", text, maxsplit=1)[0]
+
+
+def _parameters(cls: type) -> dict[str, tuple[Any, inspect.Parameter]]:
+    """Return type and parameter by name, with those that the constructor passes on to its parents as `**options`."""
+    found: dict[str, tuple[Any, inspect.Parameter]] = {}
+    passed_on = False
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        constructor: Any = base.__init__  # type: ignore[misc]
+        kinds = get_type_hints(constructor)
+        *own, last = inspect.signature(base).parameters.values()
+        if last.kind is not inspect.Parameter.VAR_KEYWORD:
+            own.append(last)
+        for each in own:
+            found.setdefault(each.name, (kinds.get(each.name), each))
+        if last in own:
+            break
+        passed_on = True
+    if not passed_on:
+        return found
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, fail_untyped=False)
+    accepted = vars(parser.get_defaults())  # a constructor gives some of its parents' parameters values of its own
+    return {name: each for name, each in found.items() if name in accepted}
 
 
 def _values_of(words: Sequence[str]) -> dict[str, Any]:
