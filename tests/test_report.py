@@ -370,6 +370,28 @@ def test_published_figures_only_where_source_version_and_rules_agree(
         assert (row["mean"], row["std"], row["standard_error"]) == ("99.6", "", "0.87")
 
 
+def test_rivals_have_the_cells_that_the_papers_print(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Under the names of this package, and with the papers that print them."""
+    more = {"dataset_source": "d4rl", "protocol": {"rules": "d4rl-1"}}
+    for algorithm in ("td3bc", "dql", "iql"):
+        write_run(tmp_path, algorithm, "hopper-medium-v2", 0, 95.0, D4RL, **more)
+    write_run(tmp_path, "dtql", "offrl/antmaze/umaze-v0", 0, 95.0)  # an overview is of several datasets
+    assert main(["report", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in out.splitlines()
+        if re.match(r"\| \w+, published", line)
+    ]
+    assert {row[0].removesuffix(", published"): row[1] for row in rows} == {
+        "dql": "90.5",
+        "dtql": "99.6 ± 0.9",
+        "iql": "66.3",
+        "td3bc": "59.3",
+    }
+    assert "td3bc, published: as printed in arXiv 2405.19690." in out
+
+
 def test_published_json_is_consistent_with_the_printed_averages():
     content = json.loads((REPOSITORY / "lit_offrl" / "report" / "published.json").read_text())
     figures = content["figures"]
