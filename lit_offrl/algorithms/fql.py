@@ -11,7 +11,8 @@ What the authors' code decides, and we with it:
 7. LayerNorm comes after the activation, in the critic only; GELU is the approximation by a tanh.
 8. The policy acts by one sample in evaluations as well.
 
-Ours: LayerNorm has torch's epsilon, 1e-5, where flax has 1e-6.
+Ours: LayerNorm has torch's epsilon, 1e-5, where flax has 1e-6. The target critic follows the critic after its step, in
+the code the one before it.
 
 The paper has no results on locomotion; the default of alpha is the one of the code. The tasks of the paper take 3 to
 30,000, because Q is on the scale of the returns. For tasks of another scale the authors advise `normalize_q` with alpha
