@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from test_segments import arrays, fit  # which also registers Corridor-v0
-from tiny import batch, nested, segments
+from tiny import batch, nested, segments, words
 from torch import Tensor, nn
 
 from lit_offrl.algorithms import FQL, QC
@@ -17,6 +17,7 @@ from lit_offrl.algorithms.qc import as_long_transitions
 from lit_offrl.batch import Batch
 from lit_offrl.callbacks.ema import EMATargets
 from lit_offrl.callbacks.rollout import RolloutEvaluation
+from lit_offrl.cli import main
 from lit_offrl.data.datamodule import D4RLDataModule
 from lit_offrl.data.transitions import BlockSampler
 
@@ -280,3 +281,11 @@ def test_training_and_rollouts_of_several_episodes_at_once(tmp_path: Path):
     lines = [line.split(",") for line in (tmp_path / "eval.csv").read_text().splitlines()]
     returns = {int(line[5]): float(line[4]) for line in lines if line[2] == "policy"}  # by length
     assert returns == {length: -1.0 if length % 3 else 0.0 for length in range(1, 10)}
+
+
+def test_episodes_shorter_than_a_chunk_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(words(tmp_path / "runs", "QC", chunk_length=7)) == 2  # the episodes of the tiny data have 6 steps
+    assert "model.init_args.chunk_length: 7 actions are more than the longest episode of the data has, 6" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "runs").exists()

@@ -45,6 +45,7 @@ from lit_offrl.algorithms.flow_policy import (
 )
 from lit_offrl.algorithms.options import CriticOptions
 from lit_offrl.batch import Batch
+from lit_offrl.errors import UserError
 from lit_offrl.networks.policies import NoiseToAction, VelocityField
 from lit_offrl.ranges import Count, NonNegative, Positive, Width
 
@@ -142,6 +143,21 @@ class QC(OfflineAlgorithm):
     def targets(self) -> tuple[Target, ...]:
         """The critic."""
         return (Target(self.critic, self.target_critic, self.critic_options.target_rate),)
+
+    def begin_main(self) -> None:
+        """Check that some episode of the data holds a whole chunk.
+
+        Raises:
+            UserError: None does.
+        """
+        assert self.dataset_episode_ends is not None, "chunks need the ends of the episodes"
+        last_rows = self.dataset_episode_ends.nonzero()[:, 0]
+        longest = int(last_rows.diff(prepend=last_rows.new_full((1,), -1)).max())
+        if longest < self.segment_length:
+            raise UserError(
+                f"model.init_args.chunk_length: {self.segment_length} actions are more than the longest episode of the "
+                f"data has, {longest}"
+            )
 
     # ---------------------------------------------------------------- chunks
 
