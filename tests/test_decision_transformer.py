@@ -380,3 +380,11 @@ def test_the_return_reached_is_the_one_asked_for(tmp_path: Path):
             algorithm.target_return = target
             episodes = evaluation.play(algorithm, ["policy"], 4, trainer)["policy"]
             assert [each.episode_return for each in episodes] == [3 if target is None else target] * 4
+
+
+def test_a_forgotten_reward_is_asked_for():
+    memories: list[Memory] = [{}]
+    algorithm = make()
+    algorithm.act(torch.randn(1, OBSERVATION_DIM), memories=memories)
+    with pytest.raises(UserError, match=r"set memory\['reward'\]"):
+        algorithm.act(torch.randn(1, OBSERVATION_DIM), memories=memories)

@@ -176,8 +176,13 @@ class DecisionTransformer(OfflineAlgorithm):
         """Add a step, whose action is still to come, to the history of an episode; keep the last `context` steps.
 
         The history is `returns_to_go` `[steps]`, `observations`, `actions` and `timesteps`, as `predict` takes them.
+
+        Raises:
+            UserError: The reward of the step before is missing.
         """
         if "timesteps" in memory:
+            if "reward" not in memory:
+                raise UserError("act: set memory['reward'] to the reward of the last step before the next action")
             return_to_go = memory["returns_to_go"][-1:] - memory.pop("reward")
             timestep = memory["timesteps"][-1:] + 1
         else:
