@@ -76,10 +76,11 @@ def train(case: str, devices: int, folder: Path, precision: str) -> dict[str, Te
     """Return the weights after 50 updates."""
     name, options = CASES[case]
     random = np.random.default_rng(0)
+    observations = random.normal(size=(61, OBSERVATION_DIM))
     data = DoubleData.from_arrays(
         {
-            "observations": random.normal(size=(60, OBSERVATION_DIM)),
-            "next_observations": random.normal(size=(60, OBSERVATION_DIM)),
+            "observations": observations[:-1],
+            "next_observations": observations[1:],  # else every transition would be an episode
             "actions": random.uniform(-1, 1, (60, ACTION_DIM)),
             "rewards": random.normal(size=60),
             "terminals": np.arange(60) % 6 == 5,
