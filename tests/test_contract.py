@@ -14,7 +14,7 @@ from lit_offrl.algorithms import OfflineAlgorithm
 from lit_offrl.algorithms.base import Phase
 from lit_offrl.batch import Batch
 from lit_offrl.callbacks.ema import EMATargets
-from lit_offrl.data.transitions import BlockSampler, last_rows
+from lit_offrl.data.transitions import BlockSampler
 from lit_offrl.errors import UserError
 
 ALGORITHMS = [*algorithms.ALGORITHMS.values()]
@@ -132,9 +132,7 @@ def test_an_algorithm_with_targets_refuses_to_train_without_the_callback(cls: ty
     algorithm = make(cls)
     table = torch.randn(40, 2 * OBSERVATION_DIM + ACTION_DIM + 2)
     ends = torch.arange(40) % 10 == 9
-    loader = BlockSampler(
-        table, (OBSERVATION_DIM, ACTION_DIM, 1, OBSERVATION_DIM, 1), 4, 2, 10, 10, last_rows=last_rows(ends)
-    )
+    loader = BlockSampler(table, (OBSERVATION_DIM, ACTION_DIM, 1, OBSERVATION_DIM, 1), 4, 2, 10, 10, episode_ends=ends)
     trainer = lightning.Trainer(
         max_steps=10,
         accelerator="cpu",

@@ -58,7 +58,7 @@ def windows() -> Batch:
         }
     )
     table, widths = data.table()
-    sampler = BlockSampler(table, widths, 64, 1, 1, 1, last_rows=data.last_rows())
+    sampler = BlockSampler(table, widths, 64, 1, 1, 1, episode_ends=data.episode_ends())
     sampler.segment_length = 3
     (block,) = sampler
     (drawn,) = block.updates()

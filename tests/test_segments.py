@@ -17,7 +17,7 @@ from lit_offrl.algorithms.base import Info, Memory, OfflineAlgorithm, OptimizerS
 from lit_offrl.batch import Batch
 from lit_offrl.callbacks.rollout import RolloutEvaluation
 from lit_offrl.data.datamodule import D4RLDataModule
-from lit_offrl.data.transitions import BlockSampler, last_rows
+from lit_offrl.data.transitions import BlockSampler
 from lit_offrl.errors import UserError
 
 LENGTHS = (3, 1, 5, 2)  # of episodes
@@ -41,7 +41,7 @@ def sampler(segment_length: int, rank: int = 0, ranks: int = 1) -> BlockSampler:
     data = D4RLDataModule.from_arrays(arrays())
     table, widths = data.table()
     ends = torch.from_numpy(data.transitions.episode_ends)
-    loader = BlockSampler(table, widths, 32, 5, 10, 20, seed=1, rank=rank, ranks=ranks, last_rows=last_rows(ends))
+    loader = BlockSampler(table, widths, 32, 5, 10, 20, seed=1, rank=rank, ranks=ranks, episode_ends=ends)
     loader.segment_length = segment_length
     return loader
 

@@ -68,7 +68,7 @@ from lit_offrl.algorithms.qgpo import Support
 from lit_offrl.batch import Batch
 from lit_offrl.callbacks.acceleration import CapturedUpdates, CompiledUpdates
 from lit_offrl.callbacks.ema import EMATargets
-from lit_offrl.data.transitions import BlockSampler, last_rows
+from lit_offrl.data.transitions import BlockSampler
 from lit_offrl.system.memory import keep_freed_memory
 from lit_offrl.system.onednn import products_by_onednn
 
@@ -274,8 +274,8 @@ def sampler(
 ) -> Iterator[Batch]:
     """Return blocks of minibatches without end, of segments where an algorithm needs them."""
     table, fields = dataset(shape, transitions, device)
-    last = last_rows(episode_ends(fields)) if segment_length > 1 else None
-    blocks = BlockSampler(table, widths(shape), batch_size, block, steps_per_epoch=FAR, last_rows=last)
+    ends = episode_ends(fields)
+    blocks = BlockSampler(table, widths(shape), batch_size, block, steps_per_epoch=FAR, episode_ends=ends)
     blocks.segment_length = segment_length
     return iter(blocks)
 

@@ -20,7 +20,7 @@ from lit_offrl.data import sources
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo
 from lit_offrl.data.rewards import reward_rule
 from lit_offrl.data.shared_tables import share_table
-from lit_offrl.data.transitions import BlockSampler, Episodes, Transitions, gather, last_rows
+from lit_offrl.data.transitions import BlockSampler, Episodes, Transitions, gather
 from lit_offrl.errors import UserError, require
 from lit_offrl.ranges import Count, Fraction, Positive, ProperFraction, Seed, checked
 from lit_offrl.system.memory import memory_bytes
@@ -285,11 +285,10 @@ class D4RLDataModule(lightning.LightningDataModule):
         kept = self.kept(held_out)
         return table if kept is None else table[torch.from_numpy(kept)], widths
 
-    def last_rows(self, held_out: bool = False) -> Tensor:
-        """Return, for each row of `table`, the last row of its episode, int64 `[n]`."""
-        kept = self.kept(held_out)
-        ends = self.transitions.episode_ends
-        return last_rows(torch.from_numpy(ends if kept is None else ends[kept]))
+    def episode_ends(self, held_out: bool = False) -> Tensor:
+        """Return whether each row of `table` is the last of its episode, bool `[n]`."""
+        kept, ends = self.kept(held_out), self.transitions.episode_ends
+        return torch.from_numpy(ends if kept is None else ends[kept])
 
     def check_block_fits(self) -> None:
         """Check that a block of minibatches fits into the memory of this machine.
@@ -327,7 +326,7 @@ class D4RLDataModule(lightning.LightningDataModule):
             self.seed,
             self.trainer.global_rank,
             self.trainer.world_size,
-            self.last_rows().to(device),
+            self.episode_ends().to(device),
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -337,7 +336,7 @@ class D4RLDataModule(lightning.LightningDataModule):
         table, widths = self.table(held_out=True)
         length = 1 if self.trainer is None else getattr(self.trainer.lightning_module, "segment_length", 1)
         rewards = table[:, sum(widths[:2])]
-        episodes = Episodes.of(rewards, self.last_rows(held_out=True)) if length > 1 else None
+        episodes = Episodes.of(rewards, self.episode_ends(held_out=True)) if length > 1 else None
         pieces = torch.split(torch.arange(len(table)), self.HELD_OUT_BATCH)
         # Rows of this table are not rows of the table of training, so they are not told.
         batches = [gather(table, widths, rows, episodes, length)._replace(rows=None) for rows in pieces]

@@ -107,12 +107,6 @@ def first_row_not_finite(array: NDArray[Any], rows_at_a_time: int = 65_536) -> i
     return None
 
 
-def last_rows(episode_ends: Tensor) -> Tensor:
-    """Return the last row of the episode of each row, int64 `[n]`, of a mask of last rows, bool `[n]`."""
-    ends = episode_ends.nonzero()[:, 0]
-    return ends[torch.searchsorted(ends, torch.arange(len(episode_ends), device=ends.device))]
-
-
 class Episodes(NamedTuple):
     """Where each row of a table stands in its episode.
 
@@ -127,15 +121,17 @@ class Episodes(NamedTuple):
     returns_to_go: Tensor
 
     @classmethod
-    def of(cls, rewards: Tensor, last_rows: Tensor) -> Episodes:
-        """Return the episodes of rows with these `rewards` and `last_rows`, `[n]` each, on the device of both."""
+    def of(cls, rewards: Tensor, ends: Tensor) -> Episodes:
+        """Return where rows stand, of `rewards` and whether each is the last of its episode, `[n]` on one device."""
+        last = ends.nonzero()[:, 0]
+        last_rows = last[torch.searchsorted(last, torch.arange(len(ends), device=ends.device))]
         first_rows = torch.searchsorted(last_rows, last_rows)
         timesteps = torch.arange(len(last_rows), device=last_rows.device) - first_rows
         # In float64, because a sum over the table has more digits than one over an episode; on the CPU, because a sum
         # on a GPU may have other last digits in a resumed run.
-        own, last = rewards.cpu().double(), last_rows.cpu()
+        own = rewards.cpu().double()
         until = own.cumsum(0)
-        returns_to_go = (until[last] - until + own).float()
+        returns_to_go = (until[last_rows.cpu()] - until + own).float()
         return cls(last_rows, timesteps, returns_to_go.to(rewards.device))
 
 
@@ -184,7 +180,7 @@ class BlockSampler:
         seed: Seed of the indices.
         rank: Number of this process among those that share each minibatch.
         ranks: Number of processes. Each draws the whole minibatch and keeps the rows `rank`, `rank + ranks`, ...
-        last_rows: The last row of the episode of each row, int64 `[n]`; needed for segments and returns.
+        episode_ends: Whether each row is the last of its episode, bool `[n]`; needed for segments and returns.
 
     Attributes:
         segment_length: Consecutive transitions per row of a minibatch. Above 1 the fields are `[updates, batch,
@@ -202,7 +198,7 @@ class BlockSampler:
         seed: int = 0,
         rank: int = 0,
         ranks: int = 1,
-        last_rows: Tensor | None = None,
+        episode_ends: Tensor | None = None,
     ) -> None:
         self.table = table
         self.widths = widths
@@ -213,7 +209,7 @@ class BlockSampler:
         self.rank = rank
         self.ranks = ranks
         self.generator = torch.Generator(device=table.device).manual_seed(seed)
-        self.last_rows = last_rows
+        self.episode_ends = episode_ends
         self.segment_length = 1
         self.step = 0  # gradient steps drawn, over all epochs
         self.blocks_in_epoch = 0
@@ -229,13 +225,6 @@ class BlockSampler:
         return self.table[:, sum(self.widths[:2])]
 
     @property
-    def episode_ends(self) -> Tensor | None:
-        """Whether each row of the table is the last of its episode, bool `[n]`."""
-        if self.last_rows is None:
-            return None
-        return self.last_rows == torch.arange(len(self.table), device=self.last_rows.device)
-
-    @property
     def next_observations(self) -> Tensor:
         """All next observations of the table, `[n, observation_dim]`."""
         start = sum(self.widths[:3])
@@ -244,8 +233,8 @@ class BlockSampler:
     @cached_property
     def episodes(self) -> Episodes:
         """The episodes of the table."""
-        assert self.last_rows is not None, "segments need the ends of the episodes"
-        return Episodes.of(self.rewards, self.last_rows)
+        assert self.episode_ends is not None, "segments need the ends of the episodes"
+        return Episodes.of(self.rewards, self.episode_ends)
 
     @property
     def _steps_left(self) -> int:
