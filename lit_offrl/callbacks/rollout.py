@@ -284,15 +284,8 @@ class RolloutEvaluation(Evaluation):
             actions = algorithm.act_each(torch.from_numpy(observations).to(algorithm.device), names, generators, kept)
             return np.asarray(actions.float().cpu())
 
-        def keep_reward(place: int, reward: float) -> None:
-            memories[place]["reward"] = reward
-
-        played = self._rollouts.run(
-            policy,
-            [*own_seeds] * len(actors),
-            should_stop=lambda: stop_received(trainer),
-            on_reward=keep_reward,
-        )
+        seeds = [*own_seeds] * len(actors)
+        played = self._rollouts.run(policy, seeds, lambda: stop_received(trainer), memories=memories)
         count = len(own_seeds)
         return {name: played[i * count : (i + 1) * count] for i, name in enumerate(actors)}
 

@@ -98,9 +98,6 @@ class RolloutVideo(AlgorithmCallback):
                 played[place].append(action)
             return actions
 
-        def keep_reward(place: int, reward: float) -> None:
-            memories[place]["reward"] = reward
-
         with Rollouts(partial(make_env, environment, keys), self.episodes) as rollouts:
-            rollouts.run(policy, seeds, should_stop=lambda: stop_requested(trainer), on_reward=keep_reward)
+            rollouts.run(policy, seeds, lambda: stop_requested(trainer), memories=memories)
         film(environment, seeds, [np.stack(actions) for actions in played], path)

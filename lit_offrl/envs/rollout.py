@@ -96,7 +96,7 @@ class Rollouts:
         seeds: Sequence[int],
         should_stop: Callable[[], bool] | None = None,
         on_episode: Callable[[Episode], None] | None = None,
-        on_reward: Callable[[int, float], None] | None = None,
+        memories: Mapping[int, dict[str, Any]] | None = None,
     ) -> list[Episode]:
         """Run one episode per seed.
 
@@ -107,7 +107,8 @@ class Rollouts:
             seeds: Seeds of the resets.
             should_stop: Called before each step.
             on_episode: Called with each finished episode.
-            on_reward: Called after each step of an episode with its index in `seeds` and the reward of the step.
+            memories: What the policy keeps of each episode, by its index in `seeds`; after each step `reward` in it is
+                the reward of the step.
 
         Returns:
             The episodes in the order of `seeds`.
@@ -122,7 +123,7 @@ class Rollouts:
         if self._pool is None:
             self._pool = self._build()
         try:
-            return self._run(self._pool, policy, seeds, should_stop, on_episode, on_reward)
+            return self._run(self._pool, policy, seeds, should_stop, on_episode, memories)
         except SimulatorFailure:
             self.close()
             raise
@@ -137,7 +138,7 @@ class Rollouts:
         seeds: Sequence[int],
         should_stop: Callable[[], bool] | None,
         on_episode: Callable[[Episode], None] | None,
-        on_reward: Callable[[int, float], None] | None,
+        memories: Mapping[int, dict[str, Any]] | None,
     ) -> list[Episode]:
         finished: dict[int, Episode] = {}
         running: dict[int, _Running] = {}
@@ -165,8 +166,8 @@ class Rollouts:
                         f"the environment returned a reward or an observation that is not finite, in step "
                         f"{episode.length} of the episode with seed {episode.seed}"
                     )
-                if on_reward is not None:
-                    on_reward(episode.index, step.reward)
+                if memories is not None:
+                    memories[episode.index]["reward"] = step.reward
                 if step.success is not None:
                     episode.success = step.success or bool(episode.success)
                 if step.done:
