@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ACTION_DIM, OBSERVATION_DIM, batch, shake
-from torch import Tensor
+from tiny import ACTION_DIM, OBSERVATION_DIM, batch, drawn, shake
 
 from lit_offrl import DAC
 from lit_offrl.algorithms.options import Acting, EnsembleCritic
@@ -25,18 +24,10 @@ def make(**options: Any) -> DAC:
     return algorithm
 
 
-def noise_of(algorithm: DAC, call: Any) -> tuple[Any, list[Tensor]]:
-    state = algorithm.noise.get_state()
-    with algorithm.noise.recording() as draws:
-        result = call()
-    algorithm.noise.set_state(state)
-    return result, [algorithm.noise.draw_from_stream(draw) for draw in draws]
-
-
 @pytest.mark.parametrize("max_backup", [False, True])
 def test_the_critics_target_by_hand(max_backup: bool):
     algorithm, rows = make(rho=0.7, max_backup=max_backup), batch()
-    (loss, _), (noise,) = noise_of(algorithm, lambda: algorithm.critic_loss(rows))
+    (loss, _), (noise,) = drawn(algorithm, lambda: algorithm.critic_loss(rows))
     with torch.no_grad():
         actions = algorithm.sample(algorithm.target_actor, rows.next_observations, noise.movedim(1, 0))
         assert actions.shape == (len(rows.rewards), 4, ACTION_DIM)
@@ -54,7 +45,7 @@ def test_the_critics_target_by_hand(max_backup: bool):
 
 def test_the_actors_gradient_is_cloning_plus_the_slope_of_q():
     algorithm, rows = make(eta=0.5), batch()
-    (loss, cloning), (shift, noise) = noise_of(algorithm, lambda: algorithm.actor_loss(rows))
+    (loss, cloning), (shift, noise) = drawn(algorithm, lambda: algorithm.actor_loss(rows))
     count = len(rows.actions)
     step = 1 + (5 * (torch.arange(count) + shift.double()) / count).long()
     alpha, sigma = algorithm.schedule.alpha(step)[:, None], algorithm.schedule.sigma(step)[:, None]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ACTION_DIM, OBSERVATION_DIM, batch, segments, shake
+from tiny import ACTION_DIM, OBSERVATION_DIM, batch, drawn, segments, shake
 from torch import Tensor, nn
 
 from lit_offrl import TD3BC, ReBRAC
@@ -21,15 +21,6 @@ def make(cls: type[TD3BC] = TD3BC, **options: Any) -> TD3BC:
     shake(algorithm.target_policy)
     algorithm.configure_optimizers()
     return algorithm
-
-
-def drawn(algorithm: TD3BC, call: Any) -> tuple[Any, list[Tensor]]:
-    """Return what `call` returns, and the noise that it drew."""
-    state = algorithm.noise.get_state()
-    with algorithm.noise.recording() as draws:
-        result = call()
-    algorithm.noise.set_state(state)
-    return result, [algorithm.noise.draw_from_stream(draw) for draw in draws]
 
 
 def test_the_critics_target_by_hand():

@@ -46,6 +46,15 @@ def segments(rows: Batch, steps: int) -> Batch:
     return Batch(*fields, rows.rows, mask, returns_to_go, torch.arange(steps).expand_as(mask))
 
 
+def drawn(algorithm: OfflineAlgorithm, call: Callable[[], Any]) -> tuple[Any, list[Tensor]]:
+    """Return what `call` returns, and the noise that it drew."""
+    state = algorithm.noise.get_state()
+    with algorithm.noise.recording() as draws:
+        result = call()
+    algorithm.noise.set_state(state)
+    return result, [algorithm.noise.draw_from_stream(draw) for draw in draws]
+
+
 def double(rows: Batch) -> Batch:
     return Batch(*(each if each is None or not each.is_floating_point() else each.double() for each in rows))
 

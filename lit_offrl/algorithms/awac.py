@@ -117,11 +117,7 @@ class AWAC(OfflineAlgorithm):
 
     def update(self, batch: Batch) -> Info:
         """The critic, then the policy; `EMATargets` moves the target."""
-        critic_loss, critic_info = self.critic_loss(batch)
-        self.minimize("critic", critic_loss)
-        policy_loss, policy_info = self.policy_loss(batch)
-        self.minimize("policy", policy_loss)
-        return {**critic_info, **policy_info}
+        return self.minimize_in_turn({"critic": self.critic_loss, "policy": self.policy_loss}, batch)
 
     def sample_actions(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
         """Return the mean."""

@@ -153,11 +153,14 @@ class OfflineAlgorithm(TrainingModule):
         """Step the optimizer `name` on `loss`, with gradients for that optimizer's own parameters and no others."""
         self.optimizer_set.minimize(name, loss)
 
-    def mean_over_ranks(self, value: Tensor) -> Tensor:
-        """Return the mean of a detached tensor over all ranks, e.g. of a statistic of the batch that scales a loss."""
-        if self.noise.ranks == 1 or self.optimizer_set.average is None:
-            return value
-        return self.optimizer_set.average([value])[0]
+    def minimize_in_turn(self, losses: Mapping[str, Callable[[Batch], tuple[Tensor, Info]]], batch: Batch) -> Info:
+        """Step optimizers one after the other, each on its loss of the batch; return all that the losses report."""
+        info: Info = {}
+        for name, loss_of in losses.items():
+            loss, reported = loss_of(batch)
+            self.minimize(name, loss)
+            info |= reported
+        return info
 
     @property
     def active(self) -> tuple[str, ...]:

@@ -174,17 +174,12 @@ class BCQ(OfflineAlgorithm):
 
     def update(self, batch: Batch) -> Info:
         """The behavior model, the critic, the perturbation; `EMATargets` moves the targets."""
-        info: Info = {}
         losses = {
             "behavior": self.behavior_loss,
             "critic": self.critic_loss,
             "perturbation": self.perturbation_loss,
         }
-        for name, loss_of in losses.items():
-            loss, network_info = loss_of(batch)
-            self.minimize(name, loss)
-            info |= network_info
-        return info
+        return self.minimize_in_turn(losses, batch)
 
     def sample_candidates(self, observations: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
         """Return behavior actions at each observation, `[batch, count, action_dim]`."""

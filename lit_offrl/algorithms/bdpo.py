@@ -36,9 +36,11 @@ import torch
 from torch import Tensor, nn
 
 from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSpec, Target, frozen_copy, select
+from lit_offrl.algorithms.critic_losses import lower_confidence_bound
 from lit_offrl.algorithms.options import Acting, EnsembleCritic
+from lit_offrl.algorithms.vp_diffusion import noised_at_steps
 from lit_offrl.batch import Batch
-from lit_offrl.diffusion.denoisers import AtLevel, Denoise, as_denoiser, diffuse, x0_from_epsilon
+from lit_offrl.diffusion.denoisers import AtLevel, Denoise, as_denoiser, x0_from_epsilon
 from lit_offrl.diffusion.samplers import sample_ddim, sample_ddpm
 from lit_offrl.diffusion.schedules import DiscreteVP, Level
 from lit_offrl.errors import require
@@ -234,10 +236,7 @@ class BDPO(OfflineAlgorithm):
 
     def noised(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return steps n `[batch]`, uniform on 1 .. N and sorted, and a^n of the batch's actions with their noise."""
-        step = 1 + (self.schedule.steps * self.noise.stratified(len(batch.actions))).long()
-        epsilon = self.noise.normal(*batch.actions.shape)
-        alpha, sigma = self.schedule.alpha(step)[:, None], self.schedule.sigma(step)[:, None]
-        return step, diffuse(batch.actions, epsilon, alpha, sigma), epsilon
+        return noised_at_steps(self.schedule, batch.actions, self.noise)
 
     def continuation(
         self, actor: nn.Module, observations: Tensor, noisy_actions: Tensor, step: Tensor, *, penalized: bool
@@ -281,9 +280,8 @@ class BDPO(OfflineAlgorithm):
         return loss
 
     def lower_bound(self, values: Tensor) -> Tensor:
-        """Return LCB_k of values `[members, ...]` (Eq. 17), with the biased deviation."""
-        mean = values.mean(0)
-        return mean - self.rho * values.std(0, correction=0) if self.rho else mean
+        """Return LCB_k of values `[members, ...]` (Eq. 17)."""
+        return lower_confidence_bound(values, self.rho)
 
     def q_loss(self, batch: Batch, *, penalized: bool) -> tuple[Tensor, Info]:
         """Regression of every Q on one target (Eqs. 12, 17 and 18)."""

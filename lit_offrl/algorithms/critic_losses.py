@@ -27,6 +27,12 @@ def ensemble_loss(q: Tensor, goal: Tensor) -> Tensor:
     return (q - goal).square().mean(1).sum()
 
 
+def lower_confidence_bound(values: Tensor, rho: float) -> Tensor:
+    """Return the mean less `rho` biased deviations over the members of `values` `[members, ...]` (BDPO, Eq. 17)."""
+    mean = values.mean(0)
+    return mean - rho * values.std(0, correction=0) if rho else mean
+
+
 def advantage_weights(advantages: Tensor, temperature: float, largest: float = 100.0) -> Tensor:
     """Return min(exp(temperature * advantage), largest), without gradients: weights of a policy regression (AWR)."""
     return (temperature * advantages.detach()).clamp_max(math.log(largest)).exp()

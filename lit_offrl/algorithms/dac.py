@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from lit_offrl.algorithms.base import Info, OfflineAlgorithm, OptimizerSpec, Target, frozen_copy, select
-from lit_offrl.algorithms.critic_losses import bootstrapped
+from lit_offrl.algorithms.critic_losses import bootstrapped, lower_confidence_bound
 from lit_offrl.algorithms.options import Acting, EnsembleCritic
+from lit_offrl.algorithms.vp_diffusion import noised_at_steps
 from lit_offrl.batch import Batch
-from lit_offrl.diffusion.denoisers import as_denoiser, diffuse
+from lit_offrl.diffusion.denoisers import as_denoiser
 from lit_offrl.diffusion.samplers import sample_ddpm
 from lit_offrl.diffusion.schedules import DiscreteVP
 from lit_offrl.networks.critics import EnsembleQ
@@ -126,24 +127,23 @@ class DAC(OfflineAlgorithm):
             actions = self.sample(self.target_actor, batch.next_observations, self.noise.normal(*shape).movedim(1, 0))
             next_q = self.target_critic(batch.next_observations[:, None], actions)
             values = next_q.amax(-1) if self.max_backup else next_q.mean(-1)
-            lower = values.mean(0) - self.rho * values.std(0, correction=0) if self.rho else values.mean(0)
-            goal = bootstrapped(batch, lower, self.critic_options.discount)
+            goal = bootstrapped(batch, lower_confidence_bound(values, self.rho), self.critic_options.discount)
         q = self.critic(batch.observations, batch.actions)
         loss = (q - goal).square().mean()
         return loss, {"critic_loss": loss.detach(), "q_mean": q.detach().mean()}
 
     def actor_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the actor's loss, and the cloning loss in it."""
-        step = 1 + (self.schedule.steps * self.noise.stratified(len(batch.actions))).long()
-        noise = self.noise.normal(*batch.actions.shape)
-        alpha, sigma = self.schedule.alpha(step)[:, None], self.schedule.sigma(step)[:, None]
-        noisy_actions = diffuse(batch.actions, noise, alpha, sigma)
+        """Return the actor's loss, and the cloning loss in it over the rows of all ranks."""
+        step, noisy_actions, noise = noised_at_steps(self.schedule, batch.actions, self.noise)
+        sigma = self.schedule.sigma(step)[:, None]
         with torch.no_grad():
             slope = action_gradient(lambda a, s: self.target_critic(s, a).mean(0), noisy_actions, batch.observations)
-            scale = self.mean_over_ranks(self.target_critic(batch.observations, batch.actions).abs().mean())
+            sizes = self.target_critic(batch.observations, batch.actions).abs().mean(0)
+            scale = self.noise.all_rows(sizes).mean()
         epsilon = self.actor(noisy_actions, step, batch.observations)
-        cloning = (epsilon - noise).square().mean()
-        return self.eta * cloning + (sigma * epsilon * slope).mean() / scale, cloning.detach()
+        errors = (epsilon - noise).square().mean(-1)
+        loss = self.eta * errors.mean() + (sigma * epsilon * slope).mean() / scale
+        return loss, self.noise.all_rows(errors.detach()).mean()
 
     def validation_losses(self, batch: Batch) -> Info:
         """The critics' loss and the cloning loss."""
@@ -156,7 +156,7 @@ class DAC(OfflineAlgorithm):
         actor_loss, cloning = self.actor_loss(batch)
         self.minimize("actor", actor_loss)
         if self.eta_rate:
-            excess = (self.mean_over_ranks(cloning) - self.threshold).clamp(-1, 1)
+            excess = (cloning - self.threshold).clamp(-1, 1)
             self.eta.add_(self.eta_rate * excess).clamp_(SMALLEST_ETA, LARGEST_ETA)
         return {**info, "actor_loss": actor_loss.detach(), "cloning_loss": cloning, "eta": self.eta.clone()}
 

@@ -128,11 +128,11 @@ class DecisionTransformer(OfflineAlgorithm):
 
     def dropout_masks(self, rows: int, steps: int) -> DropoutMasks | None:
         """Draw the masks of a forward pass; None where nothing is dropped."""
-        if not (self.dropout and self.training):
-            return None
         tokens, values, heads = 3 * steps, 1 + 2 * self.layers, self.heads
         of_values = self.noise.dropout_masks(self.dropout, rows, values, tokens * self.embedding_dim)
         of_attention = self.noise.dropout_masks(self.dropout, rows, self.layers, heads * tokens * tokens)
+        if of_values is None or of_attention is None:
+            return None
         return DropoutMasks(
             of_values.view(values, rows, tokens, self.embedding_dim),
             of_attention.view(self.layers, rows, heads, tokens, tokens),

@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from lit_offrl.algorithms.base import Info, OfflineAlgorithm, OptimizerSpec, Target, frozen_copy, select
 from lit_offrl.algorithms.critic_losses import bootstrapped, ensemble_loss
 from lit_offrl.algorithms.options import Acting, CriticOptions
+from lit_offrl.algorithms.vp_diffusion import noised_at_steps
 from lit_offrl.batch import Batch
-from lit_offrl.diffusion.denoisers import Denoise, as_denoiser, diffuse
+from lit_offrl.diffusion.denoisers import Denoise, as_denoiser
 from lit_offrl.diffusion.samplers import sample_ddpm
 from lit_offrl.diffusion.schedules import DiscreteVP
 from lit_offrl.networks.critics import EnsembleQ
@@ -141,10 +142,7 @@ class DQL(OfflineAlgorithm):
 
     def noised(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return steps n, uniform on 1 .. N, `[batch]`, the batch's actions at them, and the noise in these."""
-        step = 1 + (self.schedule.steps * self.noise.uniform(len(batch.actions))).long()
-        epsilon = self.noise.normal(*batch.actions.shape)
-        alpha, sigma = self.schedule.alpha(step)[:, None], self.schedule.sigma(step)[:, None]
-        return step, diffuse(batch.actions, epsilon, alpha, sigma), epsilon
+        return noised_at_steps(self.schedule, batch.actions, self.noise, stratified=False)
 
     # ---------------------------------------------------------------- losses
 
@@ -168,7 +166,7 @@ class DQL(OfflineAlgorithm):
         """One Q network, on the scale of the other."""
         q = self.critic(observations, actions)
         one, other = torch.where(self.noise.uniform(1, shared=True) > 0.5, q, q.flip(0)).unbind(0)
-        return -one.mean() / self.mean_over_ranks(other.detach().abs().mean())
+        return -one.mean() / self.noise.all_rows(other.detach().abs()).mean()
 
     def actor_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """Behavior cloning, and Q of an action of the whole chain."""
@@ -184,11 +182,7 @@ class DQL(OfflineAlgorithm):
 
     def update(self, batch: Batch) -> Info:
         """The critic, then the actor; `EMATargets` moves the targets."""
-        critic_loss, critic_info = self.critic_loss(batch)
-        self.minimize("critic", critic_loss)
-        actor_loss, actor_info = self.actor_loss(batch)
-        self.minimize("actor", actor_loss)
-        return {**critic_info, **actor_info}
+        return self.minimize_in_turn({"critic": self.critic_loss, "actor": self.actor_loss}, batch)
 
     # ---------------------------------------------------------------- acting
 

@@ -224,10 +224,8 @@ class EDA(OfflineAlgorithm):
     def behavior_loss(self, batch: Batch) -> Tensor:
         """Noise prediction by the gradient of f (Eq. 10), with the same dropout in f and its gradient."""
         time, noisy_actions, noise = self.process.noised(batch.actions, self.noise)
-        masks = None
-        if self.dropout and self.training:
-            layers, width = len(self.behavior.blocks), self.behavior.mix.out_features
-            masks = self.noise.dropout_masks(self.dropout, len(noise), layers, width)
+        layers, width = len(self.behavior.blocks), self.behavior.mix.out_features
+        masks = self.noise.dropout_masks(self.dropout, len(noise), layers, width)
         _, sigma = self.process.scales(time, noise)
         gradient = self.behavior.gradient(noisy_actions, time, batch.observations, masks)
         loss: Tensor = (sigma * gradient + noise).square().sum(-1).mean()

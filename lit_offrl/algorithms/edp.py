@@ -156,7 +156,7 @@ class EDP(DQL):
         """One Q network at a^, on its own scale (`td3`)."""
         one, other = self.critic(observations, actions).unbind(0)
         q = torch.where(self.noise.uniform(1, shared=True) > 0.5, one, other)
-        return -self.alpha * q.mean() / self.mean_over_ranks(q.detach().abs().mean())
+        return -self.alpha * q.mean() / self.noise.all_rows(q.detach().abs()).mean()
 
     @torch.no_grad()
     def weights(self, batch: Batch, actions: Tensor) -> Tensor:
@@ -197,12 +197,7 @@ class EDP(DQL):
         losses = {"actor": self.actor_loss, "critic": self.critic_loss}
         if self.loss == "iql":
             losses = {"v": self.v_loss, **losses}
-        info: Info = {}
-        for name, loss_of in losses.items():
-            loss, network_info = loss_of(batch)
-            self.minimize(name, loss)
-            info |= network_info
-        return info
+        return self.minimize_in_turn(losses, batch)
 
     # ---------------------------------------------------------------- acting
 

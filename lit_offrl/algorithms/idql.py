@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSpec, Target, frozen_copy, select
 from lit_offrl.algorithms.critic_losses import implicit_target_loss, implicit_v_loss
 from lit_offrl.algorithms.options import Acting, ImplicitQ
+from lit_offrl.algorithms.vp_diffusion import noised_at_steps
 from lit_offrl.batch import Batch
-from lit_offrl.diffusion.denoisers import as_denoiser, diffuse
+from lit_offrl.diffusion.denoisers import as_denoiser
 from lit_offrl.diffusion.samplers import sample_ddpm
 from lit_offrl.diffusion.schedules import DiscreteVP
 from lit_offrl.networks.critics import EnsembleQ, ValueNetwork
@@ -117,15 +118,8 @@ class IDQL(OfflineAlgorithm):
 
     def actor_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """Noise prediction at a random step of the diffusion."""
-        rows = len(batch.actions)
-        step = 1 + (self.schedule.steps * self.noise.stratified(rows)).long()
-        epsilon = self.noise.normal(*batch.actions.shape)
-        noisy_actions = diffuse(
-            batch.actions, epsilon, self.schedule.alpha(step)[:, None], self.schedule.sigma(step)[:, None]
-        )
-        masks = None
-        if self.dropout and self.training:
-            masks = self.noise.dropout_masks(self.dropout, rows, len(self.actor.blocks), self.hidden_dim)
+        step, noisy_actions, epsilon = noised_at_steps(self.schedule, batch.actions, self.noise)
+        masks = self.noise.dropout_masks(self.dropout, len(epsilon), len(self.actor.blocks), self.hidden_dim)
         error = self.actor(noisy_actions, step, batch.observations, masks) - epsilon
         loss: Tensor = error.square().sum(-1).mean()
         return loss, {"behavior_loss": loss.detach()}
@@ -146,12 +140,7 @@ class IDQL(OfflineAlgorithm):
 
     def update(self, batch: Batch) -> Info:
         """Step the actor, V and Q; `EMATargets` moves the targets."""
-        info: Info = {}
-        for name, loss_of in (("actor", self.actor_loss), ("v", self.v_loss), ("q", self.q_loss)):
-            loss, network_info = loss_of(batch)
-            self.minimize(name, loss)
-            info |= network_info
-        return info
+        return self.minimize_in_turn({"actor": self.actor_loss, "v": self.v_loss, "q": self.q_loss}, batch)
 
     # ---------------------------------------------------------------- acting
 

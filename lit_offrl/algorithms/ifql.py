@@ -89,11 +89,7 @@ class IFQL(OfflineAlgorithm):
 
     def update(self, batch: Batch) -> Info:
         """Step critic and flow, which do not depend on each other; `EMATargets` moves the target."""
-        critic_loss, critic_info = self.critic_loss(batch)
-        self.minimize("critic", critic_loss)
-        behavior_loss, behavior_info = self.flow_loss(batch)
-        self.minimize("behavior", behavior_loss)
-        return {**critic_info, **behavior_info}
+        return self.minimize_in_turn({"critic": self.critic_loss, "behavior": self.flow_loss}, batch)
 
     def sample(self, observations: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
         """Return `count` actions of the flow at each observation, `[batch, count, action_dim]`."""

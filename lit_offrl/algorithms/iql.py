@@ -99,9 +99,7 @@ class IQL(OfflineAlgorithm):
         with torch.no_grad():
             best = self.target_q(batch.observations, batch.actions).amin(0)
             weights = advantage_weights(best - self.critic["v"](batch.observations), self.beta, LARGEST_WEIGHT)
-        masks = None
-        if self.dropout and self.training:
-            masks = self.noise.dropout_masks(self.dropout, len(weights), 2, self.hidden_dim)
+        masks = self.noise.dropout_masks(self.dropout, len(weights), 2, self.hidden_dim)
         distribution: Gaussian = self.policy(batch.observations, masks)
         loss = (weights * distribution.cloning_loss(batch.actions)).mean()
         return loss, {"policy_loss": loss.detach(), "weight_mean": weights.mean()}
@@ -112,12 +110,7 @@ class IQL(OfflineAlgorithm):
 
     def update(self, batch: Batch) -> Info:
         """V, the policy, Q; `EMATargets` moves the target."""
-        info: Info = {}
-        for name, loss_of in (("v", self.v_loss), ("policy", self.policy_loss), ("q", self.q_loss)):
-            loss, network_info = loss_of(batch)
-            self.minimize(name, loss)
-            info |= network_info
-        return info
+        return self.minimize_in_turn({"v": self.v_loss, "policy": self.policy_loss, "q": self.q_loss}, batch)
 
     def sample_actions(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
         """Return the mean."""

@@ -85,8 +85,13 @@ class NoiseStream(nn.Module):
         parts_of_rank = self.own_rows(torch.arange(parts, device=self._device_anchor.device))
         return (parts_of_rank + self.uniform(1, shared=True).double()) / parts
 
-    def dropout_masks(self, rate: float, rows: int, layers: int, width: int) -> Tensor:
-        """Draw masks `[layers, rows, width]` that drop a share `rate` of hidden values and scale up the others."""
+    def dropout_masks(self, rate: float, rows: int, layers: int, width: int) -> Tensor | None:
+        """Draw masks `[layers, rows, width]` that drop a share `rate` of hidden values and scale up the others.
+
+        Nothing is drawn, and there are no masks, where the rate is 0 and in evaluation mode.
+        """
+        if not (rate and self.training):
+            return None
         kept = self.uniform(rows, layers, width) >= rate
         return (kept / (1 - rate)).movedim(1, 0)
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_offrl.algorithms.base import Info, frozen_copy
+from lit_offrl.algorithms.base import Info
 from lit_offrl.algorithms.critic_losses import bootstrapped, ensemble_loss
 from lit_offrl.algorithms.options import CriticOptions
 from lit_offrl.algorithms.td3bc import TD3BC
@@ -61,14 +61,19 @@ class ReBRAC(TD3BC):
     ) -> None:
         super().__init__(observation_dim, action_dim, alpha=1.0, critic=critic, hidden_dim=hidden_dim, **options)
         self.beta_actor, self.beta_critic = beta_actor, beta_critic
-        self.critic = EnsembleQ(
-            observation_dim, action_dim, (critic.hidden_dim,) * 3, norm_last=True, activation=nn.ReLU
-        )
-        self.policy = DeterministicPolicy(observation_dim, action_dim, (hidden_dim,) * 3, nn.ReLU)
-        for member in self.critic.members:
+
+    def make_critic(self, width: int) -> EnsembleQ:
+        """Return two Q networks of three hidden layers with LayerNorm."""
+        critic = EnsembleQ(self.observation_dim, self.action_dim, (width,) * 3, norm_last=True, activation=nn.ReLU)
+        for member in critic.members:
             fan_in_uniform_(member, bias=0.1, last=3e-3)
-        fan_in_uniform_(self.policy.layers, bias=0.1, last=1e-3)
-        self.target_critic, self.target_policy = frozen_copy(self.critic), frozen_copy(self.policy)
+        return critic
+
+    def make_policy(self, width: int) -> DeterministicPolicy:
+        """Return a policy of three hidden layers."""
+        policy = DeterministicPolicy(self.observation_dim, self.action_dim, (width,) * 3, nn.ReLU)
+        fan_in_uniform_(policy.layers, bias=0.1, last=1e-3)
+        return policy
 
     def critic_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """Bootstrapping from the smaller target Q, less the distance of the target action to the data's."""
@@ -89,5 +94,5 @@ class ReBRAC(TD3BC):
         actions = self.policy(now.observations).action
         q = self.critic(now.observations, actions).amin(0)
         distance = (actions - now.actions).square().sum(-1).mean()
-        loss = self.beta_actor * distance - q.mean() / self.mean_over_ranks(q.detach().abs().mean())
+        loss = self.beta_actor * distance - q.mean() / self.noise.all_rows(q.detach().abs()).mean()
         return loss, {"policy_loss": loss.detach(), "distance": distance.detach()}

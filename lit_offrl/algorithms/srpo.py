@@ -142,9 +142,7 @@ class SRPO(OfflineAlgorithm):
     def behavior_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """Noise prediction at a random time."""
         time, noisy_actions, noise = self.process.noised(batch.actions, self.noise)
-        masks = None
-        if self.dropout and self.training:
-            masks = self.noise.dropout_masks(self.dropout, len(noise), len(self.behavior.blocks), self.hidden_dim)
+        masks = self.noise.dropout_masks(self.dropout, len(noise), len(self.behavior.blocks), self.hidden_dim)
         error = self.behavior(noisy_actions, time, batch.observations, masks) - noise
         loss: Tensor = error.square().sum(-1).mean()
         return loss, {"behavior_loss": loss.detach()}

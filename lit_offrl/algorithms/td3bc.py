@@ -60,11 +60,16 @@ class TD3BC(OfflineAlgorithm):
         self.policy_every = policy_every
         self.critic_options = critic
         self.learning_rate = learning_rate
-        self.critic = EnsembleQ(
-            observation_dim, action_dim, (critic.hidden_dim,) * 2, layer_norm=False, activation=nn.ReLU
-        )
-        self.policy = DeterministicPolicy(observation_dim, action_dim, (hidden_dim,) * 2, nn.ReLU)
+        self.critic, self.policy = self.make_critic(critic.hidden_dim), self.make_policy(hidden_dim)
         self.target_critic, self.target_policy = frozen_copy(self.critic), frozen_copy(self.policy)
+
+    def make_critic(self, width: int) -> EnsembleQ:
+        """Return two Q networks of two hidden layers."""
+        return EnsembleQ(self.observation_dim, self.action_dim, (width,) * 2, layer_norm=False, activation=nn.ReLU)
+
+    def make_policy(self, width: int) -> DeterministicPolicy:
+        """Return a policy of two hidden layers."""
+        return DeterministicPolicy(self.observation_dim, self.action_dim, (width,) * 2, nn.ReLU)
 
     def optimizer_specs(self) -> dict[str, OptimizerSpec]:
         """One Adam for the critic, one for the policy."""
@@ -102,7 +107,7 @@ class TD3BC(OfflineAlgorithm):
         actions = self.policy(batch.observations).action
         q = self.critic(batch.observations, actions)[0]
         distance = (actions - batch.actions).square().mean()
-        loss = -self.alpha * q.mean() / self.mean_over_ranks(q.detach().abs().mean()) + distance
+        loss = -self.alpha * q.mean() / self.noise.all_rows(q.detach().abs()).mean() + distance
         return loss, {"policy_loss": loss.detach(), "distance": distance.detach()}
 
     def validation_losses(self, batch: Batch) -> Info:
@@ -111,13 +116,8 @@ class TD3BC(OfflineAlgorithm):
 
     def update(self, batch: Batch) -> Info:
         """Step the critic, and at every second step the policy; `EMATargets` moves the targets."""
-        critic_loss, info = self.critic_loss(batch)
-        self.minimize("critic", critic_loss)
-        if "policy" in self.active:
-            policy_loss, policy_info = self.policy_loss(batch)
-            self.minimize("policy", policy_loss)
-            info |= policy_info
-        return info
+        policy = {"policy": self.policy_loss} if "policy" in self.active else {}
+        return self.minimize_in_turn({"critic": self.critic_loss, **policy}, batch)
 
     def sample_actions(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
         """Return the policy's action."""

@@ -1,4 +1,4 @@
-"""The VP-SDE with DPM-Solver++, as EDA, QGPO and AEPO use it, and sampling for whole datasets."""
+"""Noisy actions on the VP-SDE, with its solver, and at the steps of a chain; and sampling for whole datasets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from lit_offrl.algorithms.noise import NoiseStream
 from lit_offrl.diffusion.denoisers import Denoise, diffuse
 from lit_offrl.diffusion.samplers import sample_dpm_singlestep
-from lit_offrl.diffusion.schedules import VPSDE
+from lit_offrl.diffusion.schedules import VPSDE, DiscreteVP
 from lit_offrl.system.progress import progress_bar
 
 SAMPLED_AT_ONCE = 4096  # rows of a sampler's batch: larger batches need more memory and save no time
@@ -70,6 +70,19 @@ class VPDiffusion:
         distance = torch.cdist(grid, diffuse(samples, noise, alpha, sigma))
         is_near: Tensor = distance.topk(FIGURE_NEIGHBORS, largest=False).values[:, -1] < near
         return is_near
+
+
+def noised_at_steps(
+    schedule: DiscreteVP, actions: Tensor, stream: NoiseStream, *, stratified: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return steps n of a chain, uniform on 1 .. N, `[batch]`, the `actions` at them, and the noise in these.
+
+    Stratified steps are in increasing order, one in each of `batch` equal parts.
+    """
+    share = stream.stratified(len(actions)) if stratified else stream.uniform(len(actions))
+    step = 1 + (schedule.steps * share).long()
+    epsilon = stream.normal(*actions.shape)
+    return step, diffuse(actions, epsilon, schedule.alpha(step)[:, None], schedule.sigma(step)[:, None]), epsilon
 
 
 def for_all_rows(
