@@ -161,6 +161,28 @@ def test_every_actor_acts_in_the_box(cls: type[OfflineAlgorithm]):
         assert torch.equal(first, third) == bool(ACT_WITHOUT_NOISE & {cls.__name__, f"{cls.__name__}.{actor}"})
 
 
+def test_the_best_of_several_behavior_actions_is_a_control(cls: type[OfflineAlgorithm]):
+    algorithm = make(cls)
+    assert algorithm.controls(0) == []
+    if not (names := algorithm.controls(8)):
+        assert "behavior" not in algorithm.actors() or algorithm.has_memory
+        return
+    observations = torch.randn(64, OBSERVATION_DIM, generator=torch.Generator().manual_seed(1))
+    values = {}
+    for name in ("behavior", *names):
+        actions = algorithm.act(observations, torch.Generator().manual_seed(2), name)
+        values[name] = algorithm.value_of(
+            algorithm.units.normalize(observations), algorithm.units.normalize_actions(actions)
+        )
+        assert values[name] is not None
+    gain = (values["behavior_best_of_8"] - values["behavior"]).mean()
+    assert gain > 0 or cls.__name__ in ACT_WITHOUT_NOISE
+    generators = {name: torch.Generator().manual_seed(2) for name in ("policy", *names)}
+    together = algorithm.act_each(observations, ["policy"] * 32 + names * 32, generators)
+    alone = algorithm.act(observations[32:], torch.Generator().manual_seed(2), names[0])
+    torch.testing.assert_close(together[32:], alone)
+
+
 def test_state_survives_a_checkpoint_without_pickle(cls: type[OfflineAlgorithm], tmp_path):
     algorithm = make(cls)
     algorithm.update(batch(algorithm))

@@ -88,10 +88,25 @@ def test_only_some(capsys: pytest.CaptureFixture[str]):
     assert "--only nothing matches no run" in capsys.readouterr().err
 
 
+def test_ablations_are_trained_beside(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    grid = tmp_path / "both.yaml"
+    grid.write_text("{seeds: [0], runs: [{configs: [iql_mujoco, bc_mujoco], datasets: [d.npz], ablations: [no_q]}]}")
+    assert main(["grid", str(grid), "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [("iql" in line, "--ablation=no_q" in line) for line in lines] == [
+        (True, False),
+        (True, True),
+        (False, False),
+    ]
+    assert main(["grid", str(grid), "--list", "--methods", "IQL"]) == 0
+    assert capsys.readouterr().out.splitlines() == lines[:2]
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
         ("runs: [{tasks: dtql}]", "seeds"),
+        ("{seeds: [0], runs: [{configs: [iql_mujoco], ablations: [noq]}]}", "did you mean 'no_q'?"),
         ("seeds: [0]", "runs"),
         ("{seeds: [0], runs: [{tasks: dtql, configs: [dtql_mujoco]}]}", "either tasks: or configs:"),
         ("{seeds: [0], runs: [{tasks: dtql, varant: paper}]}", "did you mean 'variant'?"),

@@ -322,6 +322,27 @@ def test_bandits_have_a_table_of_their_own(tmp_path: Path, capsys: pytest.Captur
 # ---------------------------------------------------------------- published figures
 
 
+def test_policies_stand_beside_their_controls(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for seed in (0, 1):
+        best = {"behavior": {"normalized": 20.0}, "behavior_best_of_16": {"normalized": 30.0 + seed}}
+        write_run(tmp_path, "dtql", "hopper", seed, 70.0 + seed, comparison=best)
+        twin = write_run(tmp_path / "other", "dtql", "hopper", seed, 50.0 + seed, ablation="no_q")
+        twin.parent.parent.rename(twin.parent.parent.with_name(f"dtql-no_q_{seed}"))
+        write_run(tmp_path, "bc", "hopper", seed, 10.0, comparison={})
+    assert main(["report", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    (header,) = [line for line in out.splitlines() if "behavior, best of 16" in line]
+    columns = ["dataset", "", "policy", "without its Q", "behavior model", "behavior, best of 16", "dataset's mean"]
+    assert [cell.strip() for cell in header.strip("|").split("|")] == columns
+    (line,) = [line for line in out.splitlines() if "70.5" in line and "30.5" in line]
+    cells = ["hopper", "dtql", "70.5 ± 0.7", "50.5 ± 0.7", "20.0 ± 0.0", "30.5 ± 0.7", "40.0"]
+    assert [cell.strip() for cell in line.strip("|").split("|")] == cells
+    assert line_of(out, "dtql without its Q")[1] == "50.5 ± 0.7"
+    report = tmp_path / "report"
+    assert {row["actor"] for row in flat(report)} == {"policy", "no_q", "behavior", "behavior_best_of_16"}
+    assert "without" not in out[out.index("Over datasets") : out.index("## hopper")]  # a control is no rival
+
+
 def test_costs_are_means_over_runs_with_the_device_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for seed, seconds in enumerate((10.0, 30.0)):
         time = {"train_s": 1800.0, "eval_s": 1800.0, "train_s_per_1k_steps": seconds, "act_ms": 2.5, "act_ms_p99": 4.0}

@@ -64,7 +64,7 @@ class DTQL(OfflineAlgorithm):
 
         L(phi)    = E [ w(sigma) || D_phi(a + sigma e, sigma, s) - a ||^2 ]                                  (Eq. 2)
         L_TR      = the same loss at a_theta ~ pi_theta(. | s), as a function of theta                       (Eq. 4)
-        L_pi      = alpha L_TR - E [ min_i Q_i(s, a_theta) ] - nll_weight E [ log pi_theta(a | s) ]          (Eq. 5)
+        L_pi      = alpha L_TR - q_weight E [ min_i Q_i(s, a_theta) ] - nll_weight E [ log pi_theta(a | s) ] (Eq. 5)
         L_V       = E [ |tau - 1(min_i Q_i(s, a) < V(s))| (min_i Q_i(s, a) - V(s))^2 ]                       (Eq. 6)
         L_Q       = E [ (r + discount V(s') - Q_i(s, a))^2 ]                                                 (Eq. 7)
 
@@ -73,6 +73,7 @@ class DTQL(OfflineAlgorithm):
         action_dim: Width of an action (set from the dataset).
         alpha: Weight of the loss that keeps the policy near the data: the trust region, or the KL divergence.
         nll_weight: Weight of the negative log-likelihood of dataset actions in the policy loss; 0 leaves it out.
+        q_weight: Weight of Q in the policy loss; 0 leaves it out, and what is learned is a mode of the behavior.
         critic: The critic, Q and V.
         acting: How an action is chosen.
         learning_rate: Step size of the diffusion model and the policy.
@@ -92,6 +93,7 @@ class DTQL(OfflineAlgorithm):
         action_dim: int,
         alpha: NonNegative = 1.0,
         nll_weight: NonNegative = 0.0,
+        q_weight: NonNegative = 1.0,
         critic: ImplicitQ = ImplicitQ(),
         acting: Acting = Acting(candidates=1024, selection_temperature=1.0),
         learning_rate: Positive = 3e-4,
@@ -106,6 +108,7 @@ class DTQL(OfflineAlgorithm):
         super().__init__(observation_dim, action_dim, pretrain_steps, **common)
         self.alpha = alpha
         self.nll_weight = nll_weight
+        self.q_weight = q_weight
         self.critic_options = critic
         self.acting = acting
         self.learning_rates = {
@@ -178,7 +181,7 @@ class DTQL(OfflineAlgorithm):
         actions = distribution.sample(self.noise.normal(*batch.actions.shape))
         trust_region = self.diffusion_loss(self.behavior, actions, batch.observations)
         q = self.expected_q(actions, batch.observations)
-        loss = self.alpha * trust_region - q
+        loss = self.alpha * trust_region - self.q_weight * q
         info = {"trust_region_loss": trust_region, "policy_q": q, "policy_std": distribution.std.mean()}
         if self.nll_weight:
             nll = -distribution.log_density(batch.actions).mean()
@@ -264,7 +267,7 @@ class DTQLKL(DTQL):
         grad L_KL       = E [ (D_xi(a_t, sigma, s) - D_phi(a_t, sigma, s)) / w  grad a_theta ]   (Appendix C)
                           a_t = a_theta + sigma e,  w = mean_j |a_theta - D_phi(a_t, sigma, s)|_j
         L(xi)           = the diffusion loss (Eq. 2) of the fake score's denoiser D_xi at a_theta
-        L_pi            = alpha L_KL - E [ min_i Q_i(s, a_theta) ]
+        L_pi            = alpha L_KL - q_weight E [ min_i Q_i(s, a_theta) ]
 
     Args:
         observation_dim: Width of an observation (set from the dataset).
@@ -330,7 +333,7 @@ class DTQLKL(DTQL):
     def generator_loss(self, actions: Tensor, observations: Tensor) -> tuple[Tensor, Info]:
         """Policy loss at generated `actions`: Eq. 5 with the KL divergence in it."""
         kl, q = self.kl_loss(actions, observations), self.expected_q(actions, observations)
-        return self.alpha * kl - q, {"kl_loss": kl.detach(), "policy_q": q.detach()}
+        return self.alpha * kl - self.q_weight * q, {"kl_loss": kl.detach(), "policy_q": q.detach()}
 
     # ---------------------------------------------------------------- the algorithm
 

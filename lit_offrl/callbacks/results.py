@@ -23,9 +23,13 @@ class ResultsFile(AlgorithmCallback):
     """Writes results.json, atomically, when fit, validate or test ends, also after an error.
 
     Other callbacks add their entries by their method `results`. This one comes after them in the list of callbacks.
+
+    Attributes:
+        ablation: Name of the ablation that the run trains, e.g. `no_q`; None for the algorithm as it is.
     """
 
     def __init__(self) -> None:
+        self.ablation: str | None = None
         self._training = False
 
     def on_train_start(self, trainer: lightning.Trainer, algorithm: OfflineAlgorithm) -> None:
@@ -65,6 +69,7 @@ class ResultsFile(AlgorithmCallback):
         info = datamodule.info
         results: dict[str, Any] = {
             "algorithm": type(algorithm).__name__.lower(),
+            "ablation": self.ablation,
             "dataset": info.id,
             "dataset_source": info.source,
             "dataset_sha256": info.sha256,

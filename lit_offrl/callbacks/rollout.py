@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning
 import numpy as np
@@ -31,7 +31,7 @@ from lit_offrl.envs.protocol import Protocol, protocol_of
 from lit_offrl.envs.rollout import Episode, Rollouts, StoppedEarly
 from lit_offrl.envs.scores import reference_for
 from lit_offrl.errors import RunFailure, SimulatorFailure, UserError, one_line
-from lit_offrl.ranges import Count, Seed, checked
+from lit_offrl.ranges import Count, Range, Seed, checked
 from lit_offrl.run_folder import GrowingCSV
 
 COLUMNS = ("step", "stage", "actor", "seed", "return", "length", "success", "normalized_score")  # of eval.csv
@@ -109,6 +109,8 @@ class RolloutEvaluation(Evaluation):
         processes: Let the environments step in processes of their own; pays for heavy simulators.
         seed: Seed of the first episode; episode i of every evaluation has seed + i.
         compare: Also evaluate the algorithm's other actors (e.g. the behavior policy) in the final evaluation.
+        best_of: With `compare`, also evaluate the best of so many actions of the behavior model by the policy's Q. It
+            shows what selection does without a policy. 0 for none.
         max_episode_steps: Time limit of an episode, in place of the environment's own. An environment without any has
             the length of the dataset's longest episode.
         mujoco2_contacts: In D4RL's own environments, compute contacts as MuJoCo 2 did, with which published scores were
@@ -128,6 +130,7 @@ class RolloutEvaluation(Evaluation):
         processes: bool = False,
         seed: Seed = 10_000,
         compare: bool = True,
+        best_of: Annotated[int, Range(0, 4096)] = 0,
         max_episode_steps: Count | None = None,
         mujoco2_contacts: bool = True,
         enabled: bool = True,
@@ -139,6 +142,7 @@ class RolloutEvaluation(Evaluation):
         self.processes = processes
         self.seed = seed
         self.compare = compare
+        self.best_of = best_of
         self.max_episode_steps = max_episode_steps
         self.mujoco2_contacts = mujoco2_contacts
         self.enabled = enabled
@@ -240,7 +244,8 @@ class RolloutEvaluation(Evaluation):
             RunFailure: The environment fails in the final evaluation; all that was trained is in the checkpoint.
         """
         episodes = self.final_episodes if final else self.episodes
-        actors = list(algorithm.actors()) if final and self.compare else list(algorithm.actors())[:1]
+        actors = list(algorithm.actors())
+        actors = [*actors, *algorithm.controls(self.best_of)] if final and self.compare else actors[:1]
         played: dict[str, list[Episode]] = {}
         try:
             with evaluation_mode(trainer, algorithm), suppress(StoppedEarly):

@@ -1,4 +1,4 @@
-"""Config files by name, from any folder; and the papers' values for single tasks."""
+"""Config files by name, from any folder; the papers' values for single tasks; and the values of ablations."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from lit_offrl.run_folder import RunFolder
 
 PACKAGE = Path(lit_offrl.__file__).parent
 TRUST = "--trust"
+ABLATION = "--ablation"
 # Their values are classes where they hold a dot, else plain names.
 CLASS_OPTIONS = ("class_path", "model", "logger", "callbacks", "profiler", "strategy", "accelerator", "plugins")
 # In the repository `conf/` lies beside the package, in a wheel inside of it.
@@ -158,36 +159,83 @@ def task_tables() -> list[TaskTable]:
     return [TaskTable.of(name) for name in config_names("tasks")]
 
 
-def expand_words(words: Sequence[str]) -> list[str]:
-    """Return the words of a training command with paths of configs for names and values for `--task`.
+def ablation_values(name: str, algorithm: str) -> dict[str, Any]:
+    """Return the hyper-parameters that take a part of an algorithm away.
 
-    Without a config, `--task` brings the base config of its table. The values of the table come after all configs and
-    before all other options, so that options win. A checkpoint without a config brings the config of its run.
+    Args:
+        name: Name of a file of `conf/ablations`, e.g. `no_q`, or path of a file. It holds the values by name of the
+            algorithm, or the reason why there are none.
+        algorithm: Name of the algorithm.
 
     Raises:
-        UserError: A config, a task or a variant does not exist, or `--task` comes without an algorithm.
+        UserError: There is no such ablation, or it has no values for the algorithm.
+    """
+    table = read_config(name, "ablations", ABLATION)
+    values = table.get(algorithm)
+    if isinstance(values, str):
+        raise UserError(f"{ABLATION} {name}: {algorithm} has none: {values}")
+    if not isinstance(values, dict):
+        raise UserError(f"{ABLATION} {name}: no values for {algorithm}; there are some of {', '.join(table)}")
+    return {f"model.init_args.{key}": value for key, value in values.items()}
+
+
+def expand_words(words: Sequence[str]) -> list[str]:
+    """Return the words of a training command with paths of configs for names, and values for `--task` and `--ablation`.
+
+    Without a config, `--task` brings the base config of its table. The values of the table come after all configs and
+    before all other options, so that options win; those of an ablation come last. A checkpoint without a config brings
+    the config of its run.
+
+    Raises:
+        UserError: A config, a task, a variant or an ablation does not exist, or `--task` comes without an algorithm.
     """
     trusts = TRUST in words
-    options, words = split_options([word for word in words if word != TRUST], "--task", "--variant")
-    if options.task is None:
-        if options.variant is not None:
-            raise UserError("--variant belongs to --task, e.g. --task hopper-medium-v2 --variant paper")
+    options, words = split_options([word for word in words if word != TRUST], "--task", "--variant", ABLATION)
+    if options.task is not None:
+        words = _with_values_of_task(words, options.task, options.variant)
+    elif options.variant is not None:
+        raise UserError("--variant belongs to --task, e.g. --task hopper-medium-v2 --variant paper")
+    else:
         words = [word for pair in pair_options(words) for word in _as_words(pair)]
-        return _with_config_of_checkpoint(words, trusts)
+        words = _with_config_of_checkpoint(words, trusts)
+    paths = [value for name, value in pair_options(words) if name == "--config" and value is not None]
+    try:
+        configs = [read_config(path) for path in paths]
+    except UserError:
+        return words  # whoever parses them knows the line that is wrong
+    ablation = options.ablation or next((c["ablation"] for c in reversed(configs) if c.get("ablation")), None)
+    if ablation is None:
+        return words
+    algorithm = _algorithm_in(pair_options(words), configs)
+    if algorithm is None:
+        raise UserError(f"{ABLATION} needs an algorithm: add --model DTQL, or a config such as --config dtql_mujoco")
+    return [*words, f"{ABLATION}={ablation}", *_value_words(ablation_values(str(ablation), algorithm))]
+
+
+def _with_values_of_task(words: Sequence[str], task: str, variant: str | None) -> list[str]:
     pairs = pair_options(words)
     configs = [value for name, value in pairs if name in CONFIG and value is not None]
-    algorithm = next(filter(None, (algorithm_of(read_config(name)) for name in reversed(configs))), None)
-    if not configs:
-        algorithm = next((value for name, value in reversed(pairs) if name in ("--model", "--model.class_path")), None)
+    algorithm = _algorithm_in([] if configs else pairs, [read_config(name) for name in configs])
     if algorithm is None:
         raise UserError("--task needs an algorithm: add --model DTQL, or a config such as --config dtql_mujoco")
-    table = TaskTable.of(algorithm.rpartition(".")[2])
-    values = table.values(options.task, options.variant)
+    table = TaskTable.of(algorithm)
     return [
-        *(f"--config={find_config(name)}" for name in configs or [table.base_config(options.task)]),
-        *(f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()),
+        *(f"--config={find_config(name)}" for name in configs or [table.base_config(task)]),
+        *_value_words(table.values(task, variant)),
         *(word for pair in pairs if pair[0] not in CONFIG for word in _as_words(pair)),
     ]
+
+
+def _algorithm_in(pairs: Sequence[tuple[str, str | None]], configs: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the name of the algorithm that options set, or else the last of the configs that sets one."""
+    given = next((value for name, value in reversed(pairs) if name in ("--model", "--model.class_path")), None)
+    if given is not None:
+        return given.rpartition(".")[2]
+    return next(filter(None, map(algorithm_of, reversed(configs))), None)
+
+
+def _value_words(values: Mapping[str, Any]) -> list[str]:
+    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]
 
 
 def pair_options(words: Sequence[str]) -> list[tuple[str, str | None]]:

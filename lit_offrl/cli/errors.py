@@ -95,6 +95,17 @@ def _known_options() -> list[str]:
 
 def _flags() -> list[str]:
     grouped = [f"{group}.{name}" for group, cls in OPTION_GROUPS.items() for name in _parameters(cls)]
-    own = ["config", "task", "variant", "ckpt_path", "trust", "init_from", "seed_everything", "seeds", "parallel"]
+    own = [
+        "config",
+        "task",
+        "variant",
+        "ablation",
+        "ckpt_path",
+        "trust",
+        "init_from",
+        "seed_everything",
+        "seeds",
+        "parallel",
+    ]
     own += ["overwrite", "model"]
     return [*own, *ACCELERATION, *grouped]

@@ -6,9 +6,10 @@ import itertools
 import shlex
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_offrl.cli.configs import CONF, TaskTable, algorithm_of, config_names, find_config, read_config
+from lit_offrl.cli.configs import ABLATION, CONF, TaskTable, algorithm_of, config_names, find_config, read_config
 from lit_offrl.cli.parser import CommandParser
 from lit_offrl.errors import UserError, did_you_mean, require
 from lit_offrl.jobs.local import Job, report_failures, run_jobs, whole_numbers
@@ -17,14 +18,14 @@ DESCRIPTION = """Train every run of a grid, some at a time, and report them. A g
 file of your own. Finished runs are left alone and interrupted runs go on, so that a grid can be stopped and started at
 any time, and shared out over machines by --only or --seeds where the machines share the folder of runs. All other
 options are options of `fit`, for every run."""
-ENTRIES = {"tasks", "variant", "configs", "datasets", "only", "options", "each", "label"}
+ENTRIES = {"tasks", "variant", "configs", "datasets", "only", "options", "each", "label", "ablations"}
 
 
 class Cell(NamedTuple):
     """An algorithm on a dataset.
 
     Attributes:
-        algorithm: In lower case, as in run folders.
+        algorithm: In lower case, as in run folders; with an ablation, `<algorithm>-<ablation>`.
         dataset: Id.
         words: The options of `fit` that choose both.
         label: Name of a variation, whose runs lie in a folder of this name; empty for none.
@@ -92,13 +93,14 @@ def _of_methods(cells: Sequence[Cell], methods: Sequence[str], grid: str) -> lis
     Raises:
         UserError: The grid has no runs of one of them.
     """
-    known = list(dict.fromkeys(cell.algorithm for cell in cells))
+    names = [cell.algorithm.partition("-")[0] for cell in cells]  # a method comes with its ablations
+    known = list(dict.fromkeys(names))
     for method in methods:
         if method.lower() not in known:
             hint = did_you_mean(method.lower(), known)
             raise UserError(f"--methods: {grid} has no runs of {method}{hint}; it has {', '.join(known)}")
     wanted = {method.lower() for method in methods}
-    return [cell for cell in cells if cell.algorithm in wanted]
+    return [cell for cell, name in zip(cells, names, strict=True) if name in wanted]
 
 
 def grid_name(grid: str) -> str:
@@ -116,7 +118,8 @@ def read_grid(grid: str) -> tuple[list[int], list[Cell]]:
             either `tasks`, a table of `conf/tasks`, and optionally one of its variants and patterns of the `only` tasks
             that are meant; or `configs`, and optionally the `datasets` to train each of them on. `options` are further
             options of `fit`, with a `label` that tells these runs from others; `each` gives lists of values of options,
-            of which every combination is a variation with a label of its own.
+            of which every combination is a variation with a label of its own. `ablations` are trained beside each run
+            whose algorithm has them.
 
     Raises:
         UserError: There is no such grid, or an entry is wrong.
@@ -156,6 +159,16 @@ def _cells(entry: Any, grid: str) -> Iterator[Cell]:
     require(valid, f"each entry of runs in {grid}", "either tasks: or configs: with their values", entry)
     if unknown := sorted(set(entry) - ENTRIES):
         raise UserError(f"{grid}: no key '{unknown[0]}'{did_you_mean(unknown[0], ENTRIES)}")
+    ablations = {
+        str(name): read_config(str(name), "ablations", f"ablations in {grid}") for name in entry.get("ablations", [])
+    }
+
+    def with_ablations(algorithm: str, dataset: str, words: tuple[str, ...]) -> Iterator[Cell]:
+        yield Cell(algorithm.lower(), dataset, words)
+        for name, values in ablations.items():
+            if isinstance(values.get(algorithm), dict):
+                yield Cell(f"{algorithm.lower()}-{Path(name).stem}", dataset, (*words, f"{ABLATION}={name}"))
+
     if "tasks" in entry:
         table = TaskTable.of(str(entry["tasks"]))
         variant = entry.get("variant")
@@ -165,7 +178,7 @@ def _cells(entry: Any, grid: str) -> Iterator[Cell]:
         require(bool(tasks), f"only in {grid}", f"patterns of the tasks of {entry['tasks']}", entry.get("only"))
         for task in tasks:
             table.values(task, variant)  # raises where there is no such variant
-            yield Cell(table.model.lower(), task, (f"--model={table.model}", f"--task={task}", *chosen))
+            yield from with_ablations(table.model, task, (f"--model={table.model}", f"--task={task}", *chosen))
         return
     for name in entry["configs"]:
         config = read_config(name)
@@ -173,7 +186,7 @@ def _cells(entry: Any, grid: str) -> Iterator[Cell]:
         if algorithm is None:
             raise UserError(f"{grid}: {name} sets no model.class_path")
         for dataset in entry.get("datasets") or [config["data"]["dataset"]]:
-            yield Cell(algorithm.lower(), dataset, (f"--config={name}", f"--data.dataset={dataset}"))
+            yield from with_ablations(algorithm, dataset, (f"--config={name}", f"--data.dataset={dataset}"))
 
 
 def _listing() -> Iterator[str]:

@@ -32,6 +32,7 @@ RUN = (
     ("--config", "NAME", "Config file, or the name of one: dtql_antmaze, quick/dtql_antmaze. Later ones win."),
     ("--task", "ID", "Values of a paper for one task, e.g. hopper-medium-v2; needs --model or --config."),
     ("--variant", "NAME", "Whose values --task takes, where they differ: paper or authors."),
+    ("--ablation", "no_q", "The control: the same policy, trained and chosen without its Q, in ALGORITHM-no_q/."),
     ("--model", "CLASS", "The algorithm; `python -m lit_offrl algorithms` lists them."),
     ("--seed_everything", "0", "Seed of the run."),
     ("--seeds", "0,1,2", "Train several seeds, each in a process of its own (fit only)."),

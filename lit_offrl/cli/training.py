@@ -182,6 +182,8 @@ class OfflineCLI(LightningCLI):
             if issubclass(cls, lightning.Callback):
                 parser.add_lightning_class_args(cls, group)
         parser.add_argument("--overwrite", type=bool, default=False, help="Start anew in a folder that holds a run.")
+        text = "Part of the algorithm that is taken away, whose hyper-parameters win over all others: no_q for its Q."
+        parser.add_argument("--ablation", type=str | None, default=None, help=text)
         text = "Start a new run from the weights of this checkpoint, e.g. on other data; optimizers start anew."
         parser.add_argument("--init_from", type=str | None, default=None, help=text)
         for name, text in ACCELERATION.items():
@@ -213,6 +215,8 @@ class OfflineCLI(LightningCLI):
             _count_epochs_in_steps(config)
         root = config.trainer.default_root_dir
         find_source(config.data.dataset)  # refuses what can be no name before folders are named after it
+        if config.ablation is not None:
+            algorithm = f"{algorithm}-{Path(config.ablation).stem}"
         self.folder = RunFolder.of(root, algorithm, config.data.dataset, config.seed_everything)
         if config.ckpt_path == "auto":
             options = yaml.safe_load(self._parser(self.subcommand).dump(config))
@@ -274,6 +278,7 @@ class OfflineCLI(LightningCLI):
             check_batch_sizes(self.model, self.datamodule.batch_size, self.trainer.world_size)
             self.datamodule.check_block_fits()
             check_monitors(self.trainer, self.datamodule, resumes=self.checkpoint is not None)
+        self._callback(ResultsFile).ablation = self._get(self.config, "ablation")
         self._check_checkpoint()
         if self.origin is not None:
             self.model.init_from = load_weights(self.model, self.origin, self.config.fit.init_from, "init_from")
@@ -344,8 +349,10 @@ class OfflineCLI(LightningCLI):
             return
         data, config = self.datamodule, self._get(self.config, "trainer")
         transitions, info = data.load()
+        ablation = self._get(self.config, "ablation")
+        name = type(self.model).__name__ + (f" ({ablation})" if ablation else "")
         print(
-            f"{type(self.model).__name__} on {info.id}: {len(transitions):,} transitions in "
+            f"{name} on {info.id}: {len(transitions):,} transitions in "
             f"{len(transitions.episode_starts):,} episodes of mean return {transitions.episode_returns().mean():.3g}"
         )
         ranks = f", shared by {self.trainer.world_size} ranks" if self.trainer.world_size > 1 else ""

@@ -36,7 +36,7 @@ METHOD = (
 )
 CURVES = (
     "Evaluations during training: mean over seeds and 95% interval. Dashed: the dataset's mean. Dotted: final scores "
-    "of the behavior models."
+    "of the behavior models, or of the policies without their Q."
 )
 
 
@@ -71,6 +71,8 @@ def document(report: Report, pictures: Sequence[str]) -> list[Block]:
     blocks: list[Block] = [Heading("Report of runs", 1)]
     if len(report.tasks) > 1:
         blocks.append(tables.overview(report))
+    if (controls := tables.controls(report)) is not None:
+        blocks.append(controls)
     for comparison in report.comparisons:
         blocks += _comparison(comparison)
     for task in report.tasks:

@@ -18,6 +18,8 @@ from lit_offrl.envs.protocol import D4RL_RULES
 from lit_offrl.report.runs import Run, differing_settings, distinguish_runs
 from lit_offrl.report.statistics import Array, Interval, Summary, probability_of_improvement
 
+NO_Q = "no_q"  # the ablation of `conf/ablations/no_q.yaml`
+
 
 @dataclass(frozen=True)
 class Task:
@@ -39,7 +41,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Row:
-    """One actor of one algorithm (`policy`, or e.g. `behavior`) on one task, with a run per seed."""
+    """One actor of one algorithm on one task, with a run per seed.
+
+    Attributes:
+        actor: `policy`, another one such as `behavior`, or the name of an ablation: the policy of runs that trained it.
+    """
 
     task: Task
     algorithm: str
@@ -49,12 +55,24 @@ class Row:
     @property
     def name(self) -> str:
         """Name of the row."""
+        if self.is_ablation:
+            return f"{self.algorithm} without its Q" if self.actor == NO_Q else f"{self.algorithm} ({self.actor})"
         return self.algorithm if self.actor == "policy" else f"{self.actor} of {self.algorithm}"
+
+    @property
+    def is_ablation(self) -> bool:
+        """Whether the runs trained an ablation of the algorithm."""
+        return self.runs[0].ablation is not None
+
+    @property
+    def scored(self) -> str:
+        """The actor by its name in the runs."""
+        return "policy" if self.is_ablation else self.actor
 
     @cached_property
     def scores(self) -> Array:
         """Final scores, `[seeds]`."""
-        return np.array([run.scores[self.actor].value for run in self.runs])
+        return np.array([run.scores[self.scored].value for run in self.runs])
 
     @cached_property
     def summary(self) -> Summary:
@@ -74,7 +92,7 @@ class Row:
     @property
     def episodes(self) -> list[int | None]:
         """Number of episodes of the final score, per run."""
-        return [run.scores[self.actor].episodes for run in self.runs]
+        return [run.scores[self.scored].episodes for run in self.runs]
 
     def mean_time(self, name: str) -> float | None:
         """Return the mean over the runs that have this entry of results.json's `time`; None where none has."""
@@ -83,14 +101,14 @@ class Row:
 
     def mean_of_last(self, k: int) -> float | None:
         """Return the mean over seeds and over the last k evaluations; None where a run has fewer."""
-        if self.actor != "policy" or any(len(run.evaluations) < k for run in self.runs):
+        if self.scored != "policy" or any(len(run.evaluations) < k for run in self.runs):
             return None
         return float(np.mean([[score for _, score in run.evaluations[-k:]] for run in self.runs]))
 
     @property
     def best(self) -> float | None:
         """Mean over seeds of each run's best evaluation. It is too high: the maximum selects lucky evaluations."""
-        if self.actor != "policy" or not all(run.evaluations for run in self.runs):
+        if self.scored != "policy" or not all(run.evaluations for run in self.runs):
             return None
         return float(np.mean([max(score for _, score in run.evaluations) for run in self.runs]))
 
@@ -177,7 +195,8 @@ class Report:
         grouped: dict[tuple[Task, str, str], list[Run]] = defaultdict(list)
         for run in runs:
             for actor in () if run.bandit else run.scores:
-                grouped[Task(run.dataset, run.reference), run.algorithm, actor].append(run)
+                if run.ablation is None or actor == "policy":
+                    grouped[Task(run.dataset, run.reference), run.algorithm, run.ablation or actor].append(run)
         self.rows = sorted(
             (Row(*key, runs=each) for key, each in grouped.items()),
             key=lambda row: (row.task.scale, row.task.dataset, row.algorithm, row.actor != "policy", row.actor),

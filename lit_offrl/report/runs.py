@@ -35,6 +35,7 @@ class Run:
 
     Attributes:
         algorithm: Name of the algorithm; `distinguish_runs` adds a folder where several runs have the same name.
+        ablation: Name of the ablation that was trained, e.g. `no_q`; None for the algorithm as it is.
         dataset: Id of the dataset; `distinguish_runs` adds a digest or a scale where one id has several.
         dataset_id: The id as results.json gives it.
         source: Source of the dataset, e.g. `d4rl`.
@@ -53,6 +54,7 @@ class Run:
 
     path: Path
     algorithm: str
+    ablation: str | None
     dataset: str
     dataset_id: str
     source: str | None
@@ -79,8 +81,9 @@ class Run:
     def root(self) -> str:
         """The folder above `<algorithm>/<dataset>/seed_<k>`; the run folder itself where its name is different."""
         path = self.path.as_posix()
+        name = f"{self.algorithm}-{Path(self.ablation).stem}" if self.ablation else self.algorithm
         for dataset in (self.dataset_id, Path(self.dataset_id).stem):
-            path = path.removesuffix(f"/{self.algorithm}/{dataset}/seed_{self.seed}")
+            path = path.removesuffix(f"/{name}/{dataset}/seed_{self.seed}")
         return path
 
 
@@ -138,6 +141,7 @@ def _read_run(file: Path) -> Run:
     return Run(
         path=file.parent,
         algorithm=str(results["algorithm"]),
+        ablation=None if results.get("ablation") is None else Path(str(results["ablation"])).stem,
         dataset=str(results["dataset"]),
         dataset_id=str(results["dataset"]),
         source=results.get("dataset_source"),
@@ -196,7 +200,7 @@ def distinguish_runs(runs: Sequence[Run]) -> list[Run]:
         if len(scales[run.dataset_id]) > 1 and run.reference is not None:
             dataset += f" [{run.reference.minimum:g} to {run.reference.maximum:g}]"
         renamed.append(replace(run, dataset=dataset))
-        keys[run.algorithm, bool(run.bandit)].append((dataset, run.reference, run.seed, run.beta))
+        keys[run.algorithm, bool(run.bandit)].append((dataset, run.reference, run.seed, run.beta, run.ablation))
     ambiguous = {name for name, each in keys.items() if len(set(each)) < len(each)}
     parts = {run.root: Path(run.root).parts for run in runs}
     common = len(os.path.commonprefix([each[:-1] for each in parts.values()]))  # noqa: RUF071 (of tuples, not of strings)

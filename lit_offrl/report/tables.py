@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_offrl.report.rows import Comparison, PublishedFigure, Report, Row, Task
+from lit_offrl.report.rows import NO_Q, Comparison, PublishedFigure, Report, Row, Task
 from lit_offrl.report.runs import Run
 from lit_offrl.report.statistics import Interval, bootstrap_interval, interquartile_mean
 
@@ -53,6 +53,30 @@ def overview(report: Report) -> Table:
         header, *lines = zip(*columns, strict=True)
         return Table(header, lines, caption, text_columns=2)
     return Table(columns[0], columns[1:], caption)
+
+
+def controls(report: Report) -> Table | None:
+    """Return each policy beside what it is to beat; None where no run gives anything but the dataset's mean."""
+    names = {NO_Q: "without its Q", "behavior": "behavior model"}
+    others = {row.actor for row in report.rows if row.actor.startswith("behavior_best_of_")}
+    names |= {name: f"behavior, {name.removeprefix('behavior_').replace('_', ' ')}" for name in sorted(others)}
+    rows = {(row.task, row.algorithm, row.actor): row for row in report.rows}
+    shown = [name for name in names if any(actor == name for _, _, actor in rows)]
+    if not shown:
+        return None
+    lines = []
+    for row in report.policies:
+        cells = [rows.get((row.task, row.algorithm, name)) for name in shown]
+        if any(cells):
+            data = _number(report.data_score(row.task), _digits([row]))
+            beside = ["" if cell is None else _mean(cell) for cell in cells]
+            lines.append([row.task.dataset, row.algorithm, _mean(row), *beside, data])
+    caption = (
+        "Each policy beside its controls: the same policy trained and chosen without its Q (--ablation no_q), the "
+        "behavior model of the same runs, the best of several of its actions by the policy's Q, and the dataset's mean."
+    )
+    columns = ["dataset", "", "policy", *(names[name] for name in shown), "dataset's mean"]
+    return Table(columns, lines, caption, text_columns=2)
 
 
 def details(report: Report, task: Task) -> Table:
@@ -139,7 +163,8 @@ def bandits(runs: Sequence[Run]) -> Table:
     grouped: dict[tuple[str, float, str, bool, str], list[Run]] = defaultdict(list)
     for run in runs:
         for actor in run.bandit:
-            grouped[run.dataset, run.beta or 0.0, run.algorithm, actor != "policy", actor].append(run)
+            algorithm = f"{run.algorithm} ({run.ablation})" if run.ablation else run.algorithm
+            grouped[run.dataset, run.beta or 0.0, algorithm, actor != "policy", actor].append(run)
     lines = []
     for (dataset, beta, algorithm, is_other, actor), each in sorted(grouped.items(), key=lambda item: item[0]):
         label, exact, distance, off_mode = ([run.bandit[actor].get(m) for run in each] for m in BANDIT_MEASURES)

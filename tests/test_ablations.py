@@ -1,0 +1,107 @@
+"""`--ablation no_q`: the same policy, trained and chosen without its Q."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tiny import words
+from torch import Tensor
+
+from lit_offrl.algorithms import ALGORITHMS
+from lit_offrl.cli import main
+from lit_offrl.cli.configs import CONF
+
+TWINS = yaml.safe_load((CONF / "ablations/no_q.yaml").read_text())
+WITH_TWIN = sorted(name for name, values in TWINS.items() if isinstance(values, dict))
+# Large weights stand for infinite ones; Q's share is below this, and thousands of times as large without the ablation.
+TOLERANCES = dict.fromkeys(("DAC", "FQL", "ReBRAC"), 1e-6)
+
+
+def write_data(file: Path, sign: float) -> None:
+    """Write made-up transitions, with rewards of this sign."""
+    some = np.random.default_rng(0)
+    file.parent.mkdir()
+    np.savez(
+        file,
+        observations=some.normal(size=(60, 3)),
+        actions=some.uniform(-1, 1, (60, 2)),
+        rewards=sign * some.normal(size=60),
+        terminals=np.arange(60) % 6 == 5,
+        timeouts=np.zeros(60, bool),
+    )
+
+
+def actions_of(name: str, root: Path, sign: float, *extra: str) -> Tensor:
+    """Return the policy's actions after a tiny training."""
+    write_data(root / "data.npz", sign)
+    assert main(words(root / "runs", name, *extra)) == 0
+    (checkpoint,) = root.rglob("last.ckpt")
+    algorithm = ALGORITHMS[name].load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).eval()
+    observations = torch.randn(50, 3, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return algorithm.actors()["policy"](observations, torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("name", WITH_TWIN)
+def test_rewards_play_no_part(name: str, tmp_path: Path):
+    rewarded, punished = (actions_of(name, tmp_path / str(sign), sign, "--ablation=no_q") for sign in (1.0, -1.0))
+    torch.testing.assert_close(rewarded, punished, rtol=0, atol=TOLERANCES.get(name, 0.0))
+
+
+def test_every_algorithm_has_a_twin_or_a_reason():
+    assert sorted(TWINS) == sorted(ALGORITHMS)
+
+
+def test_a_twin_has_a_folder_and_an_entry_of_its_own(tmp_path: Path):
+    write_data(tmp_path / "some/data.npz", 1.0)
+    arguments = words(tmp_path / "some/runs", "IQL", "--model.init_args.beta=5")
+    assert main(arguments) == 0
+    assert main([*arguments, "--ablation", "no_q"]) == 0
+    entries = {}
+    for file in tmp_path.rglob("results.json"):
+        entries[file.parts[-4]] = json.loads(file.read_text())["ablation"]
+        config = yaml.safe_load(file.with_name("config.yaml").read_text())
+        assert config["ablation"] == entries[file.parts[-4]]
+        assert config["model"]["init_args"]["beta"] == (0.0 if config["ablation"] else 5.0)
+    assert entries == {"iql": None, "iql-no_q": "no_q"}
+
+
+def test_the_config_of_a_twin_repeats_and_resumes_it(tmp_path: Path):
+    write_data(tmp_path / "some/data.npz", 1.0)
+    root = tmp_path / "some/runs"
+    assert main([*words(root, "IQL", "--ablation=no_q"), "--trainer.max_steps=30"]) == 0
+    (checkpoint,) = root.rglob("last.ckpt")
+    assert main(["fit", f"--ckpt_path={checkpoint}", "--trainer.max_steps=60"]) == 0
+    results = json.loads((checkpoint.parent.parent / "results.json").read_text())
+    assert (results["ablation"], results["gradient_steps"]) == ("no_q", 60)
+    config = checkpoint.parent.parent / "config.yaml"
+    again = tmp_path / "again"
+    assert main(["fit", f"--config={config}", f"--trainer.default_root_dir={again}"]) == 0
+    assert [path.name for path in again.iterdir()] == ["iql-no_q"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "BC", "--ablation", "no_q"], "error: --ablation no_q: BC has none: it has no Q"),
+        (["--ablation", "no_q"], "error: --ablation needs an algorithm: add --model DTQL"),
+        (["--model", "IQL", "--ablation", "noq"], "error: --ablation: no file noq, and no config of this name"),
+        (["--model", "mine.Own", "--ablation", "no_q"], "error: --ablation no_q: no values for Own; there are some of"),
+    ],
+)
+def test_wrong_ablations_give_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["fit", *arguments]) == 2
+    assert capsys.readouterr().err.startswith(message)
+
+
+def test_an_ablation_of_ones_own_is_a_file(tmp_path: Path):
+    write_data(tmp_path / "some/data.npz", 1.0)
+    (tmp_path / "sarsa.yaml").write_text("IQL: {critic.expectile: 0.5}\n")
+    assert main(words(tmp_path / "some/runs", "IQL", f"--ablation={tmp_path / 'sarsa.yaml'}")) == 0
+    (config,) = tmp_path.rglob("iql-sarsa/data/seed_0/config.yaml")
+    assert yaml.safe_load(config.read_text())["model"]["init_args"]["critic"]["expectile"] == 0.5
