@@ -15,6 +15,8 @@ from lit_offrl.algorithms import QGPO
 from lit_offrl.algorithms.qgpo import contrastive_loss
 from lit_offrl.algorithms.vp_diffusion import VPDiffusion
 from lit_offrl.batch import Batch
+from lit_offrl.data.bandits import find_bandit
+from lit_offrl.networks.energy_guidance import EnergyNetwork
 
 
 def make(**options: object) -> QGPO:
@@ -195,11 +197,12 @@ def test_cep_learns_the_exact_energy_and_its_gradient(trained, time: float):
         ours = algorithm.energy(x.float(), times, nothing).double()
         slope = algorithm.energy.gradient(x.float(), times, nothing).double()
     error = (ours - ours.mean()) - (value - value.mean())  # f is free to have a constant of its own at each time
-    # What 2,000 small steps leave: measured 0.08, 0.10, 0.12 and 0.14; less than twice that.
-    assert error.std() < 0.22 * value.std()
+    # What 2,000 small steps leave: measured 0.08, 0.08, 0.11 of a deviation, and at t = 0.8 0.02 of 0.05 in all; less
+    # than twice that.
+    assert error.std() < max(0.22 * value.std(), 0.03)
     if time >= 0.3:  # before, f is flat where the samples are
-        # measured 0.22, 0.15 and 0.14
-        assert (slope - gradient).norm(dim=-1).mean() < 0.33 * gradient.norm(dim=-1).mean()
+        # measured 0.20, 0.12 and 0.33, where the gradient itself is small
+        assert (slope - gradient).norm(dim=-1).mean() < 0.5 * gradient.norm(dim=-1).mean()
 
 
 def test_guidance_by_cep_reaches_the_masses_of_the_target(trained):
@@ -210,3 +213,25 @@ def test_guidance_by_cep_reaches_the_masses_of_the_target(trained):
     target = (3 * torch.arange(8) / 7).softmax(0)
     # Total variation. 4,000 samples alone make 0.017; measured 0.040. Of the data itself it would be 0.37.
     assert (masses - target).abs().sum() / 2 < 0.08
+
+
+def test_the_energy_learns_labels_that_are_no_smooth_function_of_the_action():
+    """On rings f stays flat for thousands of updates where its weights start too small."""
+    data = find_bandit("bandit/rings").draw()
+    actions, labels = torch.from_numpy(data.points).float(), 3 * torch.from_numpy(data.labels).float()
+    torch.manual_seed(0)
+    energy, process = EnergyNetwork(2, 0, 128, layers=4), VPDiffusion(15)
+    optimizer = torch.optim.Adam(energy.parameters(), 1e-3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(1200):
+        rows = torch.randint(len(actions), (32, 16), generator=generator)
+        time = torch.rand(32, generator=generator)
+        alpha, sigma = process.scales(time, actions[rows])
+        noisy = alpha * actions[rows] + sigma * torch.randn(32, 16, 2, generator=generator)
+        loss = contrastive_loss(energy(noisy, time[:, None], torch.zeros(32, 1, 0)), labels[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        f = energy(actions[:1000], torch.full((1000,), 0.01), torch.zeros(1000, 0))
+    assert torch.corrcoef(torch.stack([f, labels[:1000]]))[0, 1] > 0.8  # measured 0.97; -0.05 from PyTorch's own start

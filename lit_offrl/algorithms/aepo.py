@@ -241,7 +241,7 @@ class AEPO(OfflineAlgorithm):
         seen = observation_dim if diffusion.conditional else 0
         self.behavior = NoiseNetwork(action_dim, seen, diffusion.hidden_dim)
         hidden = (critic.hidden_dim,) * 3
-        q = EnsembleQ(observation_dim, action_dim, hidden, layer_norm=False, activation=nn.ReLU)
+        q = EnsembleQ(observation_dim, action_dim, hidden, layer_norm=critic.layer_norm, activation=nn.ReLU)
         self.critic = nn.ModuleDict({"q": q})
         if kind == "implicit":
             self.critic["v"] = ValueNetwork(observation_dim, hidden, nn.ReLU)

@@ -157,7 +157,7 @@ class EDA(OfflineAlgorithm):
         self.behavior = BottleneckNetwork(action_dim, seen, diffusion.hidden_dim)
         self.policy = BottleneckNetwork(action_dim, seen, diffusion.hidden_dim)
         hidden = (critic.hidden_dim,) * 2
-        q = EnsembleQ(observation_dim, action_dim, hidden, layer_norm=False, activation=nn.ReLU)
+        q = EnsembleQ(observation_dim, action_dim, hidden, layer_norm=critic.layer_norm, activation=nn.ReLU)
         self.critic = nn.ModuleDict({"q": q})
         if critic.kind == "implicit":
             self.critic["v"] = ValueNetwork(observation_dim, hidden, nn.ReLU)

@@ -88,11 +88,14 @@ class SupportedCritic(StagedImplicitQ):
             CQL's penalty upon that backup.
         backup_beta: Inverse temperature of the softmax backup; null for the policy's beta.
         conservatism: Weight of the penalty of `conservative`.
+        layer_norm: Whether Q has LayerNorm. The published critics have none; with it, Q extrapolates less beyond the
+            data, which short trainings need.
     """
 
     kind: Literal["implicit", "in_support", "conservative"] = "implicit"
     backup_beta: NonNegative | None = None
     conservatism: NonNegative = 5.0
+    layer_norm: bool = False
 
 
 @dataclass(frozen=True)

@@ -59,11 +59,13 @@ class InSupportCritic(CriticOptions):
         steps: Gradient steps that train the critic, and f beside it; `max_steps` includes them.
         batch_size: Transitions of each batch that the critic is trained on; the behavior model takes all.
         backup_beta: Inverse temperature of the softmax in the backup.
+        layer_norm: Whether Q has LayerNorm, see `SupportedCritic`.
     """
 
     steps: Steps = 500_000
     batch_size: Count = 256
     backup_beta: NonNegative = 1.0
+    layer_norm: bool = False
 
 
 def contrastive_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -132,7 +134,7 @@ class QGPO(OfflineAlgorithm):
         seen = observation_dim if diffusion.conditional else 0
         self.behavior = NoiseNetwork(action_dim, seen, diffusion.hidden_dim)
         hidden = (critic.hidden_dim,) * 3
-        q = EnsembleQ(observation_dim, action_dim, hidden, layer_norm=False, activation=nn.ReLU)
+        q = EnsembleQ(observation_dim, action_dim, hidden, layer_norm=critic.layer_norm, activation=nn.ReLU)
         self.critic = nn.ModuleDict({"q": q})
         self.target_q = frozen_copy(q)
         if self.learns_energy:

@@ -209,7 +209,7 @@ def expand_words(words: Sequence[str]) -> list[str]:
     algorithm = _algorithm_in(pair_options(words), configs)
     if algorithm is None:
         raise UserError(f"{ABLATION} needs an algorithm: add --model DTQL, or a config such as --config dtql_mujoco")
-    return [*words, f"{ABLATION}={ablation}", *_value_words(ablation_values(str(ablation), algorithm))]
+    return [*words, f"{ABLATION}={ablation}", *value_words(ablation_values(str(ablation), algorithm))]
 
 
 def _with_values_of_task(words: Sequence[str], task: str, variant: str | None) -> list[str]:
@@ -221,7 +221,7 @@ def _with_values_of_task(words: Sequence[str], task: str, variant: str | None) -
     table = TaskTable.of(algorithm)
     return [
         *(f"--config={find_config(name)}" for name in configs or [table.base_config(task)]),
-        *_value_words(table.values(task, variant)),
+        *value_words(table.values(task, variant)),
         *(word for pair in pairs if pair[0] not in CONFIG for word in _as_words(pair)),
     ]
 
@@ -234,7 +234,8 @@ def _algorithm_in(pairs: Sequence[tuple[str, str | None]], configs: Sequence[Map
     return next(filter(None, map(algorithm_of, reversed(configs))), None)
 
 
-def _value_words(values: Mapping[str, Any]) -> list[str]:
+def value_words(values: Mapping[str, Any]) -> list[str]:
+    """Return config keys and values as words of a command line."""
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]
 
 

@@ -9,7 +9,16 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_offrl.cli.configs import ABLATION, CONF, TaskTable, algorithm_of, config_names, find_config, read_config
+from lit_offrl.cli.configs import (
+    ABLATION,
+    CONF,
+    TaskTable,
+    algorithm_of,
+    config_names,
+    find_config,
+    read_config,
+    value_words,
+)
 from lit_offrl.cli.parser import CommandParser
 from lit_offrl.errors import UserError, did_you_mean, require
 from lit_offrl.jobs.local import Job, report_failures, run_jobs, whole_numbers
@@ -149,7 +158,7 @@ def _varied_cells(entry: Any, grid: str) -> Iterator[Cell]:
     for values in itertools.product(*each.values()):
         varied = dict(zip(each, values, strict=True))
         labels = [label, *(f"{name.rpartition('.')[2]}_{value}" for name, value in varied.items())]
-        words = tuple(f"--{name}={value}" for name, value in {**options, **varied}.items())
+        words = tuple(value_words({**options, **varied}))
         for cell in cells:
             yield cell._replace(words=cell.words + words, label="-".join(filter(None, labels)))
 
