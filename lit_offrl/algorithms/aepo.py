@@ -55,7 +55,7 @@ from lit_offrl.algorithms.energy_guided import (
     sample_guided,
 )
 from lit_offrl.algorithms.options import DiffusionOptions, EnergyOptions, SupportedCritic
-from lit_offrl.algorithms.support import Support, make_support, supported_q_loss
+from lit_offrl.algorithms.support import Support, actions_of_the_batch, make_support, supported_q_loss
 from lit_offrl.algorithms.vp_diffusion import VPDiffusion
 from lit_offrl.batch import Batch
 from lit_offrl.diffusion.denoisers import diffuse, x0_from_epsilon
@@ -66,6 +66,7 @@ from lit_offrl.networks.gradients import full_precision
 from lit_offrl.ranges import Count, NonNegative, Positive, Range, Steps
 
 Posterior = Literal[1, 2, 3]
+Expansion = Literal["action", "mean", "support"]
 
 
 def posterior_mean(
@@ -153,6 +154,26 @@ def energy_terms(
     return beta * q, beta * slope, beta**2 / 2 * variance * gradient.square().sum(-1)
 
 
+def sampled_energy(
+    beta: float, q: Tensor, points: Tensor, noisy_actions: Tensor, alpha: Tensor, sigma: Tensor
+) -> Tensor:
+    """Return log sum_k w_k exp(beta Q(s, a^k)), `[batch]`, where w_k is proportional to N(a_t; alpha a^k, sigma^2).
+
+    For points a^k ~ mu(. | s) it tends to the energy f_t (Eq. 12) as they become many, whatever mu and Q are.
+
+    Args:
+        beta: Inverse temperature.
+        q: Q at the points, `[batch, points]`.
+        points: a^k, `[batch, points, action_dim]`.
+        noisy_actions: a_t, `[batch, action_dim]`.
+        alpha: alpha_t, `[batch, 1]`.
+        sigma: sigma_t, `[batch, 1]`.
+    """
+    distance = ((noisy_actions[:, None] - alpha[:, None] * points) / sigma[:, None]).square().sum(-1)
+    energy: Tensor = (beta * q + (-0.5 * distance).log_softmax(-1)).logsumexp(-1)
+    return energy
+
+
 class AEPO(OfflineAlgorithm):
     """A diffusion policy guided by an energy that is regressed on a closed form instead of sampled expectations.
 
@@ -179,12 +200,16 @@ class AEPO(OfflineAlgorithm):
         rescale: What gets the norm of the behavior model's score: each `sample`, the `batch`, or `none`.
         posterior: Estimate 1, 2 or 3 of the posterior's variance (Eqs. 22, 24 and 43).
         taylor: Distance nu from the data action to the point of expansion.
+        expansion: Where Q is expanded: at the data `action`, as printed; at the posterior's `mean`, where the slope
+            vanishes; or, without a Taylor series, at several behavior actions of the state, weighed by how likely each
+            is the clean action (`support`), which is right for any Q.
         joint: Train all networks in each update (Algorithm 1) rather than in stages; with the critic `implicit` only.
             `pretrain_steps` and `critic.steps` are without effect then.
         refresh_every: Gradient steps from one table of variances to the next where training is joint.
         table_size: Times at which the variance is estimated, uniform from 1e-3 to 1; linear in between.
         table_samples: Noisy actions for each of these estimates, at least; actions of the batch are repeated.
-        support_actions: Behavior actions sampled per state for the critics other than `implicit`.
+        support_actions: Behavior actions sampled per state for the critics other than `implicit`, and for `support`. On
+            2-D sets without observations the actions of a batch are each other's.
         diffusion: The behavior model.
         critic: The critic, with three hidden layers.
         energy: The network f, with three hidden layers.
@@ -204,6 +229,7 @@ class AEPO(OfflineAlgorithm):
         rescale: Rescale = "sample",
         posterior: Posterior = 1,
         taylor: NonNegative = 0.001,
+        expansion: Expansion = "action",
         joint: bool = False,
         refresh_every: Count = 1000,
         table_size: Annotated[int, Range(2, 100_000)] = 128,
@@ -217,6 +243,8 @@ class AEPO(OfflineAlgorithm):
     ) -> None:
         kind = critic.kind
         require(kind == "implicit" or not joint, "model.init_args.critic.kind", "implicit where joint is true", kind)
+        is_staged = expansion != "support" or not joint
+        require(is_staged, "model.init_args.expansion", "action or mean where joint is true", expansion)
         check_width(diffusion.hidden_dim)
         super().__init__(observation_dim, action_dim, pretrain_steps, **common)
         self.beta = beta
@@ -224,6 +252,8 @@ class AEPO(OfflineAlgorithm):
         self.rescale: Rescale = rescale
         self.posterior: Posterior = posterior
         self.taylor = taylor
+        self.expansion: Expansion = expansion
+        self.conditional = diffusion.conditional
         self.joint = joint
         self.refresh_every = refresh_every
         self.table_samples = table_samples
@@ -260,7 +290,7 @@ class AEPO(OfflineAlgorithm):
         return (
             Phase("behavior", self.pretrain_update, self.pretrain_steps),
             Phase("critic", self.critic_update, self.critic_options.steps, prepare=self.prepare_support),
-            Phase("energy", self.update, begin=self.begin_main, prepare=self.refresh),
+            Phase("energy", self.update, begin=self.begin_main, prepare=self.prepare_energy),
         )
 
     def targets(self) -> tuple[Target, ...]:
@@ -269,8 +299,9 @@ class AEPO(OfflineAlgorithm):
         return (Target(self.critic["q"], self.target_q, rate, early=early, early_steps=steps),)
 
     def begin_main(self) -> None:
-        """Release the support actions: the critic is final."""
-        self.support = None
+        """Release the support actions, which were for the critic, unless f needs them."""
+        if self.expansion != "support":
+            self.support = None
 
     # ---------------------------------------------------------------- the posterior of the clean action
 
@@ -334,11 +365,15 @@ class AEPO(OfflineAlgorithm):
     ) -> tuple[Tensor, Info]:
         """Return y_t (Eq. 25), `[batch]`, detached, and what to log."""
         with torch.no_grad(), full_precision(actions):
-            gradient = self.q_gradient(observations, actions)
             alpha, sigma = self.process.scales(time, noisy_actions)
             epsilon = self.behavior(noisy_actions, time, observations)
             mean = posterior_mean(noisy_actions, epsilon, alpha, sigma, self.units.limit)
-            point = expansion_point(actions, gradient, self.taylor)
+            if self.expansion == "mean":
+                point = mean
+                gradient = self.q_gradient(observations, point)
+            else:
+                gradient = self.q_gradient(observations, actions)
+                point = expansion_point(actions, gradient, self.taylor)
             q = self.best_q(observations, point)
             value, slope, spread = energy_terms(self.beta, q, gradient, point, mean, self.variance(time))
             target = value + slope + spread
@@ -350,10 +385,26 @@ class AEPO(OfflineAlgorithm):
             }
         return target, info
 
+    def sampled_target(self, batch: Batch, noisy_actions: Tensor, time: Tensor) -> tuple[Tensor, Info]:
+        """Return f_t by behavior actions of the batch's states, `[batch]`, detached, and what to log."""
+        with torch.no_grad(), full_precision(noisy_actions):
+            if self.conditional:
+                assert self.support is not None
+                points = self.support.of(batch).actions
+                assert points is not None
+            else:
+                points = actions_of_the_batch(batch, self.noise, self.support_actions)
+            q = self.best_q(batch.observations[:, None], points)
+            target = sampled_energy(self.beta, q, points, noisy_actions, *self.process.scales(time, noisy_actions))
+        return target, {"energy_target": target.mean()}
+
     def energy_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """Regression of f on the analytic energy of noisy data actions (Eq. 26)."""
         time, noisy_actions, _ = self.process.noised(batch.actions, self.noise)
-        target, info = self.energy_target(batch.observations, batch.actions, noisy_actions, time)
+        if self.expansion == "support":
+            target, info = self.sampled_target(batch, noisy_actions, time)
+        else:
+            target, info = self.energy_target(batch.observations, batch.actions, noisy_actions, time)
         return (self.energy(noisy_actions, time, batch.observations) - target).square().mean(), info
 
     # ---------------------------------------------------------------- support actions
@@ -363,10 +414,18 @@ class AEPO(OfflineAlgorithm):
         if self.support is None and self.critic_options.kind != "implicit":
             self.support = self.make_support()
 
+    def prepare_energy(self, batch: Batch) -> None:
+        """Prepare what the targets of f need."""
+        if self.expansion != "support":
+            self.refresh(batch)
+        elif self.conditional and self.support is None:
+            self.support = self.make_support()
+
     def make_support(self) -> Support:
         """Sample behavior actions at all transitions of the dataset, as the kind of critic needs them."""
         sample = partial(sample_behavior, self.process, self.behavior, action_dim=self.action_dim)
-        return make_support(self, sample, self.support_actions, everywhere=self.critic_options.kind == "conservative")
+        everywhere = self.critic_options.kind == "conservative" or self.expansion == "support"
+        return make_support(self, sample, self.support_actions, everywhere=everywhere)
 
     # ---------------------------------------------------------------- the algorithm
 

@@ -41,7 +41,7 @@ from lit_offrl.algorithms.energy_guided import (
     sample_guided,
 )
 from lit_offrl.algorithms.options import CriticOptions, DiffusionOptions, EnergyOptions
-from lit_offrl.algorithms.support import Support, make_support
+from lit_offrl.algorithms.support import Support, actions_of_the_batch, make_support
 from lit_offrl.algorithms.vp_diffusion import VPDiffusion
 from lit_offrl.batch import Batch
 from lit_offrl.diffusion.denoisers import x0_from_epsilon
@@ -212,16 +212,10 @@ class QGPO(OfflineAlgorithm):
         return make_support(self, sample, self.support_actions, everywhere=True)
 
     def support_of(self, batch: Batch) -> Support:
-        """Return behavior actions at the transitions of `batch`.
-
-        Without observations, on 2-D sets, all data actions are actions at the same state: a transition's are its own
-        and those of the transitions after it in the batch.
-        """
+        """Return behavior actions at the transitions of `batch`, without observations those of the batch."""
         if not self.conditional:
-            actions = self.noise.all_rows(batch.actions)
-            order = torch.arange(len(actions), device=actions.device)
-            rows = (self.noise.own_rows(order)[:, None] + order[: self.support_actions]) % len(actions)
-            return Support(actions[rows], actions[rows])
+            actions = actions_of_the_batch(batch, self.noise, self.support_actions)
+            return Support(actions, actions)
         assert self.support is not None
         return self.support.of(batch)
 

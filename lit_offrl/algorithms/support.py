@@ -77,6 +77,17 @@ def make_support(algorithm: OfflineAlgorithm, sample: SampleBehavior, count: int
     return Support(actions, at(next_observations, NEXT_SUPPORT_STREAM, "next support actions"))
 
 
+def actions_of_the_batch(batch: Batch, noise: NoiseStream, count: int) -> Tensor:
+    """Return `count` actions for each transition of a batch without observations, `[batch, count, action_dim]`.
+
+    On 2-D sets all data actions are actions at the same state: a transition's are its own and those of the transitions
+    after it in the batch, over all ranks.
+    """
+    actions = noise.all_rows(batch.actions)
+    order = torch.arange(len(actions), device=actions.device)
+    return actions[(noise.own_rows(order)[:, None] + order[:count]) % len(actions)]
+
+
 def supported_q_loss(
     critic: Mapping[str, nn.Module] | nn.ModuleDict,
     target_q: nn.Module,
