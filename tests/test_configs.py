@@ -104,7 +104,6 @@ def test_quick_configs_say_where_they_differ_from_the_paper_and_why(name: str):
                 explained.add(".".join(path))
     print(f"quick/{name} and {name}:", *(f"{key}: {paper[key]} -> {quick[key]}" for key in sorted(differing)), sep="\n")
     assert explained == differing
-    assert quick["data.dataset"] == paper["data.dataset"]
     assert quick["trainer.max_steps"] < paper["trainer.max_steps"]
 
 

@@ -125,9 +125,10 @@ def test_samples_of_guided_policies_beside_the_target(
     words += ["--model.init_args.diffusion.hidden_dim=16", "--data.steps_per_epoch=3", "--bandit.samples=50"]
     tool.main(words)
     said = capsys.readouterr().out
-    for algorithm in ("AEPO", "QGPO"):
-        folder = tmp_path / "beta_10" / algorithm.lower() / "bandit/moons/seed_0"
+    for algorithm, variant in (("AEPO", ""), ("AEPO", "several_points"), ("QGPO", "")):
+        folder = tmp_path / "beta_10" / variant / algorithm.lower() / "bandit/moons/seed_0"
         scores = json.loads((folder / "results.json").read_text())["bandit"]
         assert scores["beta"] == 10
-        assert f"| `bandit/moons` | 10 | {algorithm} | {scores['mean_label']:.3f} |" in said
+        name = algorithm + variant.replace("several_points", ", several points")
+        assert f"| `bandit/moons` | 10 | {name} | {scores['mean_label']:.3f} |" in said
     assert (tmp_path / "guided6.png").read_bytes().startswith(b"\x89PNG")

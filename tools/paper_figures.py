@@ -11,7 +11,7 @@ On 2-D sets:
            they begin, and samples over Q
   eda3     EDA, Figures 3 and 8: the data, densities of behavior model and aligned policy, labels, and the Q that the
            policy predicts at several times
-  guided6  samples of AEPO and QGPO beside samples of the target
+  guided6  samples of AEPO, also with several points of expansion, and of QGPO beside samples of the target
   methods  samples of the policies of all other methods on one set (no paper's figure)
 On one locomotion dataset, with the settings of conf/quick:
   eda5     EDA, Figure 5: score against the share of labelled states and against gradient steps
@@ -79,6 +79,8 @@ class BanditRun:
         dataset: Id of the set.
         options: Options of the command.
         beta: Inverse temperature, if it differs from the config file.
+        variant: Name of a variation, whose runs lie in a folder of this name.
+        changes: Its hyper-parameters.
     """
 
     algorithm: str
@@ -86,11 +88,13 @@ class BanditRun:
     dataset: str
     options: argparse.Namespace
     beta: float | None = None
+    variant: str = ""
+    changes: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def root(self) -> Path:
         """Root folder of the run."""
-        return Path(self.options.root) / ("" if self.beta is None else f"beta_{self.beta:g}")
+        return Path(self.options.root) / ("" if self.beta is None else f"beta_{self.beta:g}") / self.variant
 
     @property
     def folder(self) -> RunFolder:
@@ -107,6 +111,7 @@ class BanditRun:
         }
         if self.beta is not None:
             flags |= {"model.init_args.beta": self.beta, "bandit.beta": self.beta}
+        flags |= {f"model.init_args.{name}": value for name, value in self.changes.items()}
         return fit(self.folder, flags, self.options)
 
     def load(self) -> OfflineAlgorithm:
@@ -272,10 +277,20 @@ def eda3(options: argparse.Namespace) -> None:
 
 GUIDED_BETAS = (3.0, 10.0)
 GUIDED_SAMPLES = 2000
+# The Taylor series at one point, as AEPO prints it, is wrong where Q differs between modes; several points are not.
+SEVERAL_POINTS = MappingProxyType({"expansion": "support", "support_actions": 256})
+GUIDED = (
+    ("AEPO", "", MappingProxyType({})),
+    ("AEPO", "several_points", SEVERAL_POINTS),
+    ("QGPO", "", MappingProxyType({})),
+)
 
 
 def guided6(options: argparse.Namespace) -> None:
-    """Train AEPO and QGPO on the six sets at two temperatures; draw their samples beside samples of the target."""
+    """Train AEPO, as printed and with several points of expansion, and QGPO on the six sets at two temperatures.
+
+    Draws their samples beside samples of the target.
+    """
     panels: list[list[DrawPanel]] = []
     lines = []
     for name in options.sets:
@@ -284,11 +299,12 @@ def guided6(options: argparse.Namespace) -> None:
         for beta in GUIDED_BETAS:
             target = BanditTarget(dataset, beta, GUIDED_SAMPLES)
             samples = {"target": target.points}
-            for algorithm in ("AEPO", "QGPO"):
-                run = BanditRun(algorithm, f"{algorithm.lower()}_bandit.yaml", dataset, options, beta)
+            for algorithm, variant, changes in GUIDED:
+                run = BanditRun(algorithm, f"{algorithm.lower()}_bandit.yaml", dataset, options, beta, variant, changes)
                 scores = run.train()["bandit"]
-                samples[algorithm] = run.sample(GUIDED_SAMPLES)
-                line = {"dataset": f"`{dataset}`", "beta": f"{beta:g}", "algorithm": algorithm}
+                title = f"{algorithm}, {variant.replace('_', ' ')}" if variant else algorithm
+                samples[title] = run.sample(GUIDED_SAMPLES)
+                line = {"dataset": f"`{dataset}`", "beta": f"{beta:g}", "algorithm": title}
                 lines.append({**line, **bandit_cells(scores)})
             for title, each in samples.items():
                 title = rf"{title}, $\beta$ = {beta:g}"

@@ -26,7 +26,7 @@ usage: lit-offrl <command> [options]      (or python -m lit_offrl <command> [opt
 Offline reinforcement learning with diffusion policies.
 
 commands:
-  fit         train:  fit --config quick/dtql_antmaze  (minutes)  or  --config dtql_antmaze  (the paper's settings)
+  fit         train:  fit --config quick/bdpo_mujoco  (minutes)  or  --config dtql_antmaze  (the paper's settings)
   validate    score a checkpoint:  validate --ckpt_path runs/.../checkpoints/last.ckpt
   test        the same, under the name of a final test
   predict     write the policy's actions for the dataset's observations
