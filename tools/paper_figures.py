@@ -28,7 +28,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -89,7 +89,7 @@ class BanditRun:
     options: argparse.Namespace
     beta: float | None = None
     variant: str = ""
-    changes: Mapping[str, Any] = MappingProxyType({})
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def root(self) -> Path:
