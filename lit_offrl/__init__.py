@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lit_offrl.algorithms import *  # noqa: F403
-    from lit_offrl.algorithms.checkpoints import load_policy as load_policy
     from lit_offrl.cli import main as main
     from lit_offrl.data.datamodule import D4RLDataModule as D4RLDataModule
+    from lit_offrl.policy import load_policy as load_policy
 
 __version__ = "0.1.0"
 _MODULES = {
     "D4RLDataModule": "lit_offrl.data.datamodule",
-    "load_policy": "lit_offrl.algorithms.checkpoints",
+    "load_policy": "lit_offrl.policy",
     "main": "lit_offrl.cli",
 }
 

@@ -11,6 +11,7 @@ from tiny import nested, segments, tiny_options
 
 from lit_offrl import algorithms
 from lit_offrl.algorithms import OfflineAlgorithm
+from lit_offrl.algorithms.acting import best_of_behavior
 from lit_offrl.algorithms.base import Phase
 from lit_offrl.batch import Batch
 from lit_offrl.callbacks.ema import EMATargets
@@ -163,8 +164,9 @@ def test_every_actor_acts_in_the_box(cls: type[OfflineAlgorithm]):
 
 def test_the_best_of_several_behavior_actions_is_a_control(cls: type[OfflineAlgorithm]):
     algorithm = make(cls)
-    assert algorithm.controls(0) == []
-    if not (names := algorithm.controls(8)):
+    assert best_of_behavior(algorithm, 0) == {}
+    algorithm.control_actors = best_of_behavior(algorithm, 8)
+    if not (names := [*algorithm.control_actors]):
         assert "behavior" not in algorithm.actors() or algorithm.has_memory
         return
     observations = torch.randn(64, OBSERVATION_DIM, generator=torch.Generator().manual_seed(1))

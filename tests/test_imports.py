@@ -17,6 +17,7 @@ ALLOWED = {  # room -> rooms of the package it may import, besides itself
     "envs": {"data", "run_folder", *COMMON},
     "collect": {"envs", "data", "__init__", *COMMON},
     "algorithms": {"networks", "diffusion", *COMMON},
+    "policy": {"algorithms", *COMMON},
     "callbacks": {"algorithms", "envs", "data", "run_folder", "__init__", *COMMON},
     "run_folder": {"data", "errors", "system"},
     "report": {"envs", "data", "errors"},

@@ -14,7 +14,7 @@ from tiny import TINY, nested, tiny_options
 import lit_offrl.algorithms.base
 from lit_offrl import algorithms
 from lit_offrl.algorithms import BDPO, DTQL, EDA, QGPO, OfflineAlgorithm
-from lit_offrl.algorithms.checkpoints import load_policy
+from lit_offrl.algorithms.checkpoints import load_algorithm
 from lit_offrl.algorithms.options import Acting, ImplicitQ
 from lit_offrl.callbacks.checkpoint import RunCheckpoint
 from lit_offrl.callbacks.rollout import RolloutEvaluation
@@ -128,7 +128,7 @@ def test_a_policy_is_loaded_from_its_checkpoint_alone(cls: type[OfflineAlgorithm
     checkpoint = {"state_dict": algorithm.state_dict(), "hyper_parameters": dict(algorithm.hparams)}
     algorithm.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, tmp_path / "last.ckpt")
-    policy = load_policy(tmp_path / "last.ckpt")
+    policy = load_algorithm(tmp_path / "last.ckpt")
     assert type(policy) is cls
     observations = torch.randn(5, 3)
     one, two = (each.act(observations, torch.Generator().manual_seed(1)) for each in (algorithm, policy))
@@ -137,13 +137,13 @@ def test_a_policy_is_loaded_from_its_checkpoint_alone(cls: type[OfflineAlgorithm
 
 def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path):
     with pytest.raises(UserError, match="load_policy: no checkpoint at"):
-        load_policy(tmp_path / "nowhere.ckpt")
+        load_algorithm(tmp_path / "nowhere.ckpt")
     (tmp_path / "text.ckpt").write_text("no checkpoint")
     with pytest.raises(UserError, match="is broken"):
-        load_policy(tmp_path / "text.ckpt")
+        load_algorithm(tmp_path / "text.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(UserError, match="is not a checkpoint of this package"):
-        load_policy(tmp_path / "other.ckpt")
+        load_algorithm(tmp_path / "other.ckpt")
 
 
 def test_the_contract_is_short():

@@ -18,7 +18,8 @@ import pytest
 import torch
 from conftest import REPOSITORY, run_folder, tiny_words
 
-from lit_offrl.algorithms.checkpoints import load_policy, read_checkpoint
+import lit_offrl
+from lit_offrl.algorithms.checkpoints import read_checkpoint
 from lit_offrl.callbacks.ema import EMATargets
 from lit_offrl.cli import main
 from lit_offrl.errors import UserError
@@ -411,7 +412,7 @@ def test_policies_of_unknown_classes_need_trust(root: Path):
     checkpoint["offrl"]["class_path"] = "planted_module.Policy"
     torch.save(checkpoint, path)
     with pytest.raises(UserError, match="import planted_module first, or give trust=True"):
-        load_policy(path)
+        lit_offrl.load_policy(path)
 
 
 def test_early_stopping_is_said_and_can_go_on(tmp_path: Path, minari_root: Path, capfd: pytest.CaptureFixture[str]):

@@ -135,31 +135,6 @@ class OfflineAlgorithm(TrainingModule):
         """Return what can act, by name; the score of the first, the policy, is the run's score."""
         return {"policy": self.sample_actions}
 
-    def controls(self, best_of: int) -> list[str]:
-        """Return the names of what can act beside `actors()` to show what the policy adds to a choice by its Q.
-
-        Args:
-            best_of: Actions of the behavior model of which the control takes the one of the highest Q; 0 for none.
-        """
-        has_critic = type(self).value_of is not OfflineAlgorithm.value_of and not self.has_memory
-        return [f"behavior_best_of_{best_of}"] if best_of and has_critic and "behavior" in self.actors() else []
-
-    def actor_named(self, name: str) -> Actor:
-        """Return one of `actors()` or `controls()`."""
-        actors = self.actors()
-        if name in actors:
-            return actors[name]
-        return partial(self.sample_best_behavior, int(name.removeprefix("behavior_best_of_")))
-
-    def sample_best_behavior(self, count: int, observations: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Return the best of `count` actions of the behavior model by `value_of`, as the environment would see them."""
-        rows = observations.repeat_interleave(count, 0)
-        candidates = self.units.clamp(self.actors()["behavior"](rows, generator))
-        values = self.value_of(rows, candidates)
-        assert values is not None
-        shape = (len(observations), count)
-        return select(candidates.view(*shape, -1), values.view(shape), 0.0, None)
-
     def value_of(self, observations: Tensor, actions: Tensor) -> Tensor | None:
         """Return the critic's value of each action, `[batch]`; None without a critic. Histograms show the values."""
         return None
@@ -233,10 +208,10 @@ class OfflineAlgorithm(TrainingModule):
     ) -> Tensor:
         """Return actions as `act` does, each row by the actor that is named for it, with noise of that actor's own."""
         memories = [{} for _ in actors] if memories is None else memories
-        one_call = (
-            self.sample_each if self.actors().keys() >= set(actors) else partial(OfflineAlgorithm.sample_each, self)
-        )
-        actions = one_call(self.units.normalize(observations), actors, generators, memories)
+        # One call may serve all of `actors()`, but not the controls of an evaluation.
+        controlled = not self.control_actors.keys().isdisjoint(actors)
+        sample = partial(OfflineAlgorithm.sample_each, self) if controlled else self.sample_each
+        actions = sample(self.units.normalize(observations), actors, generators, memories)
         return self.units.restore_actions(self.units.clamp(actions))
 
     def sample_each(
@@ -247,8 +222,7 @@ class OfflineAlgorithm(TrainingModule):
         memories: Sequence[Memory] = (),
     ) -> Tensor:
         """Return the actions of several actors, one for each row; overridden where one call can serve all actors."""
-        names = [*dict.fromkeys(actors)]
-        by_name = {name: self.actor_named(name) for name in names}
+        by_name, names = {**self.actors(), **self.control_actors}, [*dict.fromkeys(actors)]
         if len(names) == 1:  # rows need not be sorted out
             return by_name[names[0]](observations, generators[names[0]], *((memories,) if self.has_memory else ()))
         actions = observations.new_empty(len(observations), self.action_dim)

@@ -183,7 +183,7 @@ def load_weights(algorithm: OfflineAlgorithm, content: dict[str, Any], path: str
     }
 
 
-def load_policy(path: str | Path, trust: bool = False) -> OfflineAlgorithm:
+def load_algorithm(path: str | Path, trust: bool = False) -> OfflineAlgorithm:
     """Return the algorithm of a checkpoint, ready to `act`: no trainer, dataset or environment is needed.
 
     Args:
@@ -203,7 +203,9 @@ def load_policy(path: str | Path, trust: bool = False) -> OfflineAlgorithm:
     except (ImportError, AttributeError) as error:
         raise UserError(f"load_policy: the class {module}.{name} of {path} cannot be imported ({error})") from error
     options = {key: value for key, value in content["hyper_parameters"].items() if not key.startswith("_")}
-    algorithm: OfflineAlgorithm = cls(**{**options, "pretrained": None})
+    with torch.random.fork_rng(devices=[]):  # the first weights, which are overwritten, take no noise from elsewhere
+        algorithm: OfflineAlgorithm = cls(**{**options, "pretrained": None})
     algorithm.load_state_dict(content["state_dict"])
+    algorithm.trained_on = content[ENTRY].get("dataset")
     restore_training_state(algorithm, content[ENTRY])
     return algorithm.eval()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -67,6 +67,7 @@ class TrainingModule(lightning.LightningModule):
         self.run_update: RunUpdate = run_eagerly  # `Acceleration` runs updates in other ways
         self.target_updates: TargetUpdates | None = None
         self.block_metrics: dict[str, float] = {}  # what loggers receive at the end of the block
+        self.control_actors: dict[str, Callable[..., Tensor]] = {}  # what an evaluation plays beside `actors()`
         self.shows_progress = False  # whether work that takes minutes shows a bar; the progress bar's callback says so
         self.trained_on: dict[str, str | None] | None = None  # id and digest of the dataset
         self.init_from: dict[str, Any] | None = None  # the checkpoint whose weights the run began with

@@ -17,6 +17,7 @@ import torch
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
+from lit_offrl.algorithms.acting import best_of_behavior
 from lit_offrl.algorithms.base import Memory, OfflineAlgorithm
 from lit_offrl.callbacks.base import find_callback, find_datamodule, print_line, print_note
 from lit_offrl.callbacks.checkpoint import RunCheckpoint, agree_to_stop, stop_received, stop_requested
@@ -245,7 +246,8 @@ class RolloutEvaluation(Evaluation):
         """
         episodes = self.final_episodes if final else self.episodes
         actors = list(algorithm.actors())
-        actors = [*actors, *algorithm.controls(self.best_of)] if final and self.compare else actors[:1]
+        algorithm.control_actors = best_of_behavior(algorithm, self.best_of)
+        actors = [*actors, *algorithm.control_actors] if final and self.compare else actors[:1]
         played: dict[str, list[Episode]] = {}
         try:
             with evaluation_mode(trainer, algorithm), suppress(StoppedEarly):
