@@ -376,7 +376,7 @@ def test_help_of_fit_is_short_and_shows_the_values_of_a_config(capsys: pytest.Ca
     assert len(lines) < 95
     assert max(map(len, lines)) <= 130
     shown = {words[0]: words[1] for words in map(str.split, lines) if len(words) > 1 and words[0].startswith("--")}
-    assert shown["--model.init_args.critic.steps"] == "6000"
+    assert shown["--model.init_args.critic.steps"] == "12000"
     assert shown["--data.batch_size"] == "8"
     assert main(["fit", "--model=ReBRAC", "--help"]) == 0
     words = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "init_args" in line]

@@ -338,7 +338,7 @@ def methods(options: argparse.Namespace) -> None:
 
 # ---------------------------------------------------------------- EDA, Figures 5 and 6
 
-EDA_STAGES = {"pretrain_steps": 4000, "critic.steps": 6000}  # as in conf/quick/eda_mujoco.yaml
+EDA_STAGES = {"pretrain_steps": 4000, "critic.steps": 12000}  # as in conf/quick/eda_mujoco.yaml
 EDA_ALIGNMENT = {"trainer.max_steps": 1500, "data.steps_per_epoch": 500, "trainer.check_val_every_n_epoch": 1}
 FINAL_SCORE_ONLY = {"trainer.check_val_every_n_epoch": 1000, "evaluation.compare": "false"}
 EDA5_FRACTIONS = (0.01, 0.1, 1.0)
