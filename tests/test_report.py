@@ -343,6 +343,22 @@ def test_policies_stand_beside_their_controls(tmp_path: Path, capsys: pytest.Cap
     assert "without" not in out[out.index("Over datasets") : out.index("## hopper")]  # a control is no rival
 
 
+def test_the_figures_of_the_readme_are_those_of_the_kept_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["report", str(REPOSITORY / "tools/results/kept_runs"), "--output", str(tmp_path)]) == 0
+    report = {(row["dataset"], row["algorithm"], row["actor"]): row for row in flat(tmp_path)}
+    shown = 0
+    for line in (REPOSITORY / "README.md").read_text().splitlines():
+        if match := re.match(r"\| `(offrl/\S+)`, (\w+) \|", line):
+            data, *cells = [cell.strip() for cell in line.strip("|").split("|")][1:]
+            for actor, cell in zip(("behavior", "no_q", "behavior_best_of_16", "policy"), cells, strict=True):
+                row = report[match[1], match[2].lower(), actor]
+                assert cell == f"{float(row['mean']):.1f} +- {float(row['std']):.1f}"
+                assert data == f"{float(row['dataset_mean']):.1f}"
+                assert row["seeds"] == "3"
+                shown += 1
+    assert shown == 8
+
+
 def test_costs_are_means_over_runs_with_the_device_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for seed, seconds in enumerate((10.0, 30.0)):
         time = {"train_s": 1800.0, "eval_s": 1800.0, "train_s_per_1k_steps": seconds, "act_ms": 2.5, "act_ms_p99": 4.0}
