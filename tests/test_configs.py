@@ -140,7 +140,7 @@ def test_values_of_every_task_reach_the_config(model: str, task: str, variant: s
         (["--model=ReBRAC", "--task=hopper-medium-replay-v2"], {"beta_actor": 0.05, "beta_critic": 0.5}),
         (["--model=SRPO", "--task=walker2d-medium-replay-v2"], {"beta": 0.5, "policy_layers": 2}),
         (["--model=FQL", "--task=pen-human-v1"], {"alpha": 10000.0, "aggregation": "min", "normalize_q": False}),
-        (["--config=quick/eda_mujoco", "--task=walker2d-medium-v2"], {"beta": 0.5, "critic.steps": 6000}),
+        (["--config=quick/eda_mujoco", "--task=walker2d-medium-v2"], {"beta": 0.5, "critic.steps": 12000}),
         (["--model.init_args.beta=7.0", "--model=EDA", "--task=walker2d-medium-v2"], {"beta": 7.0}),
     ],
 )
