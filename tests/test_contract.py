@@ -11,10 +11,10 @@ from tiny import nested, segments, tiny_options
 
 from lit_offrl import algorithms
 from lit_offrl.algorithms import OfflineAlgorithm
-from lit_offrl.algorithms.acting import best_of_behavior
 from lit_offrl.algorithms.base import Phase
 from lit_offrl.batch import Batch
 from lit_offrl.callbacks.ema import EMATargets
+from lit_offrl.callbacks.evaluation import best_of_behavior
 from lit_offrl.data.transitions import BlockSampler
 from lit_offrl.errors import UserError
 
@@ -183,6 +183,9 @@ def test_the_best_of_several_behavior_actions_is_a_control(cls: type[OfflineAlgo
     together = algorithm.act_each(observations, ["policy"] * 32 + names * 32, generators)
     alone = algorithm.act(observations[32:], torch.Generator().manual_seed(2), names[0])
     torch.testing.assert_close(together[32:], alone)
+    without_critic = type("WithoutCritic", (cls,), {"value_of": OfflineAlgorithm.value_of})
+    algorithm.__class__ = without_critic
+    assert best_of_behavior(algorithm, 8) == {}
 
 
 def test_state_survives_a_checkpoint_without_pickle(cls: type[OfflineAlgorithm], tmp_path):

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from lit_offrl.algorithms.base import OfflineAlgorithm
 
 
 class DataUnits(Protocol):
@@ -94,28 +90,3 @@ def select(actions: Tensor, q: Tensor, temperature: float, generator: torch.Gene
     else:
         chosen = q.argmax(dim=-1)
     return actions[torch.arange(len(actions), device=actions.device), chosen]
-
-
-def best_of_behavior(algorithm: OfflineAlgorithm, count: int) -> dict[str, Callable[..., Tensor]]:
-    """Return an actor that takes the best of some behavior actions by the policy's Q; none where there is none.
-
-    It is the control that shows what a policy adds to a choice by its Q. Candidates are judged as the environment would
-    see them, clamped.
-
-    Args:
-        algorithm: Has a behavior model and a critic, or gets no such actor.
-        count: Actions of the behavior model to choose from; 0 for no such actor.
-    """
-    behavior = algorithm.actors().get("behavior")
-    if not count or behavior is None or algorithm.has_memory:
-        return {}
-
-    def act(observations: Tensor, generator: torch.Generator | None) -> Tensor:
-        rows = observations.repeat_interleave(count, 0)
-        candidates = algorithm.units.clamp(behavior(rows, generator))
-        values = algorithm.value_of(rows, candidates)
-        assert values is not None
-        shape = (len(observations), count)
-        return select(candidates.view(*shape, -1), values.view(shape), 0.0, None)
-
-    return {f"behavior_best_of_{count}": act}

@@ -6,8 +6,10 @@ from dataclasses import asdict
 from typing import Any, ClassVar
 
 import lightning
+import torch
+from torch import Tensor
 
-from lit_offrl.algorithms.base import OfflineAlgorithm
+from lit_offrl.algorithms.base import Actor, OfflineAlgorithm, select
 from lit_offrl.callbacks.base import AlgorithmCallback
 
 
@@ -51,3 +53,29 @@ class Evaluation(AlgorithmCallback):
         """Restore the scores of the checkpoint."""
         self.scores = {name: self.SCORES(**each) for name, each in state_dict["scores"].items()}
         self.scored_step = state_dict["scored_step"]
+
+
+def best_of_behavior(algorithm: OfflineAlgorithm, count: int) -> dict[str, Actor]:
+    """Return an actor that takes the best of some behavior actions by the policy's Q; none where there is none.
+
+    It is the control that shows what a policy adds to a choice by its Q. Candidates are judged as the environment would
+    see them, clamped.
+
+    Args:
+        algorithm: Has a behavior model and a critic, or gets no such actor.
+        count: Actions of the behavior model to choose from; 0 for no such actor.
+    """
+    behavior = algorithm.actors().get("behavior")
+    has_critic = type(algorithm).value_of is not OfflineAlgorithm.value_of
+    if not count or behavior is None or not has_critic or algorithm.has_memory:
+        return {}
+
+    def act(observations: Tensor, generator: torch.Generator | None) -> Tensor:
+        rows = observations.repeat_interleave(count, 0)
+        candidates = algorithm.units.clamp(behavior(rows, generator))
+        values = algorithm.value_of(rows, candidates)
+        assert values is not None
+        shape = (len(observations), count)
+        return select(candidates.view(*shape, -1), values.view(shape), 0.0, None)
+
+    return {f"behavior_best_of_{count}": act}

@@ -17,12 +17,11 @@ import torch
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
-from lit_offrl.algorithms.acting import best_of_behavior
 from lit_offrl.algorithms.base import Memory, OfflineAlgorithm
 from lit_offrl.callbacks.base import find_callback, find_datamodule, print_line, print_note
 from lit_offrl.callbacks.checkpoint import RunCheckpoint, agree_to_stop, stop_received, stop_requested
 from lit_offrl.callbacks.distributed import gather_objects
-from lit_offrl.callbacks.evaluation import Evaluation
+from lit_offrl.callbacks.evaluation import Evaluation, best_of_behavior
 from lit_offrl.callbacks.throughput import evaluation_mode
 from lit_offrl.data.datamodule import D4RLDataModule
 from lit_offrl.data.info import EnvironmentInfo, ScoreReference
