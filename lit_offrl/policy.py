@@ -71,7 +71,7 @@ class Policy:
         self.algorithm = algorithm.eval()
         units, trained_on = algorithm.units, algorithm.trained_on or {}
         limit = units.limit.expand(algorithm.action_dim)
-        low, high = sorted_rows(units.restore_actions(-limit), units.restore_actions(limit))
+        low, high = units.restore_actions(-limit), units.restore_actions(limit)
         self.spec = PolicySpec(
             type(algorithm).__name__,
             actor,
@@ -138,11 +138,6 @@ class Policy:
             for memory, reward in zip(self._memories, each, strict=True):
                 memory["reward"] = float(reward)
         return self._memories
-
-
-def sorted_rows(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the smaller and the larger of each pair of numbers."""
-    return torch.minimum(one, other), torch.maximum(one, other)
 
 
 def load_policy(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -20,20 +19,6 @@ TWINS = yaml.safe_load((CONF / "ablations/no_q.yaml").read_text())
 WITH_TWIN = sorted(name for name, values in TWINS.items() if isinstance(values, dict))
 # Large weights stand for infinite ones; Q's share is below this, and thousands of times as large without the ablation.
 TOLERANCES = dict.fromkeys(("DAC", "FQL", "ReBRAC"), 1e-6)
-
-
-def write_data(file: Path, sign: float) -> None:
-    """Write made-up transitions, with rewards of this sign."""
-    some = np.random.default_rng(0)
-    file.parent.mkdir()
-    np.savez(
-        file,
-        observations=some.normal(size=(60, 3)),
-        actions=some.uniform(-1, 1, (60, 2)),
-        rewards=sign * some.normal(size=60),
-        terminals=np.arange(60) % 6 == 5,
-        timeouts=np.zeros(60, bool),
-    )
 
 
 def actions_of(name: str, sign: float) -> Tensor:
@@ -72,8 +57,7 @@ def test_every_algorithm_has_a_twin_or_a_reason():
 
 
 def test_a_twin_has_a_folder_and_an_entry_of_its_own(tmp_path: Path):
-    write_data(tmp_path / "some/data.npz", 1.0)
-    arguments = words(tmp_path / "some/runs", "IQL", "--model.init_args.beta=5")
+    arguments = words(tmp_path / "runs", "IQL", "--model.init_args.beta=5")
     assert main(arguments) == 0
     assert main([*arguments, "--ablation", "no_q"]) == 0
     entries = {}
@@ -86,8 +70,7 @@ def test_a_twin_has_a_folder_and_an_entry_of_its_own(tmp_path: Path):
 
 
 def test_the_config_of_a_twin_repeats_and_resumes_it(tmp_path: Path):
-    write_data(tmp_path / "some/data.npz", 1.0)
-    root = tmp_path / "some/runs"
+    root = tmp_path / "runs"
     assert main([*words(root, "IQL", "--ablation=no_q"), "--trainer.max_steps=30"]) == 0
     (checkpoint,) = root.rglob("last.ckpt")
     assert main(["fit", f"--ckpt_path={checkpoint}", "--trainer.max_steps=60"]) == 0
@@ -114,8 +97,7 @@ def test_wrong_ablations_give_one_line(arguments: list[str], message: str, capsy
 
 
 def test_an_ablation_of_ones_own_is_a_file(tmp_path: Path):
-    write_data(tmp_path / "some/data.npz", 1.0)
     (tmp_path / "sarsa.yaml").write_text("IQL: {critic.expectile: 0.5}\n")
-    assert main(words(tmp_path / "some/runs", "IQL", f"--ablation={tmp_path / 'sarsa.yaml'}")) == 0
+    assert main(words(tmp_path / "runs", "IQL", f"--ablation={tmp_path / 'sarsa.yaml'}")) == 0
     (config,) = tmp_path.rglob("iql-sarsa/data/seed_0/config.yaml")
     assert yaml.safe_load(config.read_text())["model"]["init_args"]["critic"]["expectile"] == 0.5

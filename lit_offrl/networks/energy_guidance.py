@@ -115,8 +115,8 @@ class EnergyNetwork(nn.Module):
         self.time = nn.Sequential(FourierEmbedding(), nn.Linear(FourierEmbedding.WIDTH, self.EMBEDDING))
         width = action_dim + self.EMBEDDING + observation_dim
         self.layers = mlp((width, *(hidden_dim,) * layers, 1), nn.SiLU)
-        for layer in self.layers.children():
-            if isinstance(layer, nn.Linear) and layer.out_features > 1:
+        for layer in [*self.layers.children()][:-1]:
+            if isinstance(layer, nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
 
