@@ -159,6 +159,11 @@ def task_tables() -> list[TaskTable]:
     return [TaskTable.of(name) for name in config_names("tasks")]
 
 
+def run_name(algorithm: str, ablation: str | None) -> str:
+    """Return the name that run folders and grids have for an algorithm, or for one of its ablations."""
+    return f"{algorithm.lower()}-{Path(ablation).stem}" if ablation else algorithm.lower()
+
+
 def ablation_values(name: str, algorithm: str) -> dict[str, Any]:
     """Return the hyper-parameters that take a part of an algorithm away.
 

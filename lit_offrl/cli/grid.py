@@ -6,7 +6,6 @@ import itertools
 import shlex
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_offrl.cli.configs import (
@@ -17,6 +16,7 @@ from lit_offrl.cli.configs import (
     config_names,
     find_config,
     read_config,
+    run_name,
     value_words,
 )
 from lit_offrl.cli.parser import CommandParser
@@ -173,10 +173,10 @@ def _cells(entry: Any, grid: str) -> Iterator[Cell]:
     }
 
     def with_ablations(algorithm: str, dataset: str, words: tuple[str, ...]) -> Iterator[Cell]:
-        yield Cell(algorithm.lower(), dataset, words)
+        yield Cell(run_name(algorithm, None), dataset, words)
         for name, values in ablations.items():
             if isinstance(values.get(algorithm), dict):
-                yield Cell(f"{algorithm.lower()}-{Path(name).stem}", dataset, (*words, f"{ABLATION}={name}"))
+                yield Cell(run_name(algorithm, name), dataset, (*words, f"{ABLATION}={name}"))
 
     if "tasks" in entry:
         table = TaskTable.of(str(entry["tasks"]))

@@ -39,7 +39,7 @@ from lit_offrl.callbacks.rollout import RolloutEvaluation
 from lit_offrl.callbacks.threads import ThreadFallback
 from lit_offrl.callbacks.throughput import Throughput
 from lit_offrl.cli.config_lines import check_config, with_place
-from lit_offrl.cli.configs import expand_words, pair_options
+from lit_offrl.cli.configs import expand_words, pair_options, run_name
 from lit_offrl.cli.errors import chain_of, explain, user_error_behind
 from lit_offrl.cli.metrics import check_monitors
 from lit_offrl.cli.options import ACCELERATION, OPTION_GROUPS, TRAINER_DEFAULTS
@@ -210,13 +210,11 @@ class OfflineCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Find the run folder, and the checkpoint to start from."""
         config = self.config[self.subcommand]
-        algorithm = config.model.class_path.rpartition(".")[2].lower()
+        algorithm = run_name(config.model.class_path.rpartition(".")[2], config.ablation)
         if self.subcommand == "fit":
             _count_epochs_in_steps(config)
         root = config.trainer.default_root_dir
         find_source(config.data.dataset)  # refuses what can be no name before folders are named after it
-        if config.ablation is not None:
-            algorithm = f"{algorithm}-{Path(config.ablation).stem}"
         self.folder = RunFolder.of(root, algorithm, config.data.dataset, config.seed_everything)
         if config.ckpt_path == "auto":
             options = yaml.safe_load(self._parser(self.subcommand).dump(config))
