@@ -76,6 +76,7 @@ def test_a_run_leaves_everything_in_its_folder(finished: tuple[Path, str]):
     root, out = finished
     folder = run_folder(root)
     assert "finished 90 gradient steps: score" in out
+    assert "step 80: score" in out  # also without a progress bar
     assert str(folder) in out
 
     results = json.loads((folder / "results.json").read_text())

@@ -75,6 +75,8 @@ def print_note(trainer: lightning.Trainer, text: str) -> None:
 
 
 def print_line(trainer: lightning.Trainer, text: str) -> None:
-    """Print a line above the progress bar, if there is one."""
+    """Print a line above the progress bar; on standard output where there is none, e.g. in the log of a cluster's job."""
     if trainer.progress_bar_callback is not None:
         trainer.progress_bar_callback.print(text)
+    elif trainer.is_global_zero:
+        print(text, flush=True)  # a log that is read while the run goes on
