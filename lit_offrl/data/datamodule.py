@@ -335,8 +335,8 @@ class D4RLDataModule(lightning.LightningDataModule):
             return self.test_dataloader()
         table, widths = self.table(held_out=True)
         length = 1 if self.trainer is None else getattr(self.trainer.lightning_module, "segment_length", 1)
-        rewards = table[:, sum(widths[:2])]
-        episodes = Episodes.of(rewards, self.episode_ends(held_out=True)) if length > 1 else None
+        rewards, terminals = table[:, sum(widths[:2])], table[:, -1]
+        episodes = Episodes.of(rewards, self.episode_ends(held_out=True), terminals) if length > 1 else None
         pieces = torch.split(torch.arange(len(table)), self.HELD_OUT_BATCH)
         # Rows of this table are not rows of the table of training, so they are not told.
         batches = [gather(table, widths, rows, episodes, length)._replace(rows=None) for rows in pieces]

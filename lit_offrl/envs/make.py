@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,6 +20,7 @@ from lit_offrl.data.sources import source_of
 from lit_offrl.data.sources.d4rl import D4RL_NAMESPACE
 from lit_offrl.envs.protocol import with_contacts
 from lit_offrl.errors import UserError, did_you_mean, one_line
+from lit_offrl.system.files import no_files_left
 
 FlatEnv = gym.Env[NDArray[np.float32], NDArray[np.float32]]
 """An environment whose observations and actions are flat float32 vectors."""
@@ -151,18 +151,3 @@ def _silence() -> Iterator[None]:
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
-
-
-@contextlib.contextmanager
-def no_files_left() -> Iterator[None]:
-    """Give code that builds environments a temporary folder of its own, which is removed afterwards.
-
-    Gymnasium-Robotics writes the model of every maze into the temporary folder, reads it once, and leaves it there. The
-    file's name is the time, so that processes which build at the same moment would also share the file.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        usual, tempfile.tempdir = tempfile.tempdir, folder
-        try:
-            yield
-        finally:
-            tempfile.tempdir = usual
