@@ -73,3 +73,8 @@ class ScoreReference:
     def normalize(self, value: float) -> float:
         """Return the normalized score, `100 (value - minimum) / (maximum - minimum)`; not clipped."""
         return 100 * (value - self.minimum) / (self.maximum - self.minimum)
+
+    def score(self, mean_return: float, success_rate: float | None) -> float | None:
+        """Return the normalized score of episodes; None where it is of their successes, which are unknown."""
+        value = mean_return if self.measure == "return" else success_rate
+        return None if value is None else self.normalize(value)

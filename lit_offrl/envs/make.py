@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo
 from lit_offrl.data.sources import source_of
 from lit_offrl.data.sources.d4rl import D4RL_NAMESPACE
+from lit_offrl.data.sources.ogbench import OGBENCH_NAMESPACE
 from lit_offrl.envs.protocol import with_contacts
 from lit_offrl.errors import UserError, did_you_mean, one_line
 from lit_offrl.system.files import no_files_left
@@ -84,13 +85,18 @@ def build_env(environment: EnvironmentInfo) -> gym.Env[Any, Any]:
                 from lit_offrl.envs.d4rl import register_d4rl
 
                 register_d4rl()
+        make: Callable[..., gym.Env[Any, Any]] = gym.make
+        if environment.env_id.startswith(OGBENCH_NAMESPACE):
+            from lit_offrl.envs.ogbench import make_ogbench as make
         try:
-            env: gym.Env[Any, Any] = gym.make(
+            env = make(
                 environment.env_id,
                 max_episode_steps=environment.max_episode_steps,
                 disable_env_checker=True,
                 **environment.kwargs,
             )
+        except UserError:
+            raise
         except (gym.error.UnregisteredEnv, ModuleNotFoundError) as error:
             raise UserError(
                 f"environment '{environment.env_id}' is not known"

@@ -43,7 +43,7 @@ def read_ogbench(path: Path, environment: str) -> Transitions:
         from ogbench.relabel_utils import relabel_dataset
         from ogbench.utils import load_dataset
 
-        with reading(path), own_numpy_seed(0):  # setting the task resets the environment
+        with reading(path), numpy_drawing_from(np.random.RandomState(0)):
             dataset = load_dataset(str(path), add_info=True)
             relabel_dataset(environment, env, dataset)
             return ogbench_transitions(dataset)
@@ -119,17 +119,18 @@ def build_task(environment: str, **options: Any) -> gymnasium.Env[Any, Any]:
     with warnings.catch_warnings(), no_files_left():  # mazes leave a file of their model
         warnings.simplefilter("ignore")
         env: gymnasium.Env[Any, Any] = ogbench.make_env_and_datasets(
-            dataset, env_only=True, disable_env_checker=True, **options
+            dataset, env_only=True, **{"disable_env_checker": True, **options}
         )
     return env
 
 
 @contextlib.contextmanager
-def own_numpy_seed(seed: int) -> Iterator[None]:
-    """Seed numpy's global generator, which OGBench's mazes draw from, and give it back as it was."""
-    state = np.random.get_state()  # noqa: NPY002 (the generator is the package's choice)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
+def numpy_drawing_from(generator: np.random.RandomState) -> Iterator[None]:
+    """Let numpy's global generator, from which OGBench's mazes draw, go on with `generator`; put it back afterwards."""
+    usual = np.random.get_state()  # noqa: NPY002 (the package's choice)
+    np.random.set_state(generator.get_state())  # noqa: NPY002
     try:
         yield
     finally:
-        np.random.set_state(state)  # noqa: NPY002
+        generator.set_state(np.random.get_state())  # noqa: NPY002
+        np.random.set_state(usual)  # noqa: NPY002
