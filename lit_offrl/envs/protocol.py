@@ -17,6 +17,8 @@ D4RL_RULES = "d4rl-1"
 OGBENCH_RULES = "ogbench-1.2"
 """Environments of the package `ogbench` since 1.2: rewards, success and ends are those of the state before a step."""
 
+_OGBENCH_DIFFERENCE = "figures published with version 1.1 count success in the state after a step, later ones before it"
+
 MUJOCO2_CONTACTS = "mujoco2_contacts"
 _WITHOUT_CONTACTS = ("halfcheetah", "walker2d")  # families that MuJoCo's changes do not concern
 _MINARI_NAMESPACE = "D4RL/"  # of Minari's D4RL datasets
@@ -54,7 +56,7 @@ def protocol_of(info: DatasetInfo, environment: EnvironmentInfo) -> Protocol:
         contacts = bool(environment.kwargs.get(MUJOCO2_CONTACTS, True))
         return Protocol(D4RL_RULES, environment.env_id, contacts, tuple(_differences_to_d4rl(name, contacts)))
     if environment.env_id.startswith(OGBENCH_NAMESPACE):
-        return Protocol(OGBENCH_RULES, environment.env_id, None, ())
+        return Protocol(OGBENCH_RULES, environment.env_id, None, (_OGBENCH_DIFFERENCE,))
     rules = {"minari": "minari", "offrl": "local"}.get(info.source, "own")
     differences = []
     if info.source == "minari" and info.id.startswith(_MINARI_NAMESPACE):

@@ -158,9 +158,25 @@ OGBENCH_FILES: tuple[str, ...] = tuple(sorted(_files()))
 """Names of the state-based files without `.npz`, e.g. `cube-single-play-v0`."""
 
 
+_DEFAULT_TASKS = (
+    (r"antsoccer|puzzle-(3x3|4x4)", 4),
+    (r"cube|scene|puzzle", 2),
+    (r"", 1),
+)
+
+
 def task_name(file: str, task: int = 0) -> str:
     """Return the name of a task of a file, e.g. `cube-single-play-singletask-task2-v0`; task 0 is its default task."""
     return file.replace("-v0", f"-singletask{f'-task{task}' if task else ''}-v0")
+
+
+def with_task_number(dataset: str) -> str:
+    """Return the id with the number of its task where it means the default task; other ids as they are."""
+    if not dataset.startswith(OGBENCH_NAMESPACE) or not dataset.endswith("-singletask-v0"):
+        return dataset
+    name = dataset.removeprefix(OGBENCH_NAMESPACE)
+    default = next(task for pattern, task in _DEFAULT_TASKS if re.match(pattern, name))
+    return dataset.replace("-singletask-", f"-singletask-task{default}-")
 
 
 def file_name(name: str) -> str:
