@@ -6,6 +6,7 @@ the package, reward, success and the end of an episode belong to the state befor
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import gymnasium as gym
@@ -17,8 +18,8 @@ from lit_offrl.data.sources.ogbench import OGBENCH_NAMESPACE
 from lit_offrl.errors import UserError
 
 
-class RepeatableMaze(gym.Wrapper[NDArray[np.float64], NDArray[np.float32], Any, Any]):
-    """A maze whose episodes are functions of their seeds and actions.
+class RepeatableTask(gym.Wrapper[NDArray[np.float64], NDArray[np.float32], Any, Any]):
+    """A task whose episodes are functions of their seeds and actions.
 
     OGBench's mazes draw the start of an episode from numpy's global generator, their first random steps from the action
     space, and the exit of a teleport from the global generator again. Here each maze has a generator of its own.
@@ -26,8 +27,9 @@ class RepeatableMaze(gym.Wrapper[NDArray[np.float64], NDArray[np.float32], Any, 
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
-        task: Any = env.unwrapped
-        self.has_teleports = task._teleport_info is not None
+        # Manipulation makes new spaces whenever it is asked for them, and Gymnasium warns of them.
+        self.action_space, self.observation_space = env.action_space, env.observation_space
+        self.has_teleports = getattr(env.unwrapped, "_teleport_info", None) is not None
         self.draws = np.random.RandomState()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -35,7 +37,8 @@ class RepeatableMaze(gym.Wrapper[NDArray[np.float64], NDArray[np.float32], Any, 
         if seed is not None:
             self.action_space.seed(seed)
             self.draws.seed(seed % 2**32)
-        with numpy_drawing_from(self.draws):
+        with numpy_drawing_from(self.draws), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # see __init__
             return super().reset(seed=seed, options=options)
 
     def step(self, action: NDArray[np.float32]) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
@@ -59,5 +62,4 @@ def make_ogbench(env_id: str, **options: Any) -> gym.Env[Any, Any]:
     name = env_id.removeprefix(OGBENCH_NAMESPACE)
     if "-singletask" not in name:
         raise UserError(f"environment '{env_id}' has no task: single tasks are named like {env_id[:-3]}-singletask-v0")
-    env = build_task(name, **options)
-    return RepeatableMaze(env) if hasattr(env.unwrapped, "_teleport_info") else env
+    return RepeatableTask(build_task(name, **options))
