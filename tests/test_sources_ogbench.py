@@ -14,11 +14,12 @@ import ogbench
 import pytest
 import torch
 
+from lit_offrl.algorithms.qc import as_long_transitions
 from lit_offrl.data import sources
 from lit_offrl.data.export import write_transitions
 from lit_offrl.data.formats.ogbench import ogbench_transitions, read_ogbench
 from lit_offrl.data.sources.ogbench import OGBENCH_FILES, TASKS, OGBench, environment_name, file_name
-from lit_offrl.data.transitions import Episodes, Transitions
+from lit_offrl.data.transitions import Episodes, Transitions, gather
 from lit_offrl.errors import UserError
 from lit_offrl.system.files import no_files_left
 
@@ -112,6 +113,15 @@ def test_every_row_but_an_episodes_last_begins_a_transition(tmp_path: Path):
     episodes = Episodes.of(torch.from_numpy(transitions.rewards), ends, terminals)
     assert episodes.returns_to_go.tolist() == [-1, 0, 0, -1, -2, -1]
     assert episodes.last_rows.tolist() == [3, 3, 3, 3, 5, 5]
+    # A window of QC goes over the solved states: rewards add up to its end, and nothing is bootstrapped.
+    columns = (transitions.observations, transitions.actions, transitions.rewards, transitions.next_observations)
+    table = torch.from_numpy(np.column_stack([*columns, transitions.terminals]).astype(np.float32))
+    windows = gather(table, (2, 2, 1, 2, 1), torch.tensor([0, 2, 4]), episodes, segment_length=3)
+    assert windows.mask is not None
+    assert windows.mask.tolist() == [[1, 1, 1], [1, 1, 0], [1, 1, 0]]
+    long = as_long_transitions(windows, discount=0.5)
+    assert (long.terminals[0].item(), long.rewards[0].item()) == (1, -1)
+    assert long.next_observations[0].tolist() == states[3].tolist()
 
 
 def assert_same(transitions: Transitions, loaded: Arrays) -> None:
