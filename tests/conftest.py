@@ -84,7 +84,8 @@ def minari_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.environ["MINARI_DATASETS_PATH"] = str(root)
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["D4RL_DATASET_DIR"] = str(tmp_path_factory.mktemp("d4rl"))
-    os.environ["LIT_OFFRL_D4RL_URL"] = "http://127.0.0.1:9/"  # nobody answers there
+    os.environ["OGBENCH_DATASET_DIR"] = str(tmp_path_factory.mktemp("ogbench"))
+    os.environ["LIT_OFFRL_D4RL_URL"] = os.environ["LIT_OFFRL_OGBENCH_URL"] = "http://127.0.0.1:9/"  # nobody answers
     from lit_offrl.collect.recorder import collect_dataset
 
     collect_dataset(DATASET, steps=1500, seed=0, processes=1, progress=False)

@@ -61,7 +61,7 @@ def test_what_makes_a_bandit_is_no_finding(name: str, capsys: pytest.CaptureFixt
     assert "None" not in capsys.readouterr().out
     transitions, _ = sources.load(f"bandit/{name}")
     for change in ({"observations": 1.0}, {"terminals": False}):  # of one row: no bandit any more
-        arrays = {key: array.copy() for key, array in vars(transitions).items()}
+        arrays = {key: array.copy() for key, array in transitions.arrays().items()}
         for key, value in change.items():
             arrays[key][7] = value
         assert any("episodes of one step" in line for line in findings(Transitions(**arrays), (-20, 20)))

@@ -80,7 +80,7 @@ def is_marked(transitions: Transitions) -> bool:
 
 
 def assert_equal(first: Transitions, second: Transitions) -> None:
-    for name, array in vars(first).items():
+    for name, array in first.arrays().items():
         np.testing.assert_array_equal(getattr(second, name), array)
         assert getattr(second, name).dtype == array.dtype
 
@@ -227,5 +227,5 @@ def test_loading_needs_little_more_memory_than_the_table(tmp_path: Path, name: s
         transitions = load(path)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        size = sum(array.nbytes for array in vars(transitions).values())
+        size = sum(array.nbytes for array in transitions.arrays().values())
         assert peak < 2.5 * size

@@ -27,8 +27,8 @@ from lit_offrl.collect.maze_episodes import MazeRecorder
 from lit_offrl.collect.recorder import collect_dataset
 from lit_offrl.collect.workers import ordered_records
 from lit_offrl.data.sources.minari import is_present
-from lit_offrl.envs.make import no_files_left
 from lit_offrl.errors import RunFailure, UserError
+from lit_offrl.system.files import no_files_left
 
 POINT, ANT = "offrl/pointmaze/umaze-v0", "offrl/antmaze/umaze-v0"
 

@@ -25,9 +25,11 @@ from lit_offrl.cli.configs import (
 from lit_offrl.cli.training import resolved_config
 from lit_offrl.collect.catalog import CATALOG
 from lit_offrl.data.sources.d4rl import D4RL_FILES
+from lit_offrl.data.sources.ogbench import OGBench
 from lit_offrl.errors import UserError
 
 CONF = REPOSITORY / "conf"
+OGBENCH = set(OGBench().ids())
 PAPERS = [name for name in config_names() if "/" not in name]
 QUICK = config_names("quick")
 TASKS = [(table.model, task, variant) for table in task_tables() for task in table.names for variant in table.variants]
@@ -88,7 +90,7 @@ def test_every_config_parses_and_is_complete(name: str):
         else:
             assert resolved[key] == value, key
     dataset = config["data"]["dataset"]
-    assert dataset in CATALOG or dataset.startswith("bandit/")
+    assert dataset in CATALOG or dataset.startswith("bandit/") or dataset in OGBENCH
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -115,7 +117,7 @@ def test_values_of_every_task_reach_the_config(model: str, task: str, variant: s
     table = TaskTable.of(model)
     base, values = table.base_config(task), table.values(task, variant)
     assert algorithm_of(read_config(base)) == model
-    assert task in D4RL_FILES
+    assert task in D4RL_FILES or task in OGBENCH
     config = flat(read_config(base))
     assert set(values) <= set(config), "a key that the base config does not have"
     assert {key: type(value) for key, value in values.items()} == {key: type(config[key]) for key in values}
@@ -140,6 +142,10 @@ def test_values_of_every_task_reach_the_config(model: str, task: str, variant: s
         (["--model=ReBRAC", "--task=hopper-medium-replay-v2"], {"beta_actor": 0.05, "beta_critic": 0.5}),
         (["--model=SRPO", "--task=walker2d-medium-replay-v2"], {"beta": 0.5, "policy_layers": 2}),
         (["--model=FQL", "--task=pen-human-v1"], {"alpha": 10000.0, "aggregation": "min", "normalize_q": False}),
+        (
+            ["--model=FQL", "--task=ogbench/antmaze-giant-navigate-singletask-task3-v0"],
+            {"alpha": 10.0, "aggregation": "min", "critic.discount": 0.995},
+        ),
         (["--config=quick/eda_mujoco", "--task=walker2d-medium-v2"], {"beta": 0.5, "critic.steps": 12000}),
         (["--model.init_args.beta=7.0", "--model=EDA", "--task=walker2d-medium-v2"], {"beta": 7.0}),
     ],
@@ -161,7 +167,8 @@ def test_the_tables_hold_the_papers_tasks():
     assert {table.model: len(table.names) for table in task_tables()} == {
         **{"AEPO": 33, "BDPO": 15, "DTQL": 26, "EDA": 16, "QGPO": 15},
         **{"AWAC": 42, "BC": 45, "BCQ": 45, "CQL": 45, "DAC": 15, "DQL": 20, "DecisionTransformer": 27, "EDP": 15},
-        **{"FQL": 18, "IDQL": 21, "IQL": 41, "ReBRAC": 36, "SfBC": 16, "SRPO": 21, "TD3BC": 42},
+        **{"FQL": 18 + 66, "IDQL": 21, "IFQL": 66, "IQL": 41 + 12, "QC": 24, "ReBRAC": 36 + 12, "SfBC": 16, "SRPO": 21},
+        "TD3BC": 42,
     }
     assert all(table.model in algorithms.ALGORITHMS for table in task_tables())
     with pytest.raises(UserError, match="no values of BDPO for 'columns'"):

@@ -21,10 +21,11 @@ import pytest
 
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo
 from lit_offrl.data.sources.d4rl import D4RL_FILES
-from lit_offrl.envs.make import environment_for, make_env, no_files_left
+from lit_offrl.envs.make import environment_for, make_env
 from lit_offrl.envs.rollout import Array, Episode, Policy, Rollouts, StoppedEarly
 from lit_offrl.envs.scores import ScoreReference, reference_for
 from lit_offrl.errors import RunFailure, UserError
+from lit_offrl.system.files import no_files_left
 
 EPISODIC = {"continuing_task": False, "reset_target": False}
 HOPPER = EnvironmentInfo("Hopper-v5", {}, 100)

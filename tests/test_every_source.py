@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import tiny_words
 from minari.data_collector import EpisodeBuffer
+from tiny import tiny_options
 
 from lit_offrl.cli import main
 from lit_offrl.data.sources.d4rl import D4RL_FILES
@@ -19,6 +20,7 @@ from lit_offrl.data.sources.d4rl import D4RL_FILES
 ENVIRONMENT = "Hopper-v5"
 NAMED = f"--data.environment={ENVIRONMENT}"
 EPISODES = 6
+OGBENCH = "ogbench/pointmaze-medium-navigate-singletask-v0"
 Log = dict[str, np.ndarray]
 
 
@@ -133,3 +135,45 @@ def test_dtql_trains_on_it(kind: str, log: list[Log], tmp_path: Path, monkeypatc
     assert results["protocol"]["mujoco2_contacts"] is (True if rules == "d4rl-1" else None)
     # Only D4RL's rules lose a transition here: the file's last row.
     assert results["transitions"] == sum(len(episode["rewards"]) for episode in log) - (kind == "d4rl")
+
+
+@pytest.mark.parametrize("algorithm", ["DTQL", "QC"])
+def test_a_file_of_ogbench(algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two walks of the point, each over the goal and on; the score is of successes, not of returns."""
+    monkeypatch.setenv("OGBENCH_DATASET_DIR", str(tmp_path))
+    x = np.concatenate([np.linspace(start, start + 10, 51) for start in (15, 16)])
+    positions = np.stack([x, np.full_like(x, 20)], axis=1).astype(np.float32)
+    np.savez(
+        tmp_path / "pointmaze-medium-navigate-v0.npz",
+        observations=positions,
+        actions=np.tile(np.float32([1, 0]), (102, 1)),
+        terminals=np.arange(102) % 51 == 50,
+        qpos=positions,
+        qvel=np.zeros_like(positions),
+    )
+    options = {
+        "model": algorithm,
+        **{f"model.init_args.{name}": value for name, value in tiny_options(algorithm).items()},
+        "data.dataset": OGBENCH,
+        "data.batch_size": 8,
+        "evaluation.final_episodes": 3,
+        "evaluation.max_episode_steps": 20,
+        "trainer.max_steps": 60,
+        "trainer.accelerator": "cpu",
+        "trainer.default_root_dir": tmp_path / "runs",
+        "trainer.enable_progress_bar": False,
+    }
+    assert main(["fit", *(f"--{name}={value}" for name, value in options.items())]) == 0
+    (path,) = (tmp_path / "runs").rglob("results.json")
+    results = json.loads(path.read_text())
+    assert results["transitions"] == 100
+    assert results["dataset_source"] == "ogbench"
+    assert results["dataset_return_mean"] == -(50 - 11), (
+        "11 states of a walk lie within 1 of the goal, the others pay -1"
+    )
+    assert results["score_reference"] == {"name": "ogbench", "min": 0, "max": 1, "measure": "success"}
+    assert results["protocol"]["rules"] == "ogbench-1.2"
+    assert results["protocol"]["environment"] == "ogbench/pointmaze-medium-singletask-v0"
+    assert results["scores"]["normalized"] == 100 * results["scores"]["success_rate"]
+    rows = (path.parent / "eval.csv").read_text().splitlines()
+    assert all(float(row.split(",")[-1]) == 100 * float(row.split(",")[-2]) for row in rows[1:])

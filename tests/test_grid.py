@@ -12,6 +12,7 @@ from lit_offrl.cli import main
 from lit_offrl.cli.configs import config_names, expand_words, pair_options
 from lit_offrl.cli.training import resolved_config
 from lit_offrl.data.sources.d4rl import D4RL_FILES
+from lit_offrl.data.sources.ogbench import OGBench
 from lit_offrl.run_folder import RunFolder
 
 # Tables and figures of the papers: runs of each.
@@ -39,11 +40,18 @@ PAPER = {
 }
 
 
+OGBENCH = {
+    "ogbench/fql": (50 + 50 + 5 + 5) * 8,
+    "ogbench/fql_default": (10 + 10 + 1 + 1) * 8,
+    "ogbench/qc": 4 * 5 * 4,
+}
+
+
 def test_every_grid_of_a_paper_is_known():
     assert {name for name in config_names("grids") if name.startswith("paper/")} == set(PAPER)
 
 
-@pytest.mark.parametrize(("grid", "runs"), [*PAPER.items(), ("quick", 8 * 3)])
+@pytest.mark.parametrize(("grid", "runs"), [*PAPER.items(), *OGBENCH.items(), ("quick", 8 * 3)])
 def test_grids_are_whole(grid: str, runs: int, capsys: pytest.CaptureFixture[str]):
     """Every command is another one, and has a folder of its own; one of each kind parses, on a dataset with a score."""
     assert main(["grid", grid, "--list", "--root", "somewhere"]) == 0
@@ -56,7 +64,7 @@ def test_grids_are_whole(grid: str, runs: int, capsys: pytest.CaptureFixture[str
         folders.add(
             (options["--trainer.default_root_dir"], options.get("--config"), options.get("--model"), dataset, words[-3])
         )
-        assert dataset in D4RL_FILES or grid == "quick"
+        assert dataset in (OGBench().ids() if grid in OGBENCH else D4RL_FILES) or grid == "quick"
         kinds[options.get("--config"), options.get("--model"), options["--trainer.default_root_dir"]] = words
     assert len(commands) == len(set(map(tuple, commands))) == len(folders) == runs
     for words in kinds.values():

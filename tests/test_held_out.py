@@ -96,7 +96,8 @@ def test_the_best_episodes_alone_are_kept():
     module = D4RLDataModule.from_arrays(arrays(), best_episodes=0.35)  # three of ten
     rewards = module.table()[0][:, 5].reshape(-1, LENGTH)
     assert sorted(rewards.sum(1).tolist()) == pytest.approx(sorted(returns)[-3:], rel=1e-5)
-    episodes = Episodes.of(module.table()[0][:, 5], module.episode_ends())
+    table = module.table()[0]
+    episodes = Episodes.of(table[:, 5], module.episode_ends(), table[:, -1])
     assert episodes.last_rows.tolist() == [5] * 6 + [11] * 6 + [17] * 6
     one = D4RLDataModule.from_arrays(arrays(), best_episodes=0.01).table()[0]
     assert one[:, 5].sum().item() == pytest.approx(returns.max(), rel=1e-5)

@@ -429,6 +429,24 @@ def test_rivals_have_the_cells_that_the_papers_print(tmp_path: Path, capsys: pyt
     assert "td3bc, published: as printed in arXiv 2405.19690." in out
 
 
+def test_figures_of_ogbench_stand_beside_success_rates(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A default task has two names; other rules, e.g. of a dataset that was collected here, have no figures."""
+    success = {"name": "ogbench", "min": 0.0, "max": 1.0, "measure": "success"}
+    ogbench = {"dataset_source": "ogbench", "protocol": {"rules": "ogbench-1.2"}}
+    write_run(tmp_path, "fql", "ogbench/cube-single-play-singletask-task2-v0", 0, 90.0, success, **ogbench)
+    write_run(tmp_path, "fql", "ogbench/scene-play-singletask-v0", 0, 70.0, success, **ogbench)
+    write_run(tmp_path, "qc", "ogbench/scene-play-singletask-v0", 0, 98.0, success, **ogbench)
+    write_run(tmp_path, "fql", "ogbench/cube-double-play-singletask-v0", 0, 30.0, success, dataset_source="ogbench")
+    assert main(["report", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "97.0 ± 2.0" in out
+    assert "76.0 ± 9.0" in out
+    assert "99.5" in out  # QC on task 2 of the scene
+    assert "36.0 ± 6.0" not in out
+    assert "a success rate of 0 scores 0, of 1 scores 100" in out
+    assert not re.search(r"^\| dataset +\| +\d", out, re.MULTILINE), "the data's returns say nothing of its successes"
+
+
 def test_published_json_is_consistent_with_the_printed_averages():
     content = json.loads((REPOSITORY / "lit_offrl" / "report" / "published.json").read_text())
     figures = content["figures"]

@@ -17,8 +17,8 @@ from gymnasium.spaces import Box, Dict
 from minari.data_collector import EpisodeBuffer
 
 from lit_offrl.data import sources
-from lit_offrl.envs.make import no_files_left
 from lit_offrl.errors import UserError
+from lit_offrl.system.files import no_files_left
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari.*")  # asks for an e-mail address and the like
 

@@ -61,6 +61,8 @@ def test_reward_rules():
     assert rewards_by("cql_antmaze") == [2, 6, 10, 14, 18, 22]
     assert rewards_by("times_100") == [100, 200, 300, 400, 500, 600]
     assert rewards_by("affine:5:-1") == [4, 9, 14, 19, 24, 29]
+    mixed = table(rewards=np.array([-3, 0, -1, 0, 0, 2], np.float32))
+    assert reward_rule("sparse")(mixed).tolist() == [-1, 0, -1, 0, 0, -1]
     returns = table().episode_returns()
     assert np.ptp(returns) == 3
     assert rewards_by("return_range") == pytest.approx([r * 1000 / 3 for r in range(1, 7)])

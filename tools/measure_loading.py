@@ -34,7 +34,7 @@ def peak():
 before, begin = peak(), time.perf_counter()
 table, _ = sources.load(sys.argv[1])
 seconds = time.perf_counter() - begin
-size = sum(array.nbytes for array in vars(table).values())
+size = sum(array.nbytes for array in table.arrays().values())
 print(len(table), seconds, (peak() - before) / size)
 """
 

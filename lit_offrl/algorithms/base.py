@@ -45,6 +45,7 @@ class OfflineAlgorithm(TrainingModule):
             `Batch.rows` counts; set when training starts.
         dataset_next_observations: All next observations, likewise.
         dataset_rewards: All rewards, `[n]`, likewise.
+        dataset_terminals: All terminals, `[n]`, likewise.
         dataset_episode_ends: Whether each transition is the last of its episode, bool `[n]`, likewise.
         gradient_step: Number of updates performed.
         main_start: The gradient step at which the main phase begins.

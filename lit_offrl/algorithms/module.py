@@ -61,6 +61,7 @@ class TrainingModule(lightning.LightningModule):
         self.dataset_observations: Tensor | None = None
         self.dataset_next_observations: Tensor | None = None
         self.dataset_rewards: Tensor | None = None
+        self.dataset_terminals: Tensor | None = None
         self.dataset_episode_ends: Tensor | None = None
         self.gradient_step = 0
         self.main_steps: int | None = None  # length of the main phase
@@ -147,6 +148,7 @@ class TrainingModule(lightning.LightningModule):
         self.dataset_observations = getattr(table, "observations", None)
         self.dataset_next_observations = getattr(table, "next_observations", None)
         self.dataset_rewards = getattr(table, "rewards", None)
+        self.dataset_terminals = getattr(table, "terminals", None)
         self.dataset_episode_ends = getattr(table, "episode_ends", None)
 
     def training_step(self, block: Batch, batch_idx: int) -> None:

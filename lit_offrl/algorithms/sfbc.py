@@ -231,9 +231,11 @@ class SfBC(OfflineAlgorithm):
         They are a function of the dataset, the seed and networks that the round leaves alone.
         """
         if self.returns is None:
-            rewards, ends = self.dataset_rewards, self.dataset_episode_ends
+            rewards, ends, terminals = self.dataset_rewards, self.dataset_episode_ends, self.dataset_terminals
             assert rewards is not None, "returns need the rewards of a dataset"
             assert ends is not None, "returns need the ends of the episodes"
+            if terminals is not None:  # nothing counts after them, also where the episode goes on
+                ends = ends | terminals.bool()
             values = self.state_values() if number > 1 else None
             returns = planned_returns(rewards, ends, values, self.critic_options.discount)
             self.returns = self.critic.standardize(returns)

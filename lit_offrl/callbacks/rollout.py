@@ -43,7 +43,8 @@ class Scores:
     """Scores of a set of episodes; None where unknown.
 
     Attributes:
-        normalized: 100 * (return_mean - minimum) / (maximum - minimum) by the dataset's reference.
+        normalized: 100 * (value - minimum) / (maximum - minimum) by the dataset's reference, where the value is
+            `return_mean`, or `success_rate` if the reference says so.
         return_mean: Mean undiscounted return.
         return_std: Standard deviation of the return over episodes.
         success_rate: Share of successful episodes.
@@ -64,11 +65,12 @@ class Scores:
         returns = [episode.episode_return for episode in episodes]
         successes = [episode.success for episode in episodes if episode.success is not None]
         mean = float(np.mean(returns))
+        success_rate = float(np.mean(successes)) if successes else None
         return cls(
-            normalized=None if reference is None else reference.normalize(mean),
+            normalized=None if reference is None else reference.score(mean, success_rate),
             return_mean=mean,
             return_std=float(np.std(returns)),
-            success_rate=float(np.mean(successes)) if successes else None,
+            success_rate=success_rate,
             episodes=len(episodes),
             episode_length_mean=float(np.mean([episode.length for episode in episodes])),
         )
@@ -304,6 +306,8 @@ class RolloutEvaluation(Evaluation):
             self._open_file(trainer, keep_until=math.inf)  # `validate` and `test` keep all rows
         if self._file is None:
             return
+        reference = self.reference
+        scores = [reference and reference.score(each.episode_return, each.success) for each in episodes]
         self._file.extend(
             {
                 "step": step,
@@ -313,9 +317,9 @@ class RolloutEvaluation(Evaluation):
                 "return": episode.episode_return,
                 "length": episode.length,
                 "success": "" if episode.success is None else int(episode.success),
-                "normalized_score": "" if self.reference is None else self.reference.normalize(episode.episode_return),
+                "normalized_score": "" if score is None else score,
             }
-            for episode in episodes
+            for episode, score in zip(episodes, scores, strict=True)
         )
 
     def results(self) -> dict[str, Any]:
@@ -329,6 +333,7 @@ class RolloutEvaluation(Evaluation):
                 "name": None if reference is None else reference.name,
                 "min": None if reference is None else reference.minimum,
                 "max": None if reference is None else reference.maximum,
+                "measure": None if reference is None else reference.measure,
             },
             "protocol": None if self.protocol is None else asdict(self.protocol),
             "comparison": scores,

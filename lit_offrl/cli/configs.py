@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -105,6 +106,7 @@ class TaskTable:
     tasks: Mapping[str, Mapping[str, Sequence[Any]]]
 
     @classmethod
+    @functools.cache  # reading one takes 40 ms, and a grid asks for every row
     def of(cls, algorithm: str) -> TaskTable:
         """Return the table of an algorithm.
 

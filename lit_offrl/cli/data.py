@@ -11,6 +11,7 @@ from lit_offrl.cli.parser import CommandParser
 
 if TYPE_CHECKING:
     from lit_offrl.data.info import DatasetInfo
+    from lit_offrl.data.transitions import Transitions
 
 
 def run_data(words: list[str]) -> int:
@@ -76,7 +77,7 @@ def _info(options: argparse.Namespace) -> int:
         "transitions": f"{len(transitions):,} in {len(starts):,} episodes of {lengths.min()} to {lengths.max()} steps",
         "observations": f"{transitions.observation_dim} dimensions{keys}",
         "actions": f"{transitions.action_dim} dimensions from {actions.min():.3g} to {actions.max():.3g}",
-        "episode ends": f"{int(transitions.terminals.sum())} terminal, {int(transitions.timeouts.sum())} timeouts",
+        "episode ends": _ends(transitions),
         "rewards": f"{rewards.min():.3g} to {rewards.max():.3g}, raw unless --data.reward says otherwise; "
         f"usual here: {usual_reward_rule(info.id)}",
         "return": f"{returns.mean():.3g} +- {returns.std():.3g} per episode",
@@ -90,6 +91,13 @@ def _info(options: argparse.Namespace) -> int:
     for line in histogram(returns):
         print(line)
     return 0
+
+
+def _ends(transitions: Transitions) -> str:
+    terminals, timeouts = int(transitions.terminals.sum()), int(transitions.timeouts.sum())
+    if transitions.ends is None:
+        return f"{terminals} terminal, {timeouts} timeouts"
+    return f"{timeouts} timeouts; {terminals} terminal steps, after which episodes go on"
 
 
 def _evaluation(info: DatasetInfo) -> str:
@@ -111,6 +119,8 @@ def _reference(info: DatasetInfo, mean_return: float) -> str:
     reference = reference_for(info)
     if reference is None:
         return "none: returns are reported, no scores"
+    if reference.measure == "success":
+        return f"{reference.name}: the share of successful episodes, in percent"
     return (
         f"{reference.name}: return {reference.minimum:g} scores 0, {reference.maximum:g} scores 100; "
         f"the data's mean {reference.normalize(mean_return):.1f}"

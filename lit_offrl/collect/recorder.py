@@ -153,7 +153,7 @@ def _write(building: Path, dataset: CollectedDataset, journal: Journal, steps: i
     from gymnasium.spaces import Dict
     from minari.data_collector import EpisodeBuffer
 
-    from lit_offrl.envs.make import no_files_left
+    from lit_offrl.system.files import no_files_left
 
     env = make_environment(dataset)
     env.close()

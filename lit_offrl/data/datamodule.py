@@ -32,12 +32,14 @@ class D4RLDataModule(lightning.LightningDataModule):
 
     Args:
         dataset: Dataset id, e.g. `offrl/antmaze/umaze-v0` (collected with this package), `D4RL/pen/human-v2`
-            (Minari), `hopper-medium-v2` (original D4RL file), or the path of a file or folder of one's own.
+            (Minari), `hopper-medium-v2` (original D4RL file), `ogbench/scene-play-singletask-v0` (OGBench), or the path
+            of a file or folder of one's own.
         batch_size: Transitions per gradient step, over all devices.
         block_size: Gradient steps per training block; affects speed only.
         steps_per_epoch: Gradient steps per epoch.
-        reward: Reward rule: `raw`, `minus_one` (sparse mazes), `cql_antmaze` (4 (r - 0.5)), `times_100`, `return_range`
-            (r * 1000 / range of returns: locomotion), `standardize`, or `affine:SCALE:BIAS`.
+        reward: Reward rule: `raw`, `minus_one` (sparse mazes), `cql_antmaze` (4 (r - 0.5)), `times_100`, `sparse` (-1
+            unless the reward is 0: OGBench), `return_range` (r * 1000 / range of returns: locomotion), `standardize`,
+            or `affine:SCALE:BIAS`.
         normalize_observations: Shift and scale each observation dimension to mean 0 and standard deviation 1; the
             checkpoint holds the statistics.
         action_bounds: Lowest and highest action of every dimension, e.g. `[-2, 2]`; networks see actions scaled to
@@ -335,8 +337,8 @@ class D4RLDataModule(lightning.LightningDataModule):
             return self.test_dataloader()
         table, widths = self.table(held_out=True)
         length = 1 if self.trainer is None else getattr(self.trainer.lightning_module, "segment_length", 1)
-        rewards = table[:, sum(widths[:2])]
-        episodes = Episodes.of(rewards, self.episode_ends(held_out=True)) if length > 1 else None
+        rewards, terminals = table[:, sum(widths[:2])], table[:, -1]
+        episodes = Episodes.of(rewards, self.episode_ends(held_out=True), terminals) if length > 1 else None
         pieces = torch.split(torch.arange(len(table)), self.HELD_OUT_BATCH)
         # Rows of this table are not rows of the table of training, so they are not told.
         batches = [gather(table, widths, rows, episodes, length)._replace(rows=None) for rows in pieces]

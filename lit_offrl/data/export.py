@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +37,7 @@ def write_transitions(transitions: Transitions, path: Path) -> None:
 
 def _write_npz(transitions: Transitions, path: Path) -> None:
     with path.open("wb") as file:  # np.savez would append a suffix to a path
-        np.savez(file, **{field.name: getattr(transitions, field.name) for field in fields(transitions)})
+        np.savez(file, **transitions.arrays())
 
 
 def _write_hdf5(transitions: Transitions, path: Path) -> None:
@@ -46,7 +45,7 @@ def _write_hdf5(transitions: Transitions, path: Path) -> None:
 
     # In memory first: where the disk is full, the HDF5 library crashes the process while it closes the file.
     with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
-        for field in fields(transitions):
-            file.create_dataset(field.name, data=getattr(transitions, field.name), compression="gzip", shuffle=True)
+        for name, array in transitions.arrays().items():
+            file.create_dataset(name, data=array, compression="gzip", shuffle=True)
         file.flush()
         path.write_bytes(file.id.get_file_image())

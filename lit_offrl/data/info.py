@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,26 @@ class DatasetInfo:
 
 @dataclass(frozen=True)
 class ScoreReference:
-    """A scale for returns. Scores of references with different names must not be compared.
+    """A scale for returns or success rates. Scores of references with different names must not be compared.
 
     Attributes:
-        name: Origin: `d4rl`, `minari`, or `local` (measured with this package, in the environment of evaluation).
-        minimum: Return that scores 0, usually of a random policy.
-        maximum: Return that scores 100, usually of an expert.
+        name: Origin: `d4rl`, `minari`, `ogbench`, or `local` (measured with this package, in the environment of
+            evaluation).
+        minimum: Value that scores 0, usually the return of a random policy.
+        maximum: Value that scores 100, usually the return of an expert.
+        measure: What the values are: the mean return, or the share of successful episodes.
     """
 
     name: str
     minimum: float
     maximum: float
+    measure: Literal["return", "success"] = "return"
 
-    def normalize(self, episode_return: float) -> float:
-        """Return the normalized score, `100 (return - minimum) / (maximum - minimum)`; not clipped."""
-        return 100 * (episode_return - self.minimum) / (self.maximum - self.minimum)
+    def normalize(self, value: float) -> float:
+        """Return the normalized score, `100 (value - minimum) / (maximum - minimum)`; not clipped."""
+        return 100 * (value - self.minimum) / (self.maximum - self.minimum)
+
+    def score(self, mean_return: float, success_rate: float | None) -> float | None:
+        """Return the normalized score of episodes; None where it is of their successes, which are unknown."""
+        value = mean_return if self.measure == "return" else success_rate
+        return None if value is None else self.normalize(value)

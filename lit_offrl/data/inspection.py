@@ -12,6 +12,7 @@ from lit_offrl.data.transitions import Transitions
 
 LARGEST_REWARD = 1e4  # far above what a step pays in the benchmarks; a squared error of such values rules a loss
 _USUAL_RULES = (  # dataset ids of a family, the reward rule that the papers train with
+    (re.compile("ogbench/"), "raw"),  # already -1 per step, or per part that is not solved, and 0 when all is solved
     (re.compile("maze"), "minus_one"),
     (re.compile("hopper|halfcheetah|walker2d"), "return_range"),
 )

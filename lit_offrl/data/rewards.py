@@ -46,6 +46,7 @@ REWARD_RULES: dict[str, RewardRule] = {
     "minus_one": _affine(1, -1),  # sparse mazes in IQL and DTQL: -1 per step, 0 at the goal
     "cql_antmaze": _affine(4, -2),  # 4 (r - 0.5): sparse mazes in CQL and EDA
     "times_100": _affine(100, 0),
+    "sparse": lambda transitions: np.where(transitions.rewards == 0, 0, -1).astype(np.float32),  # OGBench in QC
     "return_range": _return_range,  # r * 1000 / (largest - smallest return): locomotion in IQL
     "standardize": _standardize,  # mean 0, deviation 1
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -27,6 +27,9 @@ class Transitions:
         next_observations: float32 `[n, observation_dim]`; the true successor also at the end of an episode.
         terminals: bool `[n]`, the step led to a terminal state: values do not bootstrap beyond it.
         timeouts: bool `[n]`, the episode was cut after this step: values bootstrap beyond it.
+        ends: bool `[n]`, the last step of an episode, for episodes that go on after a terminal step, because they were
+            recorded without the task whose rewards they have (OGBench); None where an episode ends at each terminal
+            step and each timeout.
 
     Raises:
         UserError: Shapes disagree, the table is empty, or it holds values that are not finite.
@@ -38,6 +41,7 @@ class Transitions:
     next_observations: NDArray[np.float32]
     terminals: NDArray[np.bool_]
     timeouts: NDArray[np.bool_]
+    ends: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.rewards)
@@ -50,9 +54,10 @@ class Transitions:
             "next_observations": (n, self.observation_dim),
             "terminals": (n,),
             "timeouts": (n,),
+            "ends": (n,),
         }
-        for name, expected in shapes.items():
-            array = getattr(self, name)
+        for name, array in self.arrays().items():
+            expected = shapes[name]
             if array.shape != expected:
                 raise UserError(f"'{name}' has shape {array.shape}, but {expected} is needed beside {n} rewards")
             row = first_row_not_finite(array)
@@ -63,6 +68,11 @@ class Transitions:
 
     def __len__(self) -> int:
         return len(self.rewards)
+
+    def arrays(self) -> dict[str, Any]:
+        """Return the fields that are there, by their names."""
+        every = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: array for name, array in every.items() if array is not None}
 
     @property
     def observation_dim(self) -> int:
@@ -77,7 +87,7 @@ class Transitions:
     @property
     def episode_ends(self) -> NDArray[np.bool_]:
         """Whether each transition is the last one of its episode, bool `[n]`; always true for the last of the table."""
-        ends = self.terminals | self.timeouts
+        ends = self.terminals | self.timeouts if self.ends is None else self.ends.copy()
         ends[-1] = True
         return ends
 
@@ -113,7 +123,8 @@ class Episodes(NamedTuple):
     Attributes:
         last_rows: The last row of its episode, int64 `[n]`.
         timesteps: Its place in its episode, from 0, int64 `[n]`.
-        returns_to_go: Sum of the rewards from this row to the end of its episode, float32 `[n]`.
+        returns_to_go: Sum of the rewards from this row to the end of its episode, or to its first terminal step, after
+            which nothing counts, float32 `[n]`.
     """
 
     last_rows: Tensor
@@ -121,18 +132,29 @@ class Episodes(NamedTuple):
     returns_to_go: Tensor
 
     @classmethod
-    def of(cls, rewards: Tensor, ends: Tensor) -> Episodes:
-        """Return where rows stand, of `rewards` and whether each is the last of its episode, `[n]` on one device."""
-        last = ends.nonzero()[:, 0]
-        last_rows = last[torch.searchsorted(last, torch.arange(len(ends), device=ends.device))]
+    def of(cls, rewards: Tensor, ends: Tensor, terminals: Tensor) -> Episodes:
+        """Return where rows stand.
+
+        Args:
+            rewards: `[n]`.
+            ends: Whether each row is the last of its episode, `[n]`, on the same device.
+            terminals: Whether each row is terminal, `[n]`, likewise.
+        """
+        last_rows = _next_of(ends)
         first_rows = torch.searchsorted(last_rows, last_rows)
         timesteps = torch.arange(len(last_rows), device=last_rows.device) - first_rows
         # In float64, because a sum over the table has more digits than one over an episode; on the CPU, because a sum
         # on a GPU may have other last digits in a resumed run.
         own = rewards.cpu().double()
         until = own.cumsum(0)
-        returns_to_go = (until[last_rows.cpu()] - until + own).float()
+        returns_to_go = (until[_next_of(ends | terminals.bool()).cpu()] - until + own).float()
         return cls(last_rows, timesteps, returns_to_go.to(rewards.device))
+
+
+def _next_of(flags: Tensor) -> Tensor:
+    """Return the first row at or after each row that has the flag, `[n]`; the last row has it."""
+    flagged = flags.nonzero()[:, 0]
+    return flagged[torch.searchsorted(flagged, torch.arange(len(flags), device=flags.device))]
 
 
 def gather(table: Tensor, widths: Sequence[int], rows: Tensor, episodes: Episodes | None, segment_length: int) -> Batch:
@@ -230,11 +252,16 @@ class BlockSampler:
         start = sum(self.widths[:3])
         return self.table[:, start : start + self.widths[3]]
 
+    @property
+    def terminals(self) -> Tensor:
+        """All terminals of the table, `[n]`."""
+        return self.table[:, -1]
+
     @cached_property
     def episodes(self) -> Episodes:
         """The episodes of the table."""
         assert self.episode_ends is not None, "segments need the ends of the episodes"
-        return Episodes.of(self.rewards, self.episode_ends)
+        return Episodes.of(self.rewards, self.episode_ends, self.terminals)
 
     @property
     def _steps_left(self) -> int:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +18,10 @@ from numpy.typing import NDArray
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo
 from lit_offrl.data.sources import source_of
 from lit_offrl.data.sources.d4rl import D4RL_NAMESPACE
+from lit_offrl.data.sources.ogbench import OGBENCH_NAMESPACE
 from lit_offrl.envs.protocol import with_contacts
 from lit_offrl.errors import UserError, did_you_mean, one_line
+from lit_offrl.system.files import no_files_left
 
 FlatEnv = gym.Env[NDArray[np.float32], NDArray[np.float32]]
 """An environment whose observations and actions are flat float32 vectors."""
@@ -84,13 +85,18 @@ def build_env(environment: EnvironmentInfo) -> gym.Env[Any, Any]:
                 from lit_offrl.envs.d4rl import register_d4rl
 
                 register_d4rl()
+        make: Callable[..., gym.Env[Any, Any]] = gym.make
+        if environment.env_id.startswith(OGBENCH_NAMESPACE):
+            from lit_offrl.envs.ogbench import make_ogbench as make
         try:
-            env: gym.Env[Any, Any] = gym.make(
+            env = make(
                 environment.env_id,
                 max_episode_steps=environment.max_episode_steps,
                 disable_env_checker=True,
                 **environment.kwargs,
             )
+        except UserError:
+            raise
         except (gym.error.UnregisteredEnv, ModuleNotFoundError) as error:
             raise UserError(
                 f"environment '{environment.env_id}' is not known"
@@ -151,18 +157,3 @@ def _silence() -> Iterator[None]:
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
-
-
-@contextlib.contextmanager
-def no_files_left() -> Iterator[None]:
-    """Give code that builds environments a temporary folder of its own, which is removed afterwards.
-
-    Gymnasium-Robotics writes the model of every maze into the temporary folder, reads it once, and leaves it there. The
-    file's name is the time, so that processes which build at the same moment would also share the file.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        usual, tempfile.tempdir = tempfile.tempdir, folder
-        try:
-            yield
-        finally:
-            tempfile.tempdir = usual

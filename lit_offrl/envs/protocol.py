@@ -9,9 +9,15 @@ from typing import Any
 
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo
 from lit_offrl.data.sources.d4rl import D4RL_NAMESPACE
+from lit_offrl.data.sources.ogbench import OGBENCH_NAMESPACE
 
 D4RL_RULES = "d4rl-1"
 """D4RL's environments as `lit_offrl.envs.d4rl` builds them; another number means that scores may have changed."""
+
+OGBENCH_RULES = "ogbench-1.2"
+"""Environments of the package `ogbench` since 1.2: rewards, success and ends are those of the state before a step."""
+
+_OGBENCH_DIFFERENCE = "figures published with version 1.1 count success in the state after a step, later ones before it"
 
 MUJOCO2_CONTACTS = "mujoco2_contacts"
 _WITHOUT_CONTACTS = ("halfcheetah", "walker2d")  # families that MuJoCo's changes do not concern
@@ -30,8 +36,8 @@ class Protocol:
     """The rules of an evaluation.
 
     Attributes:
-        rules: `d4rl-1`, with which published scores are comparable; `minari-d4rl` (Minari's environments with D4RL's
-            limits and one goal), `minari`, `local` (of this package) or `own`.
+        rules: `d4rl-1` and `ogbench-1.2`, with which published scores are comparable; `minari-d4rl` (Minari's
+            environments with D4RL's limits and one goal), `minari`, `local` (of this package) or `own`.
         environment: Gymnasium id.
         mujoco2_contacts: Whether contacts are computed as in MuJoCo 2; None outside D4RL's environments.
         differences: What is known to differ from the benchmark of the dataset's name, a sentence each.
@@ -49,6 +55,8 @@ def protocol_of(info: DatasetInfo, environment: EnvironmentInfo) -> Protocol:
         name = environment.env_id.removeprefix(D4RL_NAMESPACE)
         contacts = bool(environment.kwargs.get(MUJOCO2_CONTACTS, True))
         return Protocol(D4RL_RULES, environment.env_id, contacts, tuple(_differences_to_d4rl(name, contacts)))
+    if environment.env_id.startswith(OGBENCH_NAMESPACE):
+        return Protocol(OGBENCH_RULES, environment.env_id, None, (_OGBENCH_DIFFERENCE,))
     rules = {"minari": "minari", "offrl": "local"}.get(info.source, "own")
     differences = []
     if info.source == "minari" and info.id.startswith(_MINARI_NAMESPACE):

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from lit_offrl.data.info import ScoreReference
-from lit_offrl.envs.protocol import D4RL_RULES
+from lit_offrl.data.sources.ogbench import with_task_number
+from lit_offrl.envs.protocol import D4RL_RULES, OGBENCH_RULES
 from lit_offrl.report.runs import Run, differing_settings, distinguish_runs
 from lit_offrl.report.statistics import Array, Interval, Summary, probability_of_improvement
 
@@ -142,18 +143,20 @@ class Comparison:
         return pairs
 
 
+RULES = {"d4rl": D4RL_RULES, "ogbench": OGBENCH_RULES}  # of each benchmark with published scores
+
 # Algorithms that papers print under another name. Not IDQL-A, whose settings were tuned for each task.
 NAMES_HERE = {"TD3+BC": "td3bc", "Diffusion-QL": "dql", "DT": "decisiontransformer"}
 
 
 @dataclass(frozen=True)
 class PublishedFigure:
-    """A score that a paper prints, on D4RL's scale. The notes of published.json list those that are left out.
+    """A score that a paper prints, on the scale of D4RL or OGBench. The notes of published.json list what is left out.
 
     Attributes:
         paper: Name of the paper's own algorithm.
         algorithm: Name of the algorithm, as printed.
-        dataset: D4RL's id of the dataset.
+        dataset: Id of the dataset.
         spread: The number after the ±; None where none is printed.
         spread_kind: `standard error` or `standard deviation`.
     """
@@ -239,17 +242,17 @@ class Report:
 
     @cached_property
     def published(self) -> dict[Task, list[PublishedFigure]]:
-        """Published figures by task: only for D4RL's own file of the same id, played by D4RL's rules."""
+        """Published figures by task: only for the benchmark's own file of the same id, played by its own rules."""
         content: dict[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text())
         originals = {
-            row.task: row.runs[0].dataset_id
+            row.task: with_task_number(row.runs[0].dataset_id)
             for row in self.rows
-            if all(run.source == "d4rl" and run.rules == D4RL_RULES for run in row.runs)
+            if all(run.source == row.task.scale and run.rules == RULES.get(row.task.scale) for run in row.runs)
         }
         figures: dict[Task, list[PublishedFigure]] = {task: [] for task in self.tasks}
         for task in self.tasks:
             for each in content["figures"]:
-                if task.scale == "d4rl" and each["dataset"] == originals.get(task):
+                if with_task_number(each["dataset"]) == originals.get(task):
                     figures[task].append(PublishedFigure(**each, arxiv=content["papers"][each["paper"]]["arxiv"]))
         return figures
 

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lit_offrl.data.info import ScoreReference
 from lit_offrl.errors import UserError
@@ -127,9 +127,10 @@ def _read_run(file: Path) -> Run:
     low, high = _number(entry.get("min")), _number(entry.get("max"))
     reference = None
     if entry.get("name") is not None and low is not None and high is not None:
-        reference = ScoreReference(str(entry["name"]), low, high)
+        measure: Literal["return", "success"] = "success" if entry.get("measure") == "success" else "return"
+        reference = ScoreReference(str(entry["name"]), low, high, measure)
         if not low < high:
-            raise ValueError(f"the returns of its reference, {low:g} and {high:g}, are no range")
+            raise ValueError(f"the bounds of its reference, {low:g} and {high:g}, are no range")
     key = "return_mean" if reference is None else "normalized"
     actors = {"policy": results.get("scores") or {}, **(results.get("comparison") or {})}
     values = {name: (_number(each.get(key)), each.get("episodes")) for name, each in actors.items()}
@@ -152,7 +153,7 @@ def _read_run(file: Path) -> Run:
         step=None if step is None else int(step),
         reference=reference,
         scores={name: Score(value, episodes) for name, (value, episodes) in values.items() if value is not None},
-        data_score=reference.normalize(data_return) if reference and data_return is not None else data_return,
+        data_score=reference.score(data_return, None) if reference and data_return is not None else data_return,
         evaluations=_evaluations(file.with_name("eval.csv"), reference),
         bandit={actor: {name: _number(value) for name, value in each.items()} for actor, each in measures.items()},
         beta=beta,

@@ -104,7 +104,8 @@ def details(report: Report, task: Task) -> Table:
         caption = "Mean return of an episode; no reference is known, so there is no normalized score."
     else:
         low, high = task.reference.minimum, task.reference.maximum
-        caption = f"Normalized score, reference {task.scale}: a return of {low:g} scores 0, of {high:g} scores 100."
+        what = "success rate" if task.reference.measure == "success" else "return"
+        caption = f"Normalized score, reference {task.scale}: a {what} of {low:g} scores 0, of {high:g} scores 100."
     return Table([*columns, "seeds", "episodes", "steps"], lines, caption)
 
 

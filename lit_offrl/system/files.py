@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -76,3 +77,19 @@ def temporary_lock(path: Path, timeout_s: float = -1) -> Iterator[None]:
         finally:
             with suppress(OSError):  # Windows removes no open file; there filelock does so itself
                 path.unlink()
+
+
+@contextmanager
+def no_files_left() -> Iterator[None]:
+    """Give code that builds environments a temporary folder of its own, which is removed afterwards.
+
+    Gymnasium-Robotics and OGBench write the model of every maze into the temporary folder, read it once, and leave it
+    there. The name of Gymnasium-Robotics' file is the time, so that processes which build at the same moment would also
+    share the file.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        usual, tempfile.tempdir = tempfile.tempdir, folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = usual

@@ -203,6 +203,7 @@ class Columns:
         terminals: bool `[n]`; None where the file has none.
         timeouts: bool `[n]`; None where the file has none.
         next_observations: float32 `[n, observation_dim]`; None where the file has none.
+        ends: bool `[n]`, see `Transitions`; None where the file has none.
     """
 
     observations: NDArray[np.float32]
@@ -211,6 +212,7 @@ class Columns:
     terminals: NDArray[np.bool_] | None
     timeouts: NDArray[np.bool_] | None
     next_observations: NDArray[np.float32] | None
+    ends: NDArray[np.bool_] | None = None
 
 
 def read_columns(
@@ -220,7 +222,7 @@ def read_columns(
 
     Args:
         arrays: `observations`, `actions`, `rewards`, and optionally `terminals` (or `terminations`), `timeouts` (or
-            `truncations`) and `next_observations`.
+            `truncations`), `next_observations` and with these `ends`.
         observations: Replaces the array `observations`, e.g. vectors made of dictionary observations.
         episode: The arrays are one episode, which may have one observation more than rewards.
 
@@ -243,6 +245,7 @@ def read_columns(
         _flags_under(arrays, TERMINALS),
         _flags_under(arrays, TIMEOUTS),
         successors,
+        flags(arrays, "ends") if "ends" in arrays and successors is not None else None,
     )
     width = observations.shape[1] if observations.ndim == 2 else "observation_dim"
     needed: dict[str, tuple[int | str, ...]] = {
@@ -251,6 +254,7 @@ def read_columns(
         "next_observations": (n, width),
         "terminals": (n,),
         "timeouts": (n,),
+        "ends": (n,),
     }
     more = " (or one observation more)" if episode else ""
     for name, shape in needed.items():
@@ -291,6 +295,7 @@ def flat_fields(columns: Columns) -> Fields:
     if columns.next_observations is not None:
         cuts[:-1] |= rows_where(_differ, columns.next_observations[:-1], columns.observations[1:])
         cuts[-1:] = True
+        ends = {} if columns.ends is None else {"ends": columns.ends | cuts}
         return {
             "observations": columns.observations,
             "actions": columns.actions,
@@ -298,6 +303,7 @@ def flat_fields(columns: Columns) -> Fields:
             "next_observations": columns.next_observations,
             "terminals": terminals,
             "timeouts": cuts & ~terminals,
+            **ends,
         }
     cuts[-1:] = True
     unknown = cuts & ~terminals  # the successor is not in the file

@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -90,7 +89,7 @@ def _read_cache(cache: Path, fingerprint: str) -> CachedTable | None:
             header = json.loads(file["header"].tobytes())
             if (header["version"], header["fingerprint"]) != (_VERSION, fingerprint):
                 return None
-            transitions = Transitions(**{field.name: file[field.name] for field in fields(Transitions)})
+            transitions = Transitions(**{name: file[name] for name in file.files if name != "header"})
             keys = header["observation_keys"]
             return transitions, None if keys is None else tuple(keys), header["sha256"]
     except (*READ_ERRORS, UserError):  # truncated, or another kind of file
@@ -102,7 +101,7 @@ def _write_cache(cache: Path, transitions: Transitions, header: dict[str, Any]) 
 
     def write(path: Path) -> None:
         with path.open("wb") as file:  # np.savez would append a suffix to a path
-            np.savez(file, header=packed, **{f.name: getattr(transitions, f.name) for f in fields(transitions)})
+            np.savez(file, header=packed, **transitions.arrays())
 
     try:
         write_atomically(cache, write)

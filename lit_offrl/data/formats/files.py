@@ -6,6 +6,8 @@ Arrays of n transitions, one episode after another:
 - `terminals` (or `terminations`) `[n]`: the step led to a terminal state.
 - `timeouts` (or `truncations`) `[n]`: the episode was cut after this step. One of these two must be there.
 - `next_observations` `[n, observation_dim]`, optional.
+- `ends` `[n]`, optional beside `next_observations`: the last step of each episode, where episodes go on after terminal
+  steps.
 
 With `next_observations` every transition is kept, and an episode also ends where the next row's observation is not the
 successor. Without them, the next row's observation is the successor, which the last step of an episode does not have: a

@@ -14,6 +14,7 @@ from lit_offrl.data.sources.d4rl import OriginalD4RL
 from lit_offrl.data.sources.files import FILE_SUFFIXES, LONGEST_NAME, OwnFiles
 from lit_offrl.data.sources.minari import Minari
 from lit_offrl.data.sources.offrl import Collected
+from lit_offrl.data.sources.ogbench import OGBench
 from lit_offrl.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -32,7 +33,14 @@ __all__ = [
     "source_of",
 ]
 
-SOURCES: tuple[DataSource, ...] = (Collected(), OwnFiles(), OriginalD4RL(), Bandits(), Minari())
+SOURCES: tuple[DataSource, ...] = (
+    Collected(),
+    OwnFiles(),
+    OriginalD4RL(),
+    OGBench(),
+    Bandits(),
+    Minari(),
+)
 """Asked in this order: the first source that matches an id is the right one."""
 
 
@@ -50,8 +58,8 @@ def find_source(dataset: str) -> DataSource:
     suggestion = did_you_mean(dataset, [known for source in SOURCES for known in source.ids()])
     raise UserError(
         f"data.dataset: '{dataset}' is no dataset id{suggestion}; ids look like offrl/antmaze/umaze-v0, "
-        "D4RL/antmaze/umaze-v1, hopper-medium-v2 or bandit/8gaussians (`data list` shows them), files of your own end "
-        f"in {', '.join(FILE_SUFFIXES)}"
+        "D4RL/antmaze/umaze-v1, hopper-medium-v2, ogbench/scene-play-singletask-v0 or bandit/8gaussians (`data list` "
+        f"shows them), files of your own end in {', '.join(FILE_SUFFIXES)}"
     )
 
 
@@ -66,7 +74,7 @@ def load(dataset: str, d4rl_compat: bool = True) -> tuple[Transitions, DatasetIn
     Args:
         dataset: Path of an `.hdf5`, `.h5` or `.npz` file or of a folder of episodes, or an id such as
             `hopper-medium-v2` (original D4RL), `D4RL/antmaze/umaze-v1` (Minari), `offrl/antmaze/umaze-v0` (collected
-            with this package) or `bandit/8gaussians` (2-D set).
+            with this package), `ogbench/cube-single-play-singletask-v0` (OGBench) or `bandit/8gaussians` (2-D set).
         d4rl_compat: Only for original D4RL files: keep exactly the transitions that D4RL's `qlearning_dataset` keeps.
             False keeps the true ends of episodes instead.
 
