@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from lit_offrl.cli.configs import task_tables
 from lit_offrl.cli.parser import CommandParser
+from lit_offrl.data.columns import LogColumns
 
 if TYPE_CHECKING:
     from lit_offrl.data.info import DatasetInfo
+    from lit_offrl.data.transitions import Transitions
 
 
 def run_data(words: list[str]) -> int:
@@ -25,6 +30,9 @@ def run_data(words: list[str]) -> int:
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("dataset", help="dataset id, or path of a file or folder of your own")
+        for role in fields(LogColumns):
+            text = "columns of a log, as in `fit`" if role.name == "observations" else argparse.SUPPRESS
+            command.add_argument(f"--data.columns.{role.name}", type=_names, metavar="NAMES", help=text)
         if name == "convert":
             command.add_argument("destination", type=Path, help="file to write: .npz or .hdf5")
     collect = commands.add_parser("collect", help="make a dataset in the real environment")
@@ -57,13 +65,24 @@ def _list(options: argparse.Namespace) -> int:
     return 0
 
 
+def _names(text: str) -> Any:
+    """Return a name, or the names of a list in brackets."""
+    return yaml.safe_load(text) if text.startswith("[") else text
+
+
+def _load(options: argparse.Namespace) -> tuple[Transitions, DatasetInfo]:
+    from lit_offrl.data import sources
+
+    named = {role.name: getattr(options, f"data.columns.{role.name}") for role in fields(LogColumns)}
+    return sources.load(options.dataset, columns=LogColumns(**named))
+
+
 def _info(options: argparse.Namespace) -> int:
     import numpy as np
 
-    from lit_offrl.data import sources
     from lit_offrl.data.inspection import histogram, usual_reward_rule
 
-    transitions, info = sources.load(options.dataset)
+    transitions, info = _load(options)
     starts = transitions.episode_starts
     returns = transitions.episode_returns()
     lengths = np.diff([*starts, len(transitions)])
@@ -86,6 +105,8 @@ def _info(options: argparse.Namespace) -> int:
     for name, value in facts.items():
         if value is not None:
             print(f"{name:13} {value}")
+    for note in info.notes:
+        print(f"{'note':13} {note}")
     print("returns of episodes:")
     for line in histogram(returns):
         print(line)
@@ -118,11 +139,12 @@ def _reference(info: DatasetInfo, mean_return: float) -> str:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from lit_offrl.data import sources
     from lit_offrl.data.inspection import findings
 
-    transitions, info = sources.load(options.dataset)
+    transitions, info = _load(options)
     lines = list(findings(transitions, info.action_bounds))
+    for note in info.notes:
+        print(f"note: {note}")
     for line in lines:
         print(f"- {line}")
     print(f"{info.id}: {len(transitions):,} transitions, {len(lines) or 'no'} finding{'' if len(lines) == 1 else 's'}")
@@ -130,10 +152,9 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from lit_offrl.data import sources
     from lit_offrl.data.export import write_transitions
 
-    transitions, info = sources.load(options.dataset)
+    transitions, info = _load(options)
     write_transitions(transitions, options.destination)
     print(
         f"wrote {len(transitions):,} transitions of {info.id} to {options.destination} "

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_offrl.data import sources
+from lit_offrl.data.columns import USUAL_NAMES, LogColumns
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo
 from lit_offrl.data.rewards import reward_rule
 from lit_offrl.data.shared_tables import share_table
@@ -46,6 +47,7 @@ class D4RLDataModule(lightning.LightningDataModule):
             or 16, keeps the units that the noise schedules of the papers were made for.
         d4rl_compat: Read original D4RL files as D4RL's `qlearning_dataset` does, which drops the last transition of
             episodes that ran into the time limit; false keeps the true episode ends.
+        columns: Which columns of a log of one's own hold what.
         environment: Gymnasium id of the environment of evaluation, e.g. `Hopper-v5`, for datasets that name none.
         validation_fraction: Share of the episodes that training does not see; algorithms log their losses on them as
             `val/...` whenever Lightning validates. All seeds hold out the same episodes.
@@ -62,7 +64,7 @@ class D4RLDataModule(lightning.LightningDataModule):
     SMALLEST_STD = 1e-3
     # Options that the table depends on.
     TABLE_OPTIONS = (
-        *("dataset", "d4rl_compat", "validation_fraction", "best_episodes", "reward"),
+        *("dataset", "d4rl_compat", "columns", "validation_fraction", "best_episodes", "reward"),
         *("normalize_observations", "action_bounds", "action_limit"),
     )
 
@@ -78,6 +80,7 @@ class D4RLDataModule(lightning.LightningDataModule):
         action_bounds: tuple[float, float] | None = None,
         action_limit: Positive = 1.0,
         d4rl_compat: bool = True,
+        columns: LogColumns = USUAL_NAMES,
         environment: str | None = None,
         validation_fraction: ProperFraction = 0.0,
         best_episodes: Fraction = 1.0,
@@ -97,6 +100,7 @@ class D4RLDataModule(lightning.LightningDataModule):
         self.action_bounds = action_bounds
         self.action_limit = action_limit
         self.d4rl_compat = d4rl_compat
+        self.columns = columns
         self.environment = environment
         self.validation_fraction = validation_fraction
         self.best_episodes = best_episodes
@@ -129,7 +133,7 @@ class D4RLDataModule(lightning.LightningDataModule):
                 does so), or it cannot be read.
         """
         if self._loaded is None:
-            transitions, info = sources.load(self.dataset, self.d4rl_compat)
+            transitions, info = sources.load(self.dataset, self.d4rl_compat, self.columns)
             if self.sha256 is not None and info.sha256 != self.sha256.lower():
                 raise UserError(f"data.sha256: {info.path} has the digest {info.sha256}, not {self.sha256}")
             self._loaded = transitions, self._with_environment(info)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from lit_offrl.data.columns import USUAL_NAMES, LogColumns
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo, ScoreReference
 
 if TYPE_CHECKING:
@@ -66,12 +67,15 @@ class DataSource(ABC):
         """
 
     @abstractmethod
-    def load(self, dataset: str, d4rl_compat: bool = True) -> tuple[Transitions, DatasetInfo]:
+    def load(
+        self, dataset: str, d4rl_compat: bool = True, columns: LogColumns = USUAL_NAMES
+    ) -> tuple[Transitions, DatasetInfo]:
         """Read a dataset.
 
         Args:
             dataset: The id or path.
             d4rl_compat: See `OriginalD4RL`; other sources ignore it.
+            columns: See `OwnFiles`; other sources ignore it.
 
         Raises:
             UserError: There is no such dataset, or its files are broken.
