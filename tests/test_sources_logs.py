@@ -354,7 +354,6 @@ def test_robomimic(tmp_path: Path):
     following = np.roll(arrays["observations"], -1, axis=0)
     following[[4, 8, 14]] = 77
     np.testing.assert_array_equal(transitions.next_observations, following)
-    assert info.observation_keys == ("eef", "object")
     assert info.notes == (
         "observations are eef, object",
         "keys not read: agentview_image",

@@ -81,7 +81,7 @@ def read_robomimic(path: Path, columns: LogColumns) -> Table:
             notes.append(f"{after:,} steps after the first 'done' of their demonstration are left out")
         if "mask" in file:
             notes.append(f"all demonstrations are read, the choices of mask/ ({', '.join(file['mask'])}) are not used")
-        return Table(table.finish(), tuple(keys), tuple(notes))
+        return Table(table.finish(), None, tuple(notes))  # environments of one's own give vectors
 
 
 def _keys(demo: Mapping[str, Any]) -> tuple[list[str], list[str]]:
