@@ -33,7 +33,8 @@ class D4RLDataModule(lightning.LightningDataModule):
 
     Args:
         dataset: Dataset id, e.g. `offrl/antmaze/umaze-v0` (collected with this package), `D4RL/pen/human-v2`
-            (Minari), `hopper-medium-v2` (original D4RL file), or the path of a file or folder of one's own.
+            (Minari), `hopper-medium-v2` (original D4RL file), or the path of a file or folder of one's own. Several are
+            named in brackets, `[a.npz, b.npz]`.
         batch_size: Transitions per gradient step, over all devices.
         block_size: Gradient steps per training block; affects speed only.
         steps_per_epoch: Gradient steps per epoch.
@@ -52,6 +53,8 @@ class D4RLDataModule(lightning.LightningDataModule):
         validation_fraction: Share of the episodes that training does not see; algorithms log their losses on them as
             `val/...` whenever Lightning validates. All seeds hold out the same episodes.
         best_episodes: Share of the episodes that is kept, those of the highest recorded returns (0.1 is "10% BC").
+        episode_fraction: Share of the episodes that training sees, drawn at random, the same ones for every seed. The
+            held-out ones do not depend on it, and a smaller share is part of a larger one.
         sha256: Digest that the dataset's file must have, in hexadecimal (`data info` prints it).
         seed: Seed of the minibatches (set from `seed_everything`).
     """
@@ -64,7 +67,7 @@ class D4RLDataModule(lightning.LightningDataModule):
     SMALLEST_STD = 1e-3
     # Options that the table depends on.
     TABLE_OPTIONS = (
-        *("dataset", "d4rl_compat", "columns", "validation_fraction", "best_episodes", "reward"),
+        *("dataset", "d4rl_compat", "columns", "validation_fraction", "best_episodes", "episode_fraction", "reward"),
         *("normalize_observations", "action_bounds", "action_limit"),
     )
 
@@ -84,6 +87,7 @@ class D4RLDataModule(lightning.LightningDataModule):
         environment: str | None = None,
         validation_fraction: ProperFraction = 0.0,
         best_episodes: Fraction = 1.0,
+        episode_fraction: Fraction = 1.0,
         sha256: str | None = None,
         seed: Seed = 0,
     ) -> None:
@@ -104,6 +108,7 @@ class D4RLDataModule(lightning.LightningDataModule):
         self.environment = environment
         self.validation_fraction = validation_fraction
         self.best_episodes = best_episodes
+        self.episode_fraction = episode_fraction
         self.sha256 = sha256
         self.seed = seed
         self._loaded: tuple[Transitions, DatasetInfo] | None = None
@@ -222,15 +227,29 @@ class D4RLDataModule(lightning.LightningDataModule):
         Raises:
             UserError: No episode is left for training.
         """
-        if not self.validation_fraction:
+        return self._rows_of(self._shuffled_episodes()[0]) if self.validation_fraction else None
+
+    @cached_property
+    def drawn(self) -> NDArray[np.bool_] | None:
+        """Mask of the transitions of the episodes that `episode_fraction` leaves to training, bool `[n]`; None for all.
+
+        Raises:
+            UserError: No episode is left for training.
+        """
+        if self.episode_fraction == 1:
             return None
-        starts = self.transitions.episode_starts
-        count = max(round(self.validation_fraction * len(starts)), 1)
-        if count >= len(starts):
+        _, training = self._shuffled_episodes()
+        return self._rows_of(training[: max(round(self.episode_fraction * len(training)), 1)])
+
+    def _shuffled_episodes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the numbers of the held-out episodes and of the others, both in an order that is always the same."""
+        episodes = np.random.default_rng(0).permutation(len(self.transitions.episode_starts))
+        count = max(round(self.validation_fraction * len(episodes)), 1) if self.validation_fraction else 0
+        if count >= len(episodes):
             raise UserError(
-                f"data.validation_fraction: {self.validation_fraction} of {len(starts)} episodes leaves none"
+                f"data.validation_fraction: {self.validation_fraction} of {len(episodes)} episodes leaves none"
             )
-        return self._rows_of(np.random.default_rng(0).permutation(len(starts))[:count])
+        return episodes[:count], episodes[count:]
 
     @cached_property
     def best(self) -> NDArray[np.bool_] | None:
@@ -250,18 +269,20 @@ class D4RLDataModule(lightning.LightningDataModule):
         """Return the mask of the transitions of training, or of the held-out ones, bool `[n]`; None for all.
 
         Raises:
-            UserError: There are none, because `best_episodes` and `validation_fraction` leave none.
+            UserError: There are none left.
         """
         masks = [] if self.best is None else [self.best]
         if self.held_out is not None:
             masks.append(self.held_out == held_out)
+        if self.drawn is not None and not held_out:
+            masks.append(self.drawn)
         if not masks:
             return None
         kept: NDArray[np.bool_] = np.logical_and.reduce(masks)
         if not kept.any():
             raise UserError(
-                f"data.best_episodes: of the best {self.best_episodes:g} of the episodes, "
-                f"validation_fraction {self.validation_fraction:g} leaves none"
+                f"data.best_episodes: of the best {self.best_episodes:g} of the episodes, validation_fraction "
+                f"{self.validation_fraction:g} and episode_fraction {self.episode_fraction:g} leaves none"
             )
         return kept
 

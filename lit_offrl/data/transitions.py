@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -94,6 +94,16 @@ class Transitions:
     def episode_returns(self) -> NDArray[np.float64]:
         """Return the undiscounted sum of recorded rewards of each episode, `[episodes]`."""
         return np.add.reduceat(self.rewards.astype(np.float64), self.episode_starts)
+
+
+def concatenate(tables: Sequence[Transitions]) -> Transitions:
+    """Return one table of several with the same widths; the last transition of each ends its episode."""
+    columns = {
+        each.name: np.concatenate([getattr(table, each.name) for table in tables]) for each in fields(Transitions)
+    }
+    last = np.cumsum([len(table) for table in tables]) - 1
+    columns["timeouts"][last] |= ~columns["terminals"][last]
+    return Transitions(**columns)
 
 
 def first_row_not_finite(array: NDArray[Any], rows_at_a_time: int = 65_536) -> int | None:

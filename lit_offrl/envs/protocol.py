@@ -49,6 +49,7 @@ def protocol_of(info: DatasetInfo, environment: EnvironmentInfo) -> Protocol:
         name = environment.env_id.removeprefix(D4RL_NAMESPACE)
         contacts = bool(environment.kwargs.get(MUJOCO2_CONTACTS, True))
         return Protocol(D4RL_RULES, environment.env_id, contacts, tuple(_differences_to_d4rl(name, contacts)))
+    info = info.parts[0] if info.parts else info  # all of them are evaluated alike
     rules = {"minari": "minari", "offrl": "local"}.get(info.source, "own")
     differences = []
     if info.source == "minari" and info.id.startswith(_MINARI_NAMESPACE):

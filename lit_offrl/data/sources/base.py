@@ -13,6 +13,8 @@ from lit_offrl.data.info import DatasetInfo, EnvironmentInfo, ScoreReference
 if TYPE_CHECKING:
     from lit_offrl.data.transitions import Transitions
 
+LONGEST_NAME = 255  # of a file
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -42,10 +44,12 @@ class DataSource(ABC):
         names: Values of `DatasetInfo.source` for datasets of this source.
         plays_episodes: Policies are evaluated by episodes in an environment. False: samples of the policy are compared
             with a known distribution.
+        is_own: Data of the user's own: other data may get the same name later, and `columns` says what columns hold.
     """
 
     names: ClassVar[tuple[str, ...]]
     plays_episodes: ClassVar[bool] = True
+    is_own: ClassVar[bool] = False
 
     @abstractmethod
     def help(self) -> str:
@@ -58,6 +62,10 @@ class DataSource(ABC):
     def is_here(self, dataset: str) -> bool:
         """Return whether the dataset can be loaded without a download or a collection."""
         return True
+
+    def run_name(self, dataset: str) -> str:
+        """Return the name of the folder of runs on the dataset."""
+        return dataset
 
     def prepare(self, dataset: str) -> None:  # noqa: B027 (most sources have nothing to do)
         """Download or collect a dataset that is not here.

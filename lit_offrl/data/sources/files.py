@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lit_offrl.data.columns import USUAL_NAMES, LogColumns
 from lit_offrl.data.info import DatasetInfo
-from lit_offrl.data.sources.base import DataSource
+from lit_offrl.data.sources.base import LONGEST_NAME, DataSource
 from lit_offrl.data.sources.minari import is_present
 from lit_offrl.errors import UserError
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 ARRAY_SUFFIXES = (".h5", ".hdf5", ".npz")
 TABLE_SUFFIXES = (".csv", ".parquet")
 FILE_SUFFIXES = (*TABLE_SUFFIXES, *ARRAY_SUFFIXES)
-LONGEST_NAME = 255  # of a file
 
 
 class OwnFiles(DataSource):
@@ -29,6 +28,7 @@ class OwnFiles(DataSource):
     """
 
     names = ("file", "arrays")
+    is_own = True
 
     def help(self) -> str:
         """Return how files are named."""
@@ -40,6 +40,10 @@ class OwnFiles(DataSource):
         if len(path.name) > LONGEST_NAME:
             return False
         return path.suffix in FILE_SUFFIXES or path.is_file() or (path.is_dir() and not is_present(dataset))
+
+    def run_name(self, dataset: str) -> str:
+        """Return the stem of the file or folder."""
+        return Path(dataset).absolute().stem
 
     def load(
         self, dataset: str, d4rl_compat: bool = True, columns: LogColumns = USUAL_NAMES
