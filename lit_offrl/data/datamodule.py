@@ -43,7 +43,8 @@ class D4RLDataModule(lightning.LightningDataModule):
         normalize_observations: Shift and scale each observation dimension to mean 0 and standard deviation 1; the
             checkpoint holds the statistics.
         action_bounds: Lowest and highest action of every dimension, e.g. `[-2, 2]`; networks see actions scaled to
-            [-1, 1]. Default: the bounds of the dataset's action space (Minari), or -1 and 1.
+            [-1, 1]. Dimensions of different units: all lowest, then all highest, `[[0, 20], [100, 90]]`.
+            Default: the bounds of the dataset's action space (Minari), or -1 and 1.
         action_limit: Networks see actions scaled to [-limit, limit] instead. For 2-D sets the bound of their points, 6
             or 16, keeps the units that the noise schedules of the papers were made for.
         d4rl_compat: Read original D4RL files as D4RL's `qlearning_dataset` does, which drops the last transition of
@@ -80,7 +81,7 @@ class D4RLDataModule(lightning.LightningDataModule):
         steps_per_epoch: Count = 1000,
         reward: str = "raw",
         normalize_observations: bool = False,
-        action_bounds: tuple[float, float] | None = None,
+        action_bounds: tuple[float, float] | tuple[list[float], list[float]] | None = None,
         action_limit: Positive = 1.0,
         d4rl_compat: bool = True,
         columns: LogColumns = USUAL_NAMES,
@@ -94,7 +95,9 @@ class D4RLDataModule(lightning.LightningDataModule):
         super().__init__()
         reward_rule(reward)  # raises for an unknown rule
         if action_bounds is not None:
-            require(action_bounds[0] < action_bounds[1], "data.action_bounds", "[low, high]", list(action_bounds))
+            low, high = map(np.atleast_1d, action_bounds)
+            is_range = low.shape == high.shape and bool((low < high).all())
+            require(is_range, "data.action_bounds", "[low, high], numbers or a list of each", list(action_bounds))
         self.dataset = dataset
         self.batch_size = batch_size
         self.block_size = block_size
@@ -127,7 +130,7 @@ class D4RLDataModule(lightning.LightningDataModule):
         """
         module = cls(dataset="arrays", **options)
         info = DatasetInfo("arrays", source="arrays", path=Path("arrays"), sha256=None)
-        module._loaded = sources.from_arrays(arrays), module._with_environment(info)
+        module._loaded = module._checked(sources.from_arrays(arrays), info)
         return module
 
     def load(self) -> tuple[Transitions, DatasetInfo]:
@@ -141,8 +144,17 @@ class D4RLDataModule(lightning.LightningDataModule):
             transitions, info = sources.load(self.dataset, self.d4rl_compat, self.columns)
             if self.sha256 is not None and info.sha256 != self.sha256.lower():
                 raise UserError(f"data.sha256: {info.path} has the digest {info.sha256}, not {self.sha256}")
-            self._loaded = transitions, self._with_environment(info)
+            self._loaded = self._checked(transitions, info)
         return self._loaded
+
+    def _checked(self, transitions: Transitions, info: DatasetInfo) -> tuple[Transitions, DatasetInfo]:
+        """Return the dataset with the environment of the options, after a check that the options fit it."""
+        widths = {np.size(bound) for bound in self.action_bounds or ()}
+        if not widths <= {1, transitions.action_dim}:
+            raise UserError(
+                f"data.action_bounds: bounds of {max(widths)} dimensions do not fit actions of {transitions.action_dim}"
+            )
+        return transitions, self._with_environment(info)
 
     def _with_environment(self, info: DatasetInfo) -> DatasetInfo:
         if self.environment is None:
@@ -200,7 +212,7 @@ class D4RLDataModule(lightning.LightningDataModule):
     def action_units(self) -> tuple[Tensor, Tensor]:
         """Zero and unit of the actions that networks see, in units of the dataset, each `[action_dim]`."""
         bounds = self.action_bounds or self.info.action_bounds or (-1.0, 1.0)
-        low, high = torch.tensor(bounds).reshape(2, -1).expand(2, self.action_dim)
+        low, high = torch.tensor(bounds).float().reshape(2, -1).expand(2, self.action_dim)
         return (low + high) / 2, (high - low) / (2 * self.action_limit)
 
     @cached_property
