@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import minari
 import numpy as np
 import pyarrow
 import pytest
@@ -514,6 +515,24 @@ def test_data_check_and_convert(tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert "log.csv: 13 transitions, no findings" in output
     assert main(["data", "convert", path, other, *named]) == 0
     assert_same(load(path, episode="run", observations=["obs_z", "obs_x"])[0], load(other)[0])
+
+
+def test_a_log_becomes_a_minari_dataset(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    path = write_csv(tmp_path / "log.csv", rows())
+    assert main(["data", "convert", path, "mine/log-v0"]) == 0
+    assert "train on it with --data.dataset mine/log-v0" in capfd.readouterr().out
+    assert_same(load(path)[0], load("mine/log-v0")[0])
+    loaded = minari.load_dataset("mine/log-v0")
+    assert [len(episode) for episode in loaded.iterate_episodes()] == [4, 4, 5]
+    assert loaded.spec.total_steps == 13
+    assert [
+        entry.name for entry in (tmp_path / "minari").iterdir() if entry.name.startswith(".") and any(entry.iterdir())
+    ] == []
+    assert main(["data", "convert", path, "mine/log-v0"]) == 2
+    assert "mine/log-v0 exists" in capfd.readouterr().err
 
 
 def test_training_on_a_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]):

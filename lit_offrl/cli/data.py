@@ -26,7 +26,7 @@ def run_data(words: list[str]) -> int:
     for name, text in (
         ("info", "what a dataset holds"),
         ("check", "what looks wrong with a dataset, and what training does about it"),
-        ("convert", "write a dataset's transitions into a file of flat arrays"),
+        ("convert", "write a dataset's transitions into a file of flat arrays, or as a Minari dataset"),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("dataset", help="dataset id, or path of a file or folder of your own")
@@ -34,7 +34,7 @@ def run_data(words: list[str]) -> int:
             text = "columns of a log, as in `fit`" if role.name == "observations" else argparse.SUPPRESS
             command.add_argument(f"--data.columns.{role.name}", type=_names, metavar="NAMES", help=text)
         if name == "convert":
-            command.add_argument("destination", type=Path, help="file to write: .npz or .hdf5")
+            command.add_argument("destination", help="file to write, .npz or .hdf5, or id of a new Minari dataset")
     collect = commands.add_parser("collect", help="make a dataset in the real environment")
     collect.add_argument("dataset", help="id, e.g. offrl/antmaze/umaze-v0")
     collect.add_argument("--steps", type=int, help="number of transitions")
@@ -153,12 +153,21 @@ def _check(options: argparse.Namespace) -> int:
 
 def _convert(options: argparse.Namespace) -> int:
     from lit_offrl.data.export import write_transitions
+    from lit_offrl.data.sources.minari import Minari, size_mb
 
     transitions, info = _load(options)
-    write_transitions(transitions, options.destination)
+    target = options.destination
+    if Minari().matches(target) and not Path(target).suffix:
+        from lit_offrl.collect.convert import write_minari
+
+        write_minari(transitions, info, target)
+        where, size = f"the Minari dataset {target}", size_mb(target) or 0.0
+    else:
+        write_transitions(transitions, Path(target))
+        where, size = target, Path(target).stat().st_size / 1e6
     print(
-        f"wrote {len(transitions):,} transitions of {info.id} to {options.destination} "
-        f"({options.destination.stat().st_size / 1e6:.1f} MB); train on it with --data.dataset {options.destination}"
+        f"wrote {len(transitions):,} transitions of {info.id} to {where} ({size:.1f} MB); train on it with "
+        f"--data.dataset {target}"
     )
     return 0
 
