@@ -193,6 +193,20 @@ def test_a_folder_of_tables(tmp_path: Path, suffix: str):
         load(str(folder))
 
 
+def test_a_folder_of_tables_of_several_episodes(tmp_path: Path):
+    """Each file may count its episodes from 0; an error names the file and its line."""
+    folder, table = tmp_path / "log", rows()
+    folder.mkdir()
+    for number, part in enumerate((table[:9], table[9:])):
+        numbers = {name: index for index, name in enumerate(dict.fromkeys(row["episode"] for row in part))}
+        write_csv(folder / f"{number}.csv", [{**row, "episode": numbers[row["episode"]]} for row in part])
+    assert_same(load(str(folder))[0], expected(tmp_path))
+    damaged = [{**row, "episode": 0, "obs_y": None if row["step"] == 2 else row["obs_y"]} for row in table[9:]]
+    write_csv(folder / "1.csv", damaged)
+    with pytest.raises(UserError, match=r"log: 'obs_y' is empty or NaN, first in line 4 of 1\.csv: repair"):
+        load(str(folder))
+
+
 def test_tables_beside_episodes_are_no_episodes(tmp_path: Path):
     folder = tmp_path / "log"
     folder.mkdir()

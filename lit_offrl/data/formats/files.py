@@ -14,7 +14,7 @@ and the step before it ends the episode.
 
 A folder holds one `.npz` or `.hdf5` file per episode, in the natural order of their names. There `terminals` and
 `timeouts` are optional (the file's last step ends the episode), and observations may be n + 1: the last one is then the
-successor of the last step, and nothing is dropped. A folder of `.csv` or `.parquet` files is read as one table.
+successor of the last step, and nothing is dropped. A folder of `.csv` or `.parquet` files is one table.
 """
 
 from __future__ import annotations

@@ -55,14 +55,18 @@ class Log:
     Attributes:
         table: The columns.
         is_text: Rows are lines of a text file, below a line of names.
+        files: First row and name of each file, where there are several.
     """
 
     table: pyarrow.Table
     is_text: bool
+    files: tuple[tuple[int, str], ...] = ()
 
     def place(self, row: int) -> str:
         """Return what a user calls a row."""
-        return f"line {row + 2}" if self.is_text else f"row {row}"
+        first, file = next((each for each in reversed(self.files) if each[0] <= row), (0, ""))
+        place = f"line {row - first + 2}" if self.is_text else f"row {row - first}"
+        return f"{place} of {file}" if file else place
 
 
 def read_table(path: Path, columns: LogColumns) -> Table:
@@ -76,7 +80,7 @@ def read_table(path: Path, columns: LogColumns) -> Table:
 
 
 def read_tables(paths: Sequence[Path], columns: LogColumns) -> Table:
-    """Read a file per episode.
+    """Read several files as one table; an episode ends where its file ends.
 
     Raises:
         UserError: See `read_table`; or the files have other columns than the first.
@@ -84,17 +88,19 @@ def read_tables(paths: Sequence[Path], columns: LogColumns) -> Table:
     import pyarrow
 
     tables: list[pyarrow.Table] = []
+    files: list[tuple[int, str]] = []
     for index, path in enumerate(paths):
         with reading(path):
             table = open_table(path).table
             if tables and table.column_names != tables[0].column_names[:-1]:
                 raise UserError(f"has other columns than {paths[0].name}: {', '.join(table.column_names)}")
+            files.append((sum(each.num_rows for each in tables), path.name))
             number = pyarrow.array(np.full(table.num_rows, index))
             tables.append(table.append_column(_FILE, number))
     with reading(paths[0].parent):
         # Widened, because a column of whole numbers may have fractions in the next file.
-        log = Log(pyarrow.concat_tables(tables, promote_options="permissive"), is_text=False)
-        return log_transitions(log, columns, episode=_FILE)
+        whole = pyarrow.concat_tables(tables, promote_options="permissive")
+        return log_transitions(Log(whole, is_text=paths[0].suffix == ".csv", files=tuple(files)), columns)
 
 
 _FILE = "number of the file"  # column that `read_tables` adds
@@ -114,13 +120,12 @@ def open_table(path: Path) -> Log:
     return Log(table, is_text=True)
 
 
-def log_transitions(log: Log, columns: LogColumns, episode: str | None = None, not_told: Iterable[str] = ()) -> Table:
+def log_transitions(log: Log, columns: LogColumns, not_told: Iterable[str] = ()) -> Table:
     """Make transitions of a log.
 
     Args:
         log: The table.
         columns: Which columns hold what.
-        episode: Column of the episode where `columns` names none.
         not_told: Columns that are no news if they are not used.
 
     Raises:
@@ -131,7 +136,7 @@ def log_transitions(log: Log, columns: LogColumns, episode: str | None = None, n
         raise UserError(f"two columns are named '{twice}'")
     if not log.table.num_rows:
         raise UserError("the dataset has no transitions")
-    roles = _find_columns(log, columns, episode)
+    roles = _find_columns(log, columns)
     arrays: Fields = {name: _vectors(log, roles[name]) for name in _VECTORS if name in roles}
     arrays |= {name: _flags(log, *roles[name]) for name in ("terminals", "timeouts") if name in roles}
     _mark_ends(log, roles, arrays)
@@ -143,7 +148,7 @@ def log_transitions(log: Log, columns: LogColumns, episode: str | None = None, n
         arrays["rewards"] = _vectors(log, roles["rewards"])
     transitions = Transitions(**flat_fields(read_columns(arrays)))
     used = {name for group in roles.values() for name in group}
-    unused = [name for name in names if name not in used and name not in not_told]
+    unused = [name for name in names if name not in (*used, *not_told, _FILE)]
     told = [f"{role} are {', '.join(roles[role])}" for role in ("observations", "actions")]
     told += [f"columns not used: {', '.join(unused)}"] if unused else []
     if lost := log.table.num_rows - len(transitions):
@@ -154,7 +159,7 @@ def log_transitions(log: Log, columns: LogColumns, episode: str | None = None, n
 # ------------------------------------------------------------------------------------------------- names of columns
 
 
-def _find_columns(log: Log, columns: LogColumns, episode: str | None) -> dict[str, list[str]]:
+def _find_columns(log: Log, columns: LogColumns) -> dict[str, list[str]]:
     """Return the columns of each role; roles without a column are missing.
 
     Raises:
@@ -167,14 +172,14 @@ def _find_columns(log: Log, columns: LogColumns, episode: str | None) -> dict[st
         if named is not None and not (role == "rewards" and pays_at_end):
             wanted = [named] if isinstance(named, str) else map(str, named)
             roles[role] = [name for each in wanted for name in _named(each, names, role)]
-    if episode is not None:
-        roles.setdefault("episode", [episode])
     free = [name for name in names if not any(name in group for group in roles.values())]
     for role, found in _usual_columns(log, free).items():
         # Usual successors would not be those of chosen observations.
         is_of_others = role == "next_observations" and columns.observations is not None
         if not is_of_others and not (role == "rewards" and pays_at_end):
             roles.setdefault(role, found)
+    if log.files:
+        roles.setdefault("episode", [_FILE])
     there = f"the columns are {', '.join(names)}"
     for role, start in (("observations", "obs"), ("actions", "act")):
         if not roles.get(role):
@@ -323,13 +328,16 @@ def _mark_ends(log: Log, roles: Mapping[str, list[str]], arrays: Fields) -> None
     timeouts = arrays.setdefault("timeouts", np.zeros(n, bool))
     if "episode" in roles:
         ids = _complete(log, roles["episode"][0]).dictionary_encode()
-        numbers = ids.indices.to_numpy(zero_copy_only=False)  # by first appearance
+        numbers = ids.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        if log.files:  # each may count its episodes from 0
+            numbers += len(ids.dictionary) * log.table.column(_FILE).to_numpy()
         begins = np.append(True, numbers[1:] != numbers[:-1])
-        anew = begins & (numbers < np.maximum.accumulate(numbers))
-        if anew.any():
-            row = int(np.argmax(anew))
+        starts = np.flatnonzero(begins)
+        _, first = np.unique(numbers[starts], return_index=True)
+        if len(first) < len(starts):
+            row = int(np.delete(starts, first)[0])
             raise UserError(
-                f"episode {ids.dictionary[int(numbers[row])]} stands in two places, again from {log.place(row)} on: "
+                f"episode {ids[row]} stands in two places, again from {log.place(row)} on: "
                 f"sort the rows by '{roles['episode'][0]}', or give each episode a name of its own"
             )
         timeouts |= np.append(begins[1:], True) & ~terminals
