@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_offrl.data.sources.files import OwnFiles
+from lit_offrl.data.sources import find_source
 from lit_offrl.errors import UserError
 from lit_offrl.system.files import temporary_lock, write_atomically
 
@@ -30,8 +30,7 @@ class RunFolder:
     @classmethod
     def of(cls, root: str | Path, algorithm: str, dataset: str, seed: int) -> RunFolder:
         """Return the folder of a run; a dataset given as a file or folder goes by its stem."""
-        name = Path(dataset).absolute().stem if OwnFiles().matches(dataset) else dataset
-        return cls(Path(root) / algorithm / name / f"seed_{seed}")
+        return cls(Path(root) / algorithm / find_source(dataset).run_name(dataset) / f"seed_{seed}")
 
     @classmethod
     def of_checkpoint(cls, checkpoint: str | Path) -> RunFolder:

@@ -374,7 +374,7 @@ def test_without_loggers_metrics_csv_stays(tiny: Words, tmp_path: Path):
 def test_help_of_fit_is_short_and_shows_the_values_of_a_config(capsys: pytest.CaptureFixture[str]):
     assert main(["fit", "--config", "quick/eda_mujoco", "--data.batch_size=8", "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) < 95
+    assert len(lines) < 105
     assert max(map(len, lines)) <= 130
     shown = {words[0]: words[1] for words in map(str.split, lines) if len(words) > 1 and words[0].startswith("--")}
     assert shown["--model.init_args.critic.steps"] == "12000"

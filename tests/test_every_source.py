@@ -9,9 +9,11 @@ import gymnasium
 import h5py
 import minari
 import numpy as np
+import pyarrow
 import pytest
 from conftest import tiny_words
 from minari.data_collector import EpisodeBuffer
+from pyarrow import parquet
 from tiny import tiny_options
 
 from lit_offrl.cli import main
@@ -75,6 +77,49 @@ def episode_folder(log: list[Log], folder: Path) -> str:
     return str(folder / "episodes")
 
 
+def csv(log: list[Log], folder: Path) -> str:
+    """One table with the number of the episode; 17 digits keep a number of double precision."""
+    arrays = flat(log)
+    episode = np.repeat(np.arange(len(log)), [len(each["rewards"]) for each in log])
+    vectors = {f"{name}_{i}": column for name in ("observations", "actions") for i, column in enumerate(arrays[name].T)}
+    columns = {**vectors, "reward": arrays["rewards"], "terminal": arrays["terminals"], "episode": episode}
+    table = np.column_stack([*columns.values()])
+    np.savetxt(folder / "log.csv", table, "%.17g", delimiter=",", header=",".join(columns), comments="")
+    return str(folder / "log.csv")
+
+
+def lerobot(log: list[Log], folder: Path) -> str:
+    """The layout of version 3, with a column per vector."""
+    arrays = flat(log)
+    columns = {
+        "observation.state": arrays["observations"].astype(np.float32),
+        "action": arrays["actions"].astype(np.float32),
+        "next.reward": arrays["rewards"].astype(np.float32),
+        "next.done": arrays["terminals"],
+        "episode_index": np.repeat(np.arange(len(log)), [len(each["rewards"]) for each in log]),
+    }
+    features = {
+        name: {"dtype": str(array.dtype), "shape": [*array.shape[1:]] or [1]} for name, array in columns.items()
+    }
+    info = {"codebase_version": "v3.0", "total_frames": len(arrays["rewards"]), "features": features}
+    (folder / "robot" / "meta").mkdir(parents=True)
+    (folder / "robot" / "meta" / "info.json").write_text(json.dumps(info))
+    (folder / "robot" / "data" / "chunk-000").mkdir(parents=True)
+    table = pyarrow.table({name: array.tolist() for name, array in columns.items()})
+    parquet.write_table(table, folder / "robot" / "data" / "chunk-000" / "file-000.parquet")
+    return str(folder / "robot")
+
+
+def robomimic(log: list[Log], folder: Path) -> str:
+    with h5py.File(folder / "low_dim.hdf5", "w") as file:
+        for index, episode in enumerate(log):
+            demo = file.create_group(f"data/demo_{index}")
+            demo["obs/state"], demo["next_obs/state"] = episode["observations"][:-1], episode["observations"][1:]
+            demo["actions"], demo["rewards"] = episode["actions"], episode["rewards"]
+            demo["dones"] = episode["terminals"].astype(np.int64)
+    return str(folder / "low_dim.hdf5")
+
+
 def d4rl(log: list[Log], folder: Path) -> str:
     Path(hdf5(log, folder)).rename(folder / Path(D4RL_FILES["hopper-random-v2"]).name)
     return "hopper-random-v2"
@@ -108,6 +153,9 @@ SOURCES = {
     "npz": (npz, "file", [NAMED], None),
     "hdf5": (hdf5, "file", [NAMED], None),
     "folder": (episode_folder, "file", [NAMED], None),
+    "csv": (csv, "file", [NAMED], None),
+    "lerobot": (lerobot, "file", [NAMED], None),
+    "robomimic": (robomimic, "file", [NAMED], None),
     "in-d4rl": (npz, "file", ["--data.environment=D4RL/hopper-v2"], None),
     "d4rl": (d4rl, "d4rl", [], "d4rl"),
     "minari-hdf5": (lambda log, folder: minari_dataset(log, folder, "hdf5"), "minari", [], "minari"),
@@ -130,7 +178,7 @@ def test_dtql_trains_on_it(kind: str, log: list[Log], tmp_path: Path, monkeypatc
     assert results["scores"]["episodes"] == 3
     assert results["scores"]["return_mean"] > 0
     assert results["score_reference"]["name"] == reference
-    rules = {"npz": "own", "hdf5": "own", "folder": "own", "d4rl": "d4rl-1", "in-d4rl": "d4rl-1"}.get(kind, "minari")
+    rules = "d4rl-1" if "d4rl" in kind else "minari" if "minari" in kind else "own"
     assert results["protocol"]["rules"] == rules
     assert results["protocol"]["mujoco2_contacts"] is (True if rules == "d4rl-1" else None)
     # Only D4RL's rules lose a transition here: the file's last row.

@@ -103,6 +103,64 @@ def minari_parquet(folder: Path) -> tuple[str, Path]:
     return minari_arrow(folder, "parquet")
 
 
+def frames() -> tuple[Any, dict[str, Any]]:
+    """Return the arrays as a table with a column of vectors, and LeRobot's description of it."""
+    import pyarrow
+
+    arrays = flat_arrays()
+    columns = {
+        "observation.state": pyarrow.array(arrays["observations"].tolist()),
+        "action": pyarrow.array(arrays["actions"].tolist()),
+        "next.reward": pyarrow.array(arrays["rewards"]),
+        "episode_index": pyarrow.array(np.arange(ROWS) // 10),
+    }
+    shapes = {"observation.state": [3], "action": [2], "next.reward": [1], "episode_index": [1]}
+    features = {
+        key: {"dtype": "int64" if key == "episode_index" else "float32", "shape": shapes[key]} for key in shapes
+    }
+    return pyarrow.table(columns), {"codebase_version": "v3.0", "total_frames": ROWS, "features": features}
+
+
+def one_parquet(folder: Path) -> tuple[str, Path]:
+    from pyarrow import parquet
+
+    parquet.write_table(frames()[0], folder / "log.parquet")
+    return str(folder / "log.parquet"), folder / "log.parquet"
+
+
+def one_csv(folder: Path) -> tuple[str, Path]:
+    arrays = flat_arrays()
+    columns = np.column_stack(
+        [*arrays["observations"].T, *arrays["actions"].T, arrays["rewards"], np.arange(ROWS) // 10]
+    )
+    header = "obs_0,obs_1,obs_2,action_0,action_1,reward,episode"
+    np.savetxt(folder / "log.csv", columns, delimiter=",", header=header, comments="")
+    return str(folder / "log.csv"), folder / "log.csv"
+
+
+def lerobot(folder: Path) -> tuple[str, Path]:
+    from pyarrow import parquet
+
+    rows, info = frames()
+    file = folder / "robot" / "data" / "chunk-000" / "file-000.parquet"
+    file.parent.mkdir(parents=True)
+    parquet.write_table(rows, file)
+    (folder / "robot" / "meta").mkdir()
+    (folder / "robot" / "meta" / "info.json").write_text(json.dumps(info))
+    return str(folder / "robot"), file
+
+
+def robomimic(folder: Path) -> tuple[str, Path]:
+    arrays = flat_arrays()
+    with h5py.File(folder / "low_dim.hdf5", "w") as file:
+        for i in range(2):
+            demo = file.create_group(f"data/demo_{i}")
+            demo["obs/object"] = demo["next_obs/object"] = arrays["observations"]
+            demo["actions"], demo["rewards"] = arrays["actions"], arrays["rewards"]
+            demo["dones"] = np.arange(ROWS) == ROWS - 1
+    return str(folder / "low_dim.hdf5"), folder / "low_dim.hdf5"
+
+
 METADATA = {
     "data_format": "hdf5",
     "observation_keys": None,
@@ -112,7 +170,9 @@ METADATA = {
     "ref_min_score": 0.0,
     "ref_max_score": 10.0,
 }
-FORMATS = {each.__name__: each for each in (npz, hdf5, d4rl, episodes, minari_hdf5, minari_arrow, minari_parquet)}
+MINARI = (minari_hdf5, minari_arrow, minari_parquet)
+LOGS = (one_csv, one_parquet, lerobot, robomimic)
+FORMATS = {each.__name__: each for each in (npz, hdf5, d4rl, episodes, *MINARI, *LOGS)}
 
 
 @pytest.fixture
@@ -211,6 +271,24 @@ def test_anything_in_a_field_of_metadata(field: str, roots: Path):
                 assert module.action_units[0].isfinite().all()
                 with suppress(UserError):
                     environment_for(module.info)
+
+    attempt()
+
+
+@pytest.mark.parametrize("field", ["total_frames", "features", "observation.state", "shape"])
+def test_anything_in_the_description_of_a_lerobot_folder(field: str, roots: Path):
+    dataset, _ = lerobot(roots)
+    file = roots / "robot" / "meta" / "info.json"
+    whole = json.loads(file.read_text())
+
+    @given(ANY_JSON)
+    def attempt(value: Any) -> None:
+        info = json.loads(json.dumps(whole))
+        places = {"observation.state": info["features"], "shape": info["features"]["observation.state"]}
+        places.get(field, info)[field] = value
+        file.write_text(json.dumps(info))
+        with trial("fields of metadata"):
+            loads_or_says_why(dataset)
 
     attempt()
 

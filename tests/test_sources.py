@@ -16,6 +16,7 @@ from lit_offrl.algorithms import DTQL
 from lit_offrl.data import sources
 from lit_offrl.data.datamodule import D4RLDataModule
 from lit_offrl.data.info import EnvironmentInfo
+from lit_offrl.data.inspection import clipped_actions
 from lit_offrl.errors import UserError
 
 
@@ -180,5 +181,20 @@ def test_an_environment_may_be_named_where_the_dataset_names_none(minari_root: P
 
 
 def test_bounds_the_wrong_way_round():
-    with pytest.raises(UserError, match=r"data\.action_bounds: must be \[low, high\], not \[1, -1\]"):
+    with pytest.raises(UserError, match=r"data\.action_bounds: must be \[low, high\], numbers .*, not \[1, -1\]"):
         D4RLDataModule("x", action_bounds=(1, -1))
+
+
+def test_bounds_of_each_dimension():
+    """A process has actions in units of their own: a valve in percent beside a temperature."""
+    actions = np.linspace([0, 20], [100, 90], 12)
+    bounds = ([0.0, 20.0], [100.0, 90.0])
+    module = D4RLDataModule.from_arrays(log(actions), action_bounds=bounds)
+    scaled = torch.split(module.table()[0], list(module.widths), dim=1)[1]
+    torch.testing.assert_close(scaled, torch.linspace(-1, 1, 12)[:, None].expand(12, 2), atol=1e-6, rtol=0)
+    assert not list(clipped_actions(module.transitions, bounds))
+    assert list(clipped_actions(module.transitions, ([0.0, 20.0], [100.0, 80.0])))
+    with pytest.raises(UserError, match=r"data\.action_bounds: bounds of 3 dimensions do not fit actions of 2"):
+        D4RLDataModule.from_arrays(log(actions), action_bounds=([0, 0, 0], [1, 1, 1]))
+    with pytest.raises(UserError, match=r"data\.action_bounds: must be \[low, high\], numbers or a list of each"):
+        D4RLDataModule.from_arrays(log(actions), action_bounds=([0, 3], [1, 2]))

@@ -188,9 +188,9 @@ def test_a_group_where_an_array_should_be(tmp_path: Path):
 
 
 def test_a_file_of_another_kind(tmp_path: Path):
-    (tmp_path / "own.csv").write_text("1,2")
-    with pytest.raises(UserError, match=r"own\.csv: files of your own end in \.h5, \.hdf5, \.npz"):
-        sources.load(str(tmp_path / "own.csv"))
+    (tmp_path / "own.xlsx").write_text("1,2")
+    with pytest.raises(UserError, match=r"own\.xlsx: files of your own end in \.csv, \.parquet, \.h5, \.hdf5, \.npz"):
+        sources.load(str(tmp_path / "own.xlsx"))
 
 
 # --------------------------------------------------------------------------------------------- folders of episodes
@@ -237,7 +237,7 @@ def test_a_folder_of_episodes_without_their_last_observation(tmp_path: Path):
 def test_broken_folders(tmp_path: Path):
     folder = tmp_path / "episodes"
     folder.mkdir()
-    with pytest.raises(UserError, match=r"episodes: the folder holds no episodes, i\.e\. no \.h5, \.hdf5, \.npz files"):
+    with pytest.raises(UserError, match=r"episodes: the folder holds no episodes, i\.e\. no \.csv, \.parquet, \.h5"):
         sources.load(str(folder))
     save(folder / "1.npz", episode(0, 3))
     save(folder / "2.npz", {**episode(0, 3), "actions": np.zeros((3, 2))})

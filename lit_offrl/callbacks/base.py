@@ -75,7 +75,7 @@ def print_note(trainer: lightning.Trainer, text: str) -> None:
 
 
 def print_line(trainer: lightning.Trainer, text: str) -> None:
-    """Print a line above the progress bar; on standard output where there is none, e.g. in the log of a cluster's job."""
+    """Print a line above the progress bar; on standard output where there is none, e.g. into the log of a job."""
     if trainer.progress_bar_callback is not None:
         trainer.progress_bar_callback.print(text)
     elif trainer.is_global_zero:

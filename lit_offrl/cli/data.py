@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from lit_offrl.cli.configs import task_tables
 from lit_offrl.cli.parser import CommandParser
+from lit_offrl.data.columns import LogColumns
 
 if TYPE_CHECKING:
     from lit_offrl.data.info import DatasetInfo
@@ -22,12 +26,15 @@ def run_data(words: list[str]) -> int:
     for name, text in (
         ("info", "what a dataset holds"),
         ("check", "what looks wrong with a dataset, and what training does about it"),
-        ("convert", "write a dataset's transitions into a file of flat arrays"),
+        ("convert", "write a dataset's transitions into a file of flat arrays, or as a Minari dataset"),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("dataset", help="dataset id, or path of a file or folder of your own")
+        for role in fields(LogColumns):
+            text = "columns of a log, as in `fit`" if role.name == "observations" else argparse.SUPPRESS
+            command.add_argument(f"--data.columns.{role.name}", type=_names, metavar="NAMES", help=text)
         if name == "convert":
-            command.add_argument("destination", type=Path, help="file to write: .npz or .hdf5")
+            command.add_argument("destination", help="file to write, .npz or .hdf5, or id of a new Minari dataset")
     collect = commands.add_parser("collect", help="make a dataset in the real environment")
     collect.add_argument("dataset", help="id, e.g. offrl/antmaze/umaze-v0")
     collect.add_argument("--steps", type=int, help="number of transitions")
@@ -58,13 +65,24 @@ def _list(options: argparse.Namespace) -> int:
     return 0
 
 
+def _names(text: str) -> Any:
+    """Return a name, or the names of a list in brackets."""
+    return yaml.safe_load(text) if text.startswith("[") else text
+
+
+def _load(options: argparse.Namespace) -> tuple[Transitions, DatasetInfo]:
+    from lit_offrl.data import sources
+
+    named = {role.name: getattr(options, f"data.columns.{role.name}") for role in fields(LogColumns)}
+    return sources.load(options.dataset, columns=LogColumns(**named))
+
+
 def _info(options: argparse.Namespace) -> int:
     import numpy as np
 
-    from lit_offrl.data import sources
     from lit_offrl.data.inspection import histogram, usual_reward_rule
 
-    transitions, info = sources.load(options.dataset)
+    transitions, info = _load(options)
     starts = transitions.episode_starts
     returns = transitions.episode_returns()
     lengths = np.diff([*starts, len(transitions)])
@@ -87,6 +105,8 @@ def _info(options: argparse.Namespace) -> int:
     for name, value in facts.items():
         if value is not None:
             print(f"{name:13} {value}")
+    for note in info.notes:
+        print(f"{'note':13} {note}")
     print("returns of episodes:")
     for line in histogram(returns):
         print(line)
@@ -128,11 +148,12 @@ def _reference(info: DatasetInfo, mean_return: float) -> str:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from lit_offrl.data import sources
     from lit_offrl.data.inspection import findings
 
-    transitions, info = sources.load(options.dataset)
+    transitions, info = _load(options)
     lines = list(findings(transitions, info.action_bounds))
+    for note in info.notes:
+        print(f"note: {note}")
     for line in lines:
         print(f"- {line}")
     print(f"{info.id}: {len(transitions):,} transitions, {len(lines) or 'no'} finding{'' if len(lines) == 1 else 's'}")
@@ -140,14 +161,22 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from lit_offrl.data import sources
     from lit_offrl.data.export import write_transitions
+    from lit_offrl.data.sources.minari import Minari, size_mb
 
-    transitions, info = sources.load(options.dataset)
-    write_transitions(transitions, options.destination)
+    transitions, info = _load(options)
+    target = options.destination
+    if Minari().matches(target) and not Path(target).suffix:
+        from lit_offrl.collect.convert import write_minari
+
+        write_minari(transitions, info, target)
+        where, size = f"the Minari dataset {target}", size_mb(target) or 0.0
+    else:
+        write_transitions(transitions, Path(target))
+        where, size = target, Path(target).stat().st_size / 1e6
     print(
-        f"wrote {len(transitions):,} transitions of {info.id} to {options.destination} "
-        f"({options.destination.stat().st_size / 1e6:.1f} MB); train on it with --data.dataset {options.destination}"
+        f"wrote {len(transitions):,} transitions of {info.id} to {where} ({size:.1f} MB); train on it with "
+        f"--data.dataset {target}"
     )
     return 0
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lit_offrl.data.datamodule import D4RLDataModule
-from lit_offrl.data.sources.files import OwnFiles
+from lit_offrl.data.sources import find_source
 from lit_offrl.errors import UserError
 from lit_offrl.ranges import flat
 from lit_offrl.run_folder import RunFolder
@@ -51,10 +50,11 @@ def goes_on(folder: RunFolder, config: Any, options: Mapping[str, Any]) -> bool:
     results = folder.results()
     if results.get("status") == "finished" and results.get("gradient_steps", 0) >= config.trainer.max_steps:
         data = D4RLDataModule(**config.data.as_dict())
-        if OwnFiles().matches(config.data.dataset) and data.info.sha256 != results.get("dataset_sha256"):
+        source = find_source(config.data.dataset)
+        if source.is_own and data.info.sha256 != results.get("dataset_sha256"):
             raise UserError(
                 f"data.dataset: the run in {folder.path} was trained on other data of the name "
-                f"{Path(config.data.dataset).stem}: choose another --trainer.default_root_dir"
+                f"{source.run_name(config.data.dataset)}: choose another --trainer.default_root_dir"
             )
         raise RunIsFinished(f"finished already; everything is in {folder.path}")
     return has_checkpoint

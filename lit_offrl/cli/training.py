@@ -361,8 +361,8 @@ class OfflineCLI(LightningCLI):
         print(f"run folder {self.folder.path}  (curves: tensorboard --logdir {self.folder.path})", flush=True)
         if (origin := self.model.init_from) is not None and self.checkpoint is None:
             print(f"starts from {origin['parameters']} of {origin['of']} parameters of {origin['checkpoint']}")
-        for finding in clipped_actions(transitions, data.action_bounds or info.action_bounds):
-            print(f"note: {finding}")
+        for note in (*info.notes, *clipped_actions(transitions, data.action_bounds or info.action_bounds)):
+            print(f"note: {note}")
         protocol = self._callback(RolloutEvaluation).protocol
         if protocol is not None and protocol.differences:
             print(f"note: in {protocol.environment} {'; '.join(protocol.differences)}")

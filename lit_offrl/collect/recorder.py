@@ -31,7 +31,7 @@ from lit_offrl.errors import RunFailure, UserError, did_you_mean, one_line
 from lit_offrl.system.cores import available_cores
 from lit_offrl.system.progress import progress_bar
 
-_HIDDEN = ".lit_offrl"  # Minari skips hidden folders when it lists datasets
+HIDDEN = ".lit_offrl"  # Minari skips hidden folders when it lists datasets
 _EPISODE_BYTES = 20_000  # upper bound of what HDF5 needs for an episode besides its numbers
 
 
@@ -82,11 +82,11 @@ def collect_dataset(
     if folder.exists() and not overwrite:
         raise _exists(dataset_id, folder)
 
-    work_folder = root / _HIDDEN / dataset_id.replace("/", "-")
+    work_folder = root / HIDDEN / dataset_id.replace("/", "-")
     replaced = work_folder / "replaced"
     notice = f"waiting for another process that is collecting {dataset_id}" if progress else None
     with _locked(work_folder / "lock", notice) as waited:
-        if replaced.exists() and not folder.exists():  # a process was killed between two renames of `_publish`
+        if replaced.exists() and not folder.exists():  # a process was killed between two renames of `publish`
             replaced.replace(folder)
         if folder.exists() and waited and _made_with(folder, steps, seed):
             return folder
@@ -99,7 +99,7 @@ def collect_dataset(
                 _fill(journal, dataset, steps, seed, processes, progress)
                 _require_space(journal)
                 _write(building, dataset, journal, steps, seed)
-                _publish(building, root, dataset_id, replaced)
+                publish(building, root, dataset_id, replaced)
                 journal.remove()
         except OSError as error:
             raise RunFailure(
@@ -172,7 +172,7 @@ def _write(building: Path, dataset: CollectedDataset, journal: Journal, steps: i
             )
 
     building.mkdir(parents=True)
-    with _minari_root(building), no_files_left(), warnings.catch_warnings():  # Minari builds the environment, too
+    with at_minari_root(building), no_files_left(), warnings.catch_warnings():  # Minari builds the environment, too
         warnings.simplefilter("ignore")  # Minari asks for an e-mail address, gymnasium for newer environments
         stored = minari.create_dataset_from_buffers(
             dataset.id,
@@ -234,7 +234,7 @@ def _metadata(dataset: CollectedDataset, tally: _Tally, steps: int, seed: int) -
     return metadata
 
 
-def _publish(building: Path, root: Path, dataset_id: str, replaced: Path) -> None:
+def publish(building: Path, root: Path, dataset_id: str, replaced: Path) -> None:
     """Move the finished dataset to its place and remove the old one."""
     folder = root / dataset_id
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -281,7 +281,7 @@ def _locked(path: Path, notice: str | None) -> Iterator[bool]:
 
 
 @contextmanager
-def _minari_root(root: Path) -> Iterator[None]:
+def at_minari_root(root: Path) -> Iterator[None]:
     """Set Minari's local root, which Minari reads from this environment variable only."""
     before = os.environ.get("MINARI_DATASETS_PATH")
     os.environ["MINARI_DATASETS_PATH"] = str(root.absolute())  # Minari changes the working folder

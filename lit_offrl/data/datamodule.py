@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_offrl.data import sources
+from lit_offrl.data.columns import USUAL_NAMES, LogColumns
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo
 from lit_offrl.data.rewards import reward_rule
 from lit_offrl.data.shared_tables import share_table
@@ -33,7 +34,7 @@ class D4RLDataModule(lightning.LightningDataModule):
     Args:
         dataset: Dataset id, e.g. `offrl/antmaze/umaze-v0` (collected with this package), `D4RL/pen/human-v2`
             (Minari), `hopper-medium-v2` (original D4RL file), `ogbench/scene-play-singletask-v0` (OGBench), or the path
-            of a file or folder of one's own.
+            of a file or folder of one's own. Several are named in brackets, `[a.npz, b.npz]`.
         batch_size: Transitions per gradient step, over all devices.
         block_size: Gradient steps per training block; affects speed only.
         steps_per_epoch: Gradient steps per epoch.
@@ -43,15 +44,19 @@ class D4RLDataModule(lightning.LightningDataModule):
         normalize_observations: Shift and scale each observation dimension to mean 0 and standard deviation 1; the
             checkpoint holds the statistics.
         action_bounds: Lowest and highest action of every dimension, e.g. `[-2, 2]`; networks see actions scaled to
-            [-1, 1]. Default: the bounds of the dataset's action space (Minari), or -1 and 1.
+            [-1, 1]. Dimensions of different units: all lowest, then all highest, `[[0, 20], [100, 90]]`.
+            Default: the bounds of the dataset's action space (Minari), or -1 and 1.
         action_limit: Networks see actions scaled to [-limit, limit] instead. For 2-D sets the bound of their points, 6
             or 16, keeps the units that the noise schedules of the papers were made for.
         d4rl_compat: Read original D4RL files as D4RL's `qlearning_dataset` does, which drops the last transition of
             episodes that ran into the time limit; false keeps the true episode ends.
+        columns: Which columns of a log of one's own hold what.
         environment: Gymnasium id of the environment of evaluation, e.g. `Hopper-v5`, for datasets that name none.
         validation_fraction: Share of the episodes that training does not see; algorithms log their losses on them as
             `val/...` whenever Lightning validates. All seeds hold out the same episodes.
         best_episodes: Share of the episodes that is kept, those of the highest recorded returns (0.1 is "10% BC").
+        episode_fraction: Share of the episodes that training sees, drawn at random, the same ones for every seed. The
+            held-out ones do not depend on it, and a smaller share is part of a larger one.
         sha256: Digest that the dataset's file must have, in hexadecimal (`data info` prints it).
         seed: Seed of the minibatches (set from `seed_everything`).
     """
@@ -64,7 +69,7 @@ class D4RLDataModule(lightning.LightningDataModule):
     SMALLEST_STD = 1e-3
     # Options that the table depends on.
     TABLE_OPTIONS = (
-        *("dataset", "d4rl_compat", "validation_fraction", "best_episodes", "reward"),
+        *("dataset", "d4rl_compat", "columns", "validation_fraction", "best_episodes", "episode_fraction", "reward"),
         *("normalize_observations", "action_bounds", "action_limit"),
     )
 
@@ -77,19 +82,23 @@ class D4RLDataModule(lightning.LightningDataModule):
         steps_per_epoch: Count = 1000,
         reward: str = "raw",
         normalize_observations: bool = False,
-        action_bounds: tuple[float, float] | None = None,
+        action_bounds: tuple[float, float] | tuple[list[float], list[float]] | None = None,
         action_limit: Positive = 1.0,
         d4rl_compat: bool = True,
+        columns: LogColumns = USUAL_NAMES,
         environment: str | None = None,
         validation_fraction: ProperFraction = 0.0,
         best_episodes: Fraction = 1.0,
+        episode_fraction: Fraction = 1.0,
         sha256: str | None = None,
         seed: Seed = 0,
     ) -> None:
         super().__init__()
         reward_rule(reward)  # raises for an unknown rule
         if action_bounds is not None:
-            require(action_bounds[0] < action_bounds[1], "data.action_bounds", "[low, high]", list(action_bounds))
+            low, high = map(np.atleast_1d, action_bounds)
+            is_range = low.shape == high.shape and bool((low < high).all())
+            require(is_range, "data.action_bounds", "[low, high], numbers or a list of each", list(action_bounds))
         self.dataset = dataset
         self.batch_size = batch_size
         self.block_size = block_size
@@ -99,9 +108,11 @@ class D4RLDataModule(lightning.LightningDataModule):
         self.action_bounds = action_bounds
         self.action_limit = action_limit
         self.d4rl_compat = d4rl_compat
+        self.columns = columns
         self.environment = environment
         self.validation_fraction = validation_fraction
         self.best_episodes = best_episodes
+        self.episode_fraction = episode_fraction
         self.sha256 = sha256
         self.seed = seed
         self._loaded: tuple[Transitions, DatasetInfo] | None = None
@@ -120,7 +131,7 @@ class D4RLDataModule(lightning.LightningDataModule):
         """
         module = cls(dataset="arrays", **options)
         info = DatasetInfo("arrays", source="arrays", path=Path("arrays"), sha256=None)
-        module._loaded = sources.from_arrays(arrays), module._with_environment(info)
+        module._loaded = module._checked(sources.from_arrays(arrays), info)
         return module
 
     def load(self) -> tuple[Transitions, DatasetInfo]:
@@ -131,11 +142,20 @@ class D4RLDataModule(lightning.LightningDataModule):
                 does so), or it cannot be read.
         """
         if self._loaded is None:
-            transitions, info = sources.load(self.dataset, self.d4rl_compat)
+            transitions, info = sources.load(self.dataset, self.d4rl_compat, self.columns)
             if self.sha256 is not None and info.sha256 != self.sha256.lower():
                 raise UserError(f"data.sha256: {info.path} has the digest {info.sha256}, not {self.sha256}")
-            self._loaded = transitions, self._with_environment(info)
+            self._loaded = self._checked(transitions, info)
         return self._loaded
+
+    def _checked(self, transitions: Transitions, info: DatasetInfo) -> tuple[Transitions, DatasetInfo]:
+        """Return the dataset with the environment of the options, after a check that the options fit it."""
+        widths = {np.size(bound) for bound in self.action_bounds or ()}
+        if not widths <= {1, transitions.action_dim}:
+            raise UserError(
+                f"data.action_bounds: bounds of {max(widths)} dimensions do not fit actions of {transitions.action_dim}"
+            )
+        return transitions, self._with_environment(info)
 
     def _with_environment(self, info: DatasetInfo) -> DatasetInfo:
         if self.environment is None:
@@ -193,7 +213,7 @@ class D4RLDataModule(lightning.LightningDataModule):
     def action_units(self) -> tuple[Tensor, Tensor]:
         """Zero and unit of the actions that networks see, in units of the dataset, each `[action_dim]`."""
         bounds = self.action_bounds or self.info.action_bounds or (-1.0, 1.0)
-        low, high = torch.tensor(bounds).reshape(2, -1).expand(2, self.action_dim)
+        low, high = torch.tensor(bounds).float().reshape(2, -1).expand(2, self.action_dim)
         return (low + high) / 2, (high - low) / (2 * self.action_limit)
 
     @cached_property
@@ -220,15 +240,29 @@ class D4RLDataModule(lightning.LightningDataModule):
         Raises:
             UserError: No episode is left for training.
         """
-        if not self.validation_fraction:
+        return self._rows_of(self._shuffled_episodes()[0]) if self.validation_fraction else None
+
+    @cached_property
+    def drawn(self) -> NDArray[np.bool_] | None:
+        """Mask of the transitions of the episodes that `episode_fraction` leaves to training, bool `[n]`; None for all.
+
+        Raises:
+            UserError: No episode is left for training.
+        """
+        if self.episode_fraction == 1:
             return None
-        starts = self.transitions.episode_starts
-        count = max(round(self.validation_fraction * len(starts)), 1)
-        if count >= len(starts):
+        _, training = self._shuffled_episodes()
+        return self._rows_of(training[: max(round(self.episode_fraction * len(training)), 1)])
+
+    def _shuffled_episodes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the numbers of the held-out episodes and of the others, both in an order that is always the same."""
+        episodes = np.random.default_rng(0).permutation(len(self.transitions.episode_starts))
+        count = max(round(self.validation_fraction * len(episodes)), 1) if self.validation_fraction else 0
+        if count >= len(episodes):
             raise UserError(
-                f"data.validation_fraction: {self.validation_fraction} of {len(starts)} episodes leaves none"
+                f"data.validation_fraction: {self.validation_fraction} of {len(episodes)} episodes leaves none"
             )
-        return self._rows_of(np.random.default_rng(0).permutation(len(starts))[:count])
+        return episodes[:count], episodes[count:]
 
     @cached_property
     def best(self) -> NDArray[np.bool_] | None:
@@ -248,18 +282,20 @@ class D4RLDataModule(lightning.LightningDataModule):
         """Return the mask of the transitions of training, or of the held-out ones, bool `[n]`; None for all.
 
         Raises:
-            UserError: There are none, because `best_episodes` and `validation_fraction` leave none.
+            UserError: There are none left.
         """
         masks = [] if self.best is None else [self.best]
         if self.held_out is not None:
             masks.append(self.held_out == held_out)
+        if self.drawn is not None and not held_out:
+            masks.append(self.drawn)
         if not masks:
             return None
         kept: NDArray[np.bool_] = np.logical_and.reduce(masks)
         if not kept.any():
             raise UserError(
-                f"data.best_episodes: of the best {self.best_episodes:g} of the episodes, "
-                f"validation_fraction {self.validation_fraction:g} leaves none"
+                f"data.best_episodes: of the best {self.best_episodes:g} of the episodes, validation_fraction "
+                f"{self.validation_fraction:g} and episode_fraction {self.episode_fraction:g} leaves none"
             )
         return kept
 

@@ -39,6 +39,8 @@ class DatasetInfo:
         environment_note: Why there is no environment.
         reference: Returns that score 0 and 100, from the metadata of the dataset; None where unknown.
         metadata: Other facts of the source, e.g. the behavior of a collected dataset.
+        parts: The datasets that this one was put together of.
+        notes: What a user should know about the reading of a file, a line each, e.g. what was left out.
     """
 
     id: str
@@ -51,6 +53,8 @@ class DatasetInfo:
     environment_note: str = ""
     reference: tuple[float, float] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    parts: tuple[DatasetInfo, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def clipped_actions(
     """Yield a line if actions lie outside of the bounds; see `findings`."""
     actions = transitions.actions
     low, high = (np.asarray(bound, np.float32) for bound in action_bounds or (-1, 1))
-    outside = np.maximum(low - actions, actions - high).max(axis=1) > 1e-4 * np.max(high - low)
+    outside = (np.maximum(low - actions, actions - high) > 1e-4 * (high - low)).any(axis=1)
     if outside.any():
         yield (
             f"actions outside [{low.min():g}, {high.max():g}] in {_count(outside)}, from {actions.min():.3g} to "

@@ -106,6 +106,17 @@ class Transitions:
         return np.add.reduceat(self.rewards.astype(np.float64), self.episode_starts)
 
 
+def concatenate(tables: Sequence[Transitions]) -> Transitions:
+    """Return one table of several with the same widths; the last transition of each ends its episode."""
+    names = [each.name for each in fields(Transitions) if each.name != "ends"]
+    columns = {name: np.concatenate([getattr(table, name) for table in tables]) for name in names}
+    last = np.cumsum([len(table) for table in tables]) - 1
+    columns["timeouts"][last] |= ~columns["terminals"][last]
+    if any(table.ends is not None for table in tables):
+        columns["ends"] = np.concatenate([table.episode_ends for table in tables])
+    return Transitions(**columns)
+
+
 def first_row_not_finite(array: NDArray[Any], rows_at_a_time: int = 65_536) -> int | None:
     """Return the first row that holds NaN or infinity, if any; checks pieces of the table to save memory."""
     if array.dtype.kind != "f":

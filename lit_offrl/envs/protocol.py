@@ -57,6 +57,7 @@ def protocol_of(info: DatasetInfo, environment: EnvironmentInfo) -> Protocol:
         return Protocol(D4RL_RULES, environment.env_id, contacts, tuple(_differences_to_d4rl(name, contacts)))
     if environment.env_id.startswith(OGBENCH_NAMESPACE):
         return Protocol(OGBENCH_RULES, environment.env_id, None, (_OGBENCH_DIFFERENCE,))
+    info = info.parts[0] if info.parts else info  # all of them are evaluated alike
     rules = {"minari": "minari", "offrl": "local"}.get(info.source, "own")
     differences = []
     if info.source == "minari" and info.id.startswith(_MINARI_NAMESPACE):

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,14 +21,23 @@ SUFFIX = ".cache.npz"
 # Version of the layout of cache files and of the rules that make transitions: increase it when either changes.
 _VERSION = 1
 
-Table = tuple[Transitions, tuple[str, ...] | None]
-"""Transitions and the observation keys they were made of."""
-CachedTable = tuple[Transitions, "tuple[str, ...] | None", str]
-"""Transitions, observation keys, and the SHA-256 digest of the source."""
+
+class Table(NamedTuple):
+    """What a reader makes of a source.
+
+    Attributes:
+        transitions: The transitions.
+        observation_keys: Keys of a dictionary observation that they were made of.
+        notes: What a user should know about the reading, a line each, e.g. what was left out.
+    """
+
+    transitions: Transitions
+    observation_keys: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
 
-def cached(source: Path, options: Mapping[str, Any], read: Callable[[], Table]) -> CachedTable:
-    """Return what `read` returns and the digest of the source; take both from the cache if it is up to date.
+def cached(source: Path, options: Mapping[str, Any], read: Callable[[], Table]) -> tuple[Table, str]:
+    """Return what `read` returns and the SHA-256 digest of the source; take both from the cache if it is up to date.
 
     A cache that is outdated, broken or made with other options is replaced. If the cache cannot be written, a line on
     standard error says so, and no partial file remains.
@@ -43,10 +52,11 @@ def cached(source: Path, options: Mapping[str, Any], read: Callable[[], Table]) 
     stored = _read_cache(cache, fingerprint)
     if stored is not None:
         return stored
-    transitions, keys = read()
+    table = read()
     digest = source_sha256(source)
-    _write_cache(cache, transitions, {"fingerprint": fingerprint, "sha256": digest, "observation_keys": keys})
-    return transitions, keys, digest
+    header = {"observation_keys": table.observation_keys, "notes": table.notes}
+    _write_cache(cache, table.transitions, {"fingerprint": fingerprint, "sha256": digest, **header})
+    return table, digest
 
 
 def source_sha256(source: Path) -> str:
@@ -81,7 +91,7 @@ def _fingerprint(source: Path, options: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _read_cache(cache: Path, fingerprint: str) -> CachedTable | None:
+def _read_cache(cache: Path, fingerprint: str) -> tuple[Table, str] | None:
     if not cache.is_file():
         return None
     try:
@@ -91,7 +101,8 @@ def _read_cache(cache: Path, fingerprint: str) -> CachedTable | None:
                 return None
             transitions = Transitions(**{name: file[name] for name in file.files if name != "header"})
             keys = header["observation_keys"]
-            return transitions, None if keys is None else tuple(keys), header["sha256"]
+            notes = header.get("notes", ())  # caches of earlier versions have none
+            return Table(transitions, None if keys is None else tuple(keys), tuple(notes)), header["sha256"]
     except (*READ_ERRORS, UserError):  # truncated, or another kind of file
         return None
 

@@ -17,13 +17,14 @@ from lit_offrl.data.formats.arrays import (
     read_columns,
     rows_where,
 )
+from lit_offrl.data.formats.cache import Table
 from lit_offrl.data.transitions import Transitions
 
 # Meters: a step in D4RL's mazes changes the position, where an observation begins, by less than half of this.
 _LARGEST_MOVE = 1.0
 
 
-def read_d4rl(path: Path, time_limit: int, compat: bool, is_maze: bool) -> tuple[Transitions, None]:
+def read_d4rl(path: Path, time_limit: int, compat: bool, is_maze: bool) -> Table:
     """Read an original D4RL file.
 
     Args:
@@ -39,7 +40,7 @@ def read_d4rl(path: Path, time_limit: int, compat: bool, is_maze: bool) -> tuple
     with open_arrays(path) as arrays:
         columns = read_columns(arrays)
     fields = compat_fields(columns, time_limit) if compat else true_fields(columns, time_limit, is_maze)
-    return Transitions(**fields), None
+    return Table(Transitions(**fields))
 
 
 def compat_fields(columns: Columns, time_limit: int) -> Fields:

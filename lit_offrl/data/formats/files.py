@@ -1,4 +1,4 @@
-"""Files of one's own: flat arrays, Minari's HDF5 layout, or a folder with a file per episode.
+"""Files of one's own: flat arrays, a table, Minari's or robomimic's HDF5 layout, or a folder with a file per episode.
 
 Arrays of n transitions, one episode after another:
 
@@ -16,13 +16,14 @@ and the step before it ends the episode.
 
 A folder holds one `.npz` or `.hdf5` file per episode, in the natural order of their names. There `terminals` and
 `timeouts` are optional (the file's last step ends the episode), and observations may be n + 1: the last one is then the
-successor of the last step, and nothing is dropped.
+successor of the last step, and nothing is dropped. A folder of `.csv` or `.parquet` files is one table.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from lit_offrl.data.columns import USUAL_NAMES, LogColumns
 from lit_offrl.data.formats.arrays import (
     TableBuilder,
     episode_fields,
@@ -35,45 +36,66 @@ from lit_offrl.data.formats.arrays import (
 )
 from lit_offrl.data.formats.cache import SUFFIX, Table
 from lit_offrl.data.formats.minari import is_episode, read_minari
-from lit_offrl.data.sources.files import FILE_SUFFIXES
+from lit_offrl.data.formats.robomimic import is_robomimic, read_robomimic
+from lit_offrl.data.formats.tables import read_table, read_tables
+from lit_offrl.data.sources.files import ARRAY_SUFFIXES, FILE_SUFFIXES, TABLE_SUFFIXES
 from lit_offrl.data.transitions import Transitions
 from lit_offrl.errors import UserError
 
 
-def read_file(path: Path) -> Table:
-    """Read a file of flat arrays, or an HDF5 file in Minari's layout.
+def read_file(path: Path, columns: LogColumns = USUAL_NAMES) -> Table:
+    """Read a table, a file of flat arrays, or an HDF5 file in Minari's or robomimic's layout.
+
+    Args:
+        path: The file.
+        columns: Which columns of a table, or observation keys of robomimic, hold what.
 
     Raises:
         UserError: The file is broken; the message names the file and the key.
     """
+    if path.suffix in TABLE_SUFFIXES:
+        return read_table(path, columns)
     with open_arrays(path) as arrays:
-        if "observations" in arrays or not any(is_episode(name) for name in arrays):
-            return Transitions(**flat_fields(read_columns(arrays))), None
-    return read_minari(path)
+        holds_demonstrations = is_robomimic(arrays)
+        if not holds_demonstrations:
+            _refuse_columns(path, columns)
+            if "observations" in arrays or not any(is_episode(name) for name in arrays):
+                return Table(Transitions(**flat_fields(read_columns(arrays))))
+    return read_robomimic(path, columns) if holds_demonstrations else read_minari(path)
+
+
+def _refuse_columns(path: Path, columns: LogColumns) -> None:
+    if columns != USUAL_NAMES:
+        raise UserError(f"data.columns: {path} has no columns, its arrays are named: leave it out")
 
 
 def episode_files(folder: Path) -> list[Path]:
-    """Return the files of a folder with a file per episode, in their order.
+    """Return the files of a folder with a file per episode, in their order; tables beside files of arrays are left out.
 
     Raises:
         UserError: There are none.
     """
     with reading(folder):
-        names = [
-            path.name for path in folder.iterdir() if path.suffix in FILE_SUFFIXES and not path.name.endswith(SUFFIX)
-        ]
+        there = [path.name for path in folder.iterdir() if not path.name.endswith(SUFFIX)]
+    arrays, tables = (
+        [name for name in there if name.endswith(suffixes)] for suffixes in (ARRAY_SUFFIXES, TABLE_SUFFIXES)
+    )
+    names = arrays or tables
     if not names:
         raise UserError(f"{folder}: the folder holds no episodes, i.e. no {', '.join(FILE_SUFFIXES)} files")
     return [folder / name for name in natural_order(names)]
 
 
-def read_folder(folder: Path) -> Transitions:
+def read_folder(folder: Path, columns: LogColumns = USUAL_NAMES) -> Table:
     """Read a folder with a file per episode.
 
     Raises:
         UserError: The folder holds no episodes, or a file is broken; the message names the file and the key.
     """
     paths = episode_files(folder)
+    if paths[0].suffix in TABLE_SUFFIXES:
+        return read_tables(paths, columns)
+    _refuse_columns(folder, columns)
     steps = 0
     for path in paths:
         with open_arrays(path) as arrays:
@@ -82,4 +104,4 @@ def read_folder(folder: Path) -> Transitions:
     for path in paths:
         with open_arrays(path) as arrays:
             table.append(episode_fields(read_columns(arrays, episode=True)))
-    return table.finish()
+    return Table(table.finish())

@@ -56,7 +56,7 @@ def read_minari(path: Path, keys: tuple[str, ...] | None = None, repair_goals: b
                 if len(observations) != steps + 1:
                     raise UserError(f"has {len(observations)} observations for {steps} rewards; one more is needed")
                 table.append(episode_fields(read_columns(episode, observations, episode=True)))
-        return table.finish(), keys
+        return Table(table.finish(), keys)
 
 
 def _vectors(episode: Mapping[str, Any], keys: tuple[str, ...] | None, repair_goals: bool) -> NDArray[np.float32]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from lit_offrl.data.columns import USUAL_NAMES, LogColumns
 from lit_offrl.data.sources.bandit import Bandits
-from lit_offrl.data.sources.base import DataSource, Listing
+from lit_offrl.data.sources.base import LONGEST_NAME, DataSource, Listing
 from lit_offrl.data.sources.d4rl import OriginalD4RL
-from lit_offrl.data.sources.files import FILE_SUFFIXES, LONGEST_NAME, OwnFiles
+from lit_offrl.data.sources.files import FILE_SUFFIXES, OwnFiles
 from lit_offrl.data.sources.minari import Minari
 from lit_offrl.data.sources.offrl import Collected
 from lit_offrl.data.sources.ogbench import OGBench
+from lit_offrl.data.sources.several import Several
 from lit_offrl.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 SOURCES: tuple[DataSource, ...] = (
+    Several(),
     Collected(),
     OwnFiles(),
     OriginalD4RL(),
@@ -50,7 +53,7 @@ def find_source(dataset: str) -> DataSource:
     Raises:
         UserError: The id belongs to no source.
     """
-    if len(dataset) > LONGEST_NAME:  # no file system has longer names of files
+    if len(dataset) > LONGEST_NAME and not SOURCES[0].matches(dataset):  # no file system has longer names of files
         raise UserError(f"data.dataset: '{dataset[:40]}...' is no dataset id: it has {len(dataset):,} characters")
     for source in SOURCES:
         if source.matches(dataset):
@@ -68,20 +71,25 @@ def source_of(info: DatasetInfo) -> DataSource:
     return next(source for source in SOURCES if info.source in source.names)
 
 
-def load(dataset: str, d4rl_compat: bool = True) -> tuple[Transitions, DatasetInfo]:
+def load(dataset: str, d4rl_compat: bool = True, columns: LogColumns = USUAL_NAMES) -> tuple[Transitions, DatasetInfo]:
     """Read a dataset by its id or path; download it first if it is not here.
 
     Args:
-        dataset: Path of an `.hdf5`, `.h5` or `.npz` file or of a folder of episodes, or an id such as
+        dataset: Path of a `.csv`, `.parquet`, `.npz` or `.hdf5` file or of a folder of episodes, or an id such as
             `hopper-medium-v2` (original D4RL), `D4RL/antmaze/umaze-v1` (Minari), `offrl/antmaze/umaze-v0` (collected
             with this package), `ogbench/cube-single-play-singletask-v0` (OGBench) or `bandit/8gaussians` (2-D set).
+            Several are named in brackets, `[a.npz, b.npz]`.
         d4rl_compat: Only for original D4RL files: keep exactly the transitions that D4RL's `qlearning_dataset` keeps.
             False keeps the true ends of episodes instead.
+        columns: Only for logs of one's own: which columns hold what.
 
     Raises:
         UserError: The id is unknown, the dataset has not been collected, or its files are missing or broken.
     """
-    return find_source(dataset).load(dataset, d4rl_compat)
+    source = find_source(dataset)
+    if columns != USUAL_NAMES and not source.is_own:
+        raise UserError(f"data.columns: {dataset} is no log of your own: leave it out")
+    return source.load(dataset, d4rl_compat, columns)
 
 
 def from_arrays(arrays: Mapping[str, ArrayLike]) -> Transitions:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lit_offrl.data.columns import USUAL_NAMES, LogColumns
 from lit_offrl.data.info import DatasetInfo
 from lit_offrl.data.sources.base import DataSource, Listing
 
@@ -35,7 +36,9 @@ class Bandits(DataSource):
 
         return (Listing(NAMESPACE + name, "2-D set", steps=bandit.size) for name, bandit in BANDITS.items())
 
-    def load(self, dataset: str, d4rl_compat: bool = True) -> tuple[Transitions, DatasetInfo]:
+    def load(
+        self, dataset: str, d4rl_compat: bool = True, columns: LogColumns = USUAL_NAMES
+    ) -> tuple[Transitions, DatasetInfo]:
         """Generate a set."""
         from lit_offrl.data.bandits import bandit_transitions, find_bandit
 

@@ -7,10 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from lit_offrl.data.columns import USUAL_NAMES, LogColumns
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo, ScoreReference
 
 if TYPE_CHECKING:
     from lit_offrl.data.transitions import Transitions
+
+LONGEST_NAME = 255  # of a file
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,12 @@ class DataSource(ABC):
         names: Values of `DatasetInfo.source` for datasets of this source.
         plays_episodes: Policies are evaluated by episodes in an environment. False: samples of the policy are compared
             with a known distribution.
+        is_own: Data of the user's own: other data may get the same name later, and `columns` says what columns hold.
     """
 
     names: ClassVar[tuple[str, ...]]
     plays_episodes: ClassVar[bool] = True
+    is_own: ClassVar[bool] = False
 
     @abstractmethod
     def help(self) -> str:
@@ -58,6 +63,10 @@ class DataSource(ABC):
         """Return whether the dataset can be loaded without a download or a collection."""
         return True
 
+    def run_name(self, dataset: str) -> str:
+        """Return the name of the folder of runs on the dataset."""
+        return dataset
+
     def prepare(self, dataset: str) -> None:  # noqa: B027 (most sources have nothing to do)
         """Download or collect a dataset that is not here.
 
@@ -66,12 +75,15 @@ class DataSource(ABC):
         """
 
     @abstractmethod
-    def load(self, dataset: str, d4rl_compat: bool = True) -> tuple[Transitions, DatasetInfo]:
+    def load(
+        self, dataset: str, d4rl_compat: bool = True, columns: LogColumns = USUAL_NAMES
+    ) -> tuple[Transitions, DatasetInfo]:
         """Read a dataset.
 
         Args:
             dataset: The id or path.
             d4rl_compat: See `OriginalD4RL`; other sources ignore it.
+            columns: See `OwnFiles`; other sources ignore it.
 
         Raises:
             UserError: There is no such dataset, or its files are broken.

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lit_offrl.data.columns import USUAL_NAMES, LogColumns
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo, ScoreReference
 from lit_offrl.data.sources.base import DataSource, Listing
 from lit_offrl.data.sources.d4rl_references import REFERENCES
@@ -57,7 +58,9 @@ class OriginalD4RL(DataSource):
 
             download(_url(dataset), _path(dataset), *known_digests().get(D4RL_FILES[dataset], (None, None)))
 
-    def load(self, dataset: str, d4rl_compat: bool = True) -> tuple[Transitions, DatasetInfo]:
+    def load(
+        self, dataset: str, d4rl_compat: bool = True, columns: LogColumns = USUAL_NAMES
+    ) -> tuple[Transitions, DatasetInfo]:
         """Read a file; download it first if it is not here."""
         from lit_offrl.data.formats.cache import cached
         from lit_offrl.data.formats.d4rl import read_d4rl
@@ -66,8 +69,8 @@ class OriginalD4RL(DataSource):
         path, limit = _path(dataset), d4rl_time_limit(dataset)
         is_maze = dataset.startswith(("antmaze", "maze2d"))
         options = {"d4rl_compat": d4rl_compat, "dataset": dataset}
-        transitions, _, digest = cached(path, options, lambda: read_d4rl(path, limit, d4rl_compat, is_maze))
-        return transitions, DatasetInfo(
+        table, digest = cached(path, options, lambda: read_d4rl(path, limit, d4rl_compat, is_maze))
+        return table.transitions, DatasetInfo(
             id=dataset,
             source="d4rl",
             path=path,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from lit_offrl.data.columns import USUAL_NAMES, LogColumns
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo, ScoreReference
 from lit_offrl.data.sources.base import DataSource, Listing
 from lit_offrl.errors import UserError, one_line
@@ -124,7 +125,9 @@ class Minari(DataSource):
                 f"data.dataset: '{dataset}' could not be downloaded ({one_line(error)[:200]}): {remedy}"
             ) from error
 
-    def load(self, dataset: str, d4rl_compat: bool = True) -> tuple[Transitions, DatasetInfo]:
+    def load(
+        self, dataset: str, d4rl_compat: bool = True, columns: LogColumns = USUAL_NAMES
+    ) -> tuple[Transitions, DatasetInfo]:
         """Read a dataset from the local root; download it first if it is not there."""
         from lit_offrl.data.formats.arrays import reading
         from lit_offrl.data.formats.cache import cached
@@ -140,17 +143,17 @@ class Minari(DataSource):
             raise UserError(f"{dataset}: {path} is missing: remove {folder.parent} and get the dataset again")
         environment = facts.environment
         keys, repair = facts.observation_keys, environment is not None and environment.env_id.startswith("PointMaze")
-        transitions, used_keys, digest = cached(
+        table, digest = cached(
             path,
             {"observation_keys": keys, "repair_goals": repair},
             lambda: read_minari(path, tuple(keys) if keys else None, repair),
         )
-        return transitions, DatasetInfo(
+        return table.transitions, DatasetInfo(
             id=dataset,
             source=self.names[0],
             path=path,
             sha256=digest,
-            observation_keys=used_keys,
+            observation_keys=table.observation_keys,
             action_bounds=facts.action_bounds,
             environment=environment,
             environment_note="" if environment else "the dataset's metadata names no environment",

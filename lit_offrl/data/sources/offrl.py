@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
+from lit_offrl.data.columns import USUAL_NAMES, LogColumns
 from lit_offrl.data.sources.base import Listing
 from lit_offrl.data.sources.minari import COLLECTED_NAMESPACE, Minari, local_datasets, size_mb
 from lit_offrl.errors import UserError, did_you_mean
@@ -35,7 +36,9 @@ class Collected(Minari):
 
             collect_dataset(dataset)
 
-    def load(self, dataset: str, d4rl_compat: bool = True) -> tuple[Transitions, DatasetInfo]:
+    def load(
+        self, dataset: str, d4rl_compat: bool = True, columns: LogColumns = USUAL_NAMES
+    ) -> tuple[Transitions, DatasetInfo]:
         """Read a dataset from Minari's local root.
 
         Raises:
@@ -47,7 +50,7 @@ class Collected(Minari):
             raise UserError(
                 f"data.dataset: '{dataset}' has not been collected: run `data collect {dataset}`{suggestion}"
             )
-        return super().load(dataset, d4rl_compat)
+        return super().load(dataset, d4rl_compat, columns)
 
     def listing(self) -> Iterable[Listing]:
         """Return the catalog, and what else lies below `offrl/`."""

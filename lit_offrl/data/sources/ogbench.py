@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lit_offrl.data.columns import USUAL_NAMES, LogColumns
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo, ScoreReference
 from lit_offrl.data.sources.base import DataSource, Listing
 from lit_offrl.errors import UserError, did_you_mean
@@ -60,7 +60,9 @@ class OGBench(DataSource):
 
             download(_url(dataset), file_path(dataset))
 
-    def load(self, dataset: str, d4rl_compat: bool = True) -> tuple[Transitions, DatasetInfo]:
+    def load(
+        self, dataset: str, d4rl_compat: bool = True, columns: LogColumns = USUAL_NAMES
+    ) -> tuple[Transitions, DatasetInfo]:
         """Read a file with the rewards of a task; download it first if it is not here."""
         from lit_offrl.data.formats.cache import source_sha256
         from lit_offrl.data.formats.ogbench import read_ogbench
@@ -68,8 +70,7 @@ class OGBench(DataSource):
         self.prepare(dataset)
         path, environment = file_path(dataset), environment_name(dataset.removeprefix(OGBENCH_NAMESPACE))
         transitions = read_ogbench(path, environment)
-        if not transitions.terminals.any():
-            print(f"note: {dataset}: the task is solved in no state of {path}", file=sys.stderr)
+        is_solved = bool(transitions.terminals.any())
         return transitions, DatasetInfo(
             id=dataset,
             source=self.names[0],
@@ -77,6 +78,7 @@ class OGBench(DataSource):
             sha256=source_sha256(path),
             environment=EnvironmentInfo(OGBENCH_NAMESPACE + environment, {}, None),
             metadata={"url": _url(dataset)},
+            notes=() if is_solved else (f"the task is solved in no state of {path}",),
         )
 
     def listing(self) -> Iterable[Listing]:
