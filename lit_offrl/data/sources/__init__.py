@@ -13,7 +13,7 @@ from lit_offrl.data.sources.base import DataSource, Listing
 from lit_offrl.data.sources.d4rl import OriginalD4RL
 from lit_offrl.data.sources.files import FILE_SUFFIXES, LONGEST_NAME, OwnFiles
 from lit_offrl.data.sources.minari import Minari
-from lit_offrl.data.sources.offrl import Collected
+from lit_offrl.data.sources.offrl import Collected, CollectedOGBench
 from lit_offrl.data.sources.ogbench import OGBench
 from lit_offrl.errors import UserError, did_you_mean
 
@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 SOURCES: tuple[DataSource, ...] = (
+    CollectedOGBench(),
     Collected(),
     OwnFiles(),
     OriginalD4RL(),
