@@ -62,6 +62,17 @@ def test_planned_returns_by_hand():
     assert planned_returns(REWARDS, ENDS, values, discount=0.5).tolist() == [3, 4, 2, 0.75, 3.5]
 
 
+def test_nothing_counts_after_a_terminal_step_of_an_episode_that_goes_on():
+    algorithm = make()
+    place = torch.arange(STATES) % 5
+    algorithm.dataset_terminals = (place == 2).float()
+    returns = enter(algorithm, 1)
+    assert algorithm.dataset_rewards is not None
+    torch.testing.assert_close(
+        returns, planned_returns(algorithm.dataset_rewards, (place == 2) | (place == 4), None, 0.99)
+    )
+
+
 def test_returns_are_standardized_over_the_dataset_with_a_smallest_deviation():
     algorithm = make()
     returns = enter(algorithm, 1)

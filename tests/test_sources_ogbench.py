@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import ogbench
 import pytest
 import torch
 
+from lit_offrl.algorithms.qc import as_long_transitions
 from lit_offrl.data import sources
 from lit_offrl.data.export import write_transitions
-from lit_offrl.data.formats.ogbench import build_task, ogbench_transitions, read_ogbench
+from lit_offrl.data.formats.ogbench import ogbench_transitions, read_ogbench
 from lit_offrl.data.sources.ogbench import OGBENCH_FILES, TASKS, OGBench, environment_name, file_name
-from lit_offrl.data.transitions import Episodes, Transitions
+from lit_offrl.data.transitions import Episodes, Transitions, gather
 from lit_offrl.errors import UserError
 from lit_offrl.system.files import no_files_left
 
@@ -41,6 +43,16 @@ def write(folder: Path, name: str, arrays: Arrays) -> Path:
     return folder / f"{name}-v0.npz"
 
 
+@functools.cache  # building one with a robot's arm takes a second
+def task(dataset: str) -> gym.Env[Any, Any]:
+    """Return the environment that the package's loader builds for a dataset."""
+    with no_files_left():
+        env: gym.Env[Any, Any] = ogbench.make_env_and_datasets(dataset, env_only=True, disable_env_checker=True)
+    assert env.spec is not None
+    assert env.spec.id == environment_name(dataset)
+    return env
+
+
 def recorded(env: gym.Env[Any, Any], starts: list[dict[str, Any]], steps: int, action: Any) -> Arrays:
     """Record episodes as OGBench's scripts do: each row holds a state, the action taken in it, and the simulator's."""
     rows: dict[str, list[Any]] = {key: [] for key in ("observations", "actions", "terminals", "qpos", "qvel")}
@@ -48,8 +60,8 @@ def recorded(env: gym.Env[Any, Any], starts: list[dict[str, Any]], steps: int, a
     for seed, start in enumerate(starts):
         observation, _ = env.reset(seed=seed, options=start)
         for step in range(steps):
-            task: Any = env.unwrapped
-            data = task.data if hasattr(task, "data") else task._data
+            inner: Any = env.unwrapped
+            data = inner.data if hasattr(inner, "data") else inner._data
             chosen = np.clip(action(seed, step), -1, 1).astype(np.float32)
             values = (observation, chosen, step == steps - 1, data.qpos.copy(), data.qvel.copy())
             for key, value in zip(rows, values, strict=True):
@@ -101,6 +113,15 @@ def test_every_row_but_an_episodes_last_begins_a_transition(tmp_path: Path):
     episodes = Episodes.of(torch.from_numpy(transitions.rewards), ends, terminals)
     assert episodes.returns_to_go.tolist() == [-1, 0, 0, -1, -2, -1]
     assert episodes.last_rows.tolist() == [3, 3, 3, 3, 5, 5]
+    # A window of QC goes over the solved states: rewards add up to its end, and nothing is bootstrapped.
+    columns = (transitions.observations, transitions.actions, transitions.rewards, transitions.next_observations)
+    table = torch.from_numpy(np.column_stack([*columns, transitions.terminals]).astype(np.float32))
+    windows = gather(table, (2, 2, 1, 2, 1), torch.tensor([0, 2, 4]), episodes, segment_length=3)
+    assert windows.mask is not None
+    assert windows.mask.tolist() == [[1, 1, 1], [1, 1, 0], [1, 1, 0]]
+    long = as_long_transitions(windows, discount=0.5)
+    assert (long.terminals[0].item(), long.rewards[0].item()) == (1, -1)
+    assert long.next_observations[0].tolist() == states[3].tolist()
 
 
 def assert_same(transitions: Transitions, loaded: Arrays) -> None:
@@ -115,18 +136,18 @@ def assert_same(transitions: Transitions, loaded: Arrays) -> None:
 @pytest.mark.parametrize("kind", ["maze", "cube"])
 def test_both_layouts_of_the_packages_loader(kind: str, request: pytest.FixtureRequest, folder: Path):
     arrays: Arrays = request.getfixturevalue(f"{kind}_file")
-    name, task = (MAZE, "") if kind == "maze" else (CUBE, "-task2")
+    name, number = (MAZE, "") if kind == "maze" else (CUBE, "-task2")
     path = write(folder, name, arrays)
-    dataset = f"{name}-singletask{task}-v0"
+    dataset = f"{name}-singletask{number}-v0"
     ours, info = sources.load(f"ogbench/{dataset}")
     assert len(ours) == len(arrays["observations"]) - 2
     assert info.path == path
-    with no_files_left():
-        env, regular, _ = ogbench.make_env_and_datasets(dataset, dataset_path=str(path))
-    compact, _ = ogbench.make_env_and_datasets(
-        dataset, dataset_path=str(path), compact_dataset=True, dataset_only=True, cur_env=env
+    regular, compact = (
+        ogbench.make_env_and_datasets(
+            dataset, dataset_path=str(path), compact_dataset=layout, dataset_only=True, cur_env=task(dataset)
+        )[0]
+        for layout in (False, True)
     )
-    assert env.spec.id == environment_name(dataset)
     assert_same(ours, regular)
     assert_same(ogbench_transitions(regular), regular)
     assert_same(ogbench_transitions(compact), regular)
@@ -141,17 +162,17 @@ def test_rewards_are_those_of_the_environment_in_the_same_state(
     arrays: Arrays = request.getfixturevalue(f"{kind}_file")
     name, task_id = (MAZE, MAZE_TASK) if kind == "maze" else (CUBE, CUBE_TASK)
     transitions = read_ogbench(write(tmp_path, name, arrays), task_id)
-    env = build_task(task_id)
+    env = task(f"{name}-singletask-v0" if kind == "maze" else f"{name}-singletask-task2-v0")
     starts = np.flatnonzero(~arrays["terminals"])
     for row, reward, terminal in zip(starts, transitions.rewards, transitions.terminals, strict=True):
         env.reset(seed=0)
-        task: Any = env.unwrapped
+        inner: Any = env.unwrapped
         if kind == "maze":
-            task.set_state(arrays["qpos"][row], arrays["qvel"][row])
+            inner.set_state(arrays["qpos"][row], arrays["qvel"][row])
         else:
-            task._data.qpos[:], task._data.qvel[:] = arrays["qpos"][row], arrays["qvel"][row]
-            mujoco.mj_forward(task._model, task._data)
-            task.post_step()
+            inner._data.qpos[:], inner._data.qvel[:] = arrays["qpos"][row], arrays["qvel"][row]
+            mujoco.mj_forward(inner._model, inner._data)
+            inner.post_step()
         _, own_reward, terminated, _, _ = env.step(arrays["actions"][row])
         assert (own_reward, terminated) == (reward, terminal), row
 
@@ -218,10 +239,11 @@ def test_a_name_without_the_namespace_is_suggested_with_it():
         ({"terminals": np.ones(62, bool)}, "there are no transitions"),
         ({"terminals": None}, "the key 'terminals' is missing"),
         ({"qpos": None}, "the key 'qpos' is missing"),
-        ({"qpos": np.zeros((3, 2))}, r"'qpos' has shape \(3, 2\); \(62, 2\) is needed for pointmaze-medium"),
+        ({"qpos": np.zeros((3, 2))}, "arrays differ in length"),
+        ({"qpos": np.zeros((62, 3))}, r"'qpos' has shape \(60, 3\); a width of 2 is needed for pointmaze-medium"),
         (
             {"observations": np.zeros((62, 29))},
-            r"'observations' has shape \(62, 29\); \(62, 2\) is needed",
+            r"'observations' has shape \(60, 29\); a width of 2 is needed",
         ),
         ({"actions": np.full((62, 2), np.nan)}, "'actions' holds NaN"),
     ],
@@ -230,7 +252,8 @@ def test_broken_files(changes: dict[str, Any], words: str, maze_file: Arrays, tm
     arrays = {key: array for key, array in {**maze_file, **changes}.items() if array is not None}
     with pytest.raises(UserError, match=words) as error:
         read_ogbench(write(tmp_path, MAZE, arrays), MAZE_TASK)
-    assert str(error.value).startswith(f"{tmp_path}/pointmaze-medium-navigate-v0.npz")
+    assert str(error.value).startswith(f"{tmp_path}/pointmaze-medium-navigate-v0.npz: ")
+    assert str(error.value).count(str(tmp_path)) == 1
 
 
 def test_a_truncated_file(maze_file: Arrays, tmp_path: Path):

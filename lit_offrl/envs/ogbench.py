@@ -6,14 +6,13 @@ the package, reward, success and the end of an episode belong to the state befor
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_offrl.data.formats.ogbench import build_task, numpy_drawing_from
+from lit_offrl.data.formats.ogbench import as_a_guest, build_task
 from lit_offrl.data.sources.ogbench import OGBENCH_NAMESPACE
 from lit_offrl.errors import UserError
 
@@ -27,7 +26,7 @@ class RepeatableTask(gym.Wrapper[NDArray[np.float64], NDArray[np.float32], Any, 
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
-        # Manipulation makes new spaces whenever it is asked for them, and Gymnasium warns of them.
+        # Manipulation makes new spaces whenever it is asked for them.
         self.action_space, self.observation_space = env.action_space, env.observation_space
         self.has_teleports = getattr(env.unwrapped, "_teleport_info", None) is not None
         self.draws = np.random.RandomState()
@@ -37,15 +36,14 @@ class RepeatableTask(gym.Wrapper[NDArray[np.float64], NDArray[np.float32], Any, 
         if seed is not None:
             self.action_space.seed(seed)
             self.draws.seed(seed % 2**32)
-        with numpy_drawing_from(self.draws), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # see __init__
+        with as_a_guest(self.draws):
             return super().reset(seed=seed, options=options)
 
     def step(self, action: NDArray[np.float32]) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Perform a step."""
         if not self.has_teleports:  # an exchange of generators takes as long as a step of the point
             return super().step(action)
-        with numpy_drawing_from(self.draws):
+        with as_a_guest(self.draws):
             return super().step(action)
 
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_offrl.data.formats.arrays import flags, open_arrays, reading, stored_array
+from lit_offrl.data.formats.arrays import flags, open_arrays, reading
 from lit_offrl.data.transitions import Transitions
-from lit_offrl.errors import UserError
+from lit_offrl.errors import UserError, one_line
 from lit_offrl.system.files import no_files_left
 
 if TYPE_CHECKING:
@@ -38,17 +38,19 @@ def read_ogbench(path: Path, environment: str) -> Transitions:
         UserError: The package is missing, or the file is missing, broken or of another environment.
     """
     env = build_task(environment)
-    try:
-        _check_file(path, env)
-        from ogbench.relabel_utils import relabel_dataset
-        from ogbench.utils import load_dataset
+    with open_arrays(path) as arrays:
+        _check_ends(flags(arrays, "terminals"))
+    from ogbench.relabel_utils import relabel_dataset
+    from ogbench.utils import load_dataset
 
-        with reading(path), numpy_drawing_from(np.random.RandomState(0)):
+    with contextlib.closing(env), reading(path), as_a_guest(np.random.RandomState(0)):
+        try:
             dataset = load_dataset(str(path), add_info=True)
-            relabel_dataset(environment, env, dataset)
-            return ogbench_transitions(dataset)
-    finally:
-        env.close()
+        except IndexError as error:
+            raise UserError(f"its arrays differ in length ({one_line(error)})") from error
+        _check_widths(dataset, env)
+        relabel_dataset(environment, env, dataset)  # it resets the environment, which sets the task
+        return ogbench_transitions(dataset)
 
 
 def ogbench_transitions(dataset: Mapping[str, NDArray[Any]]) -> Transitions:
@@ -76,8 +78,16 @@ def ogbench_transitions(dataset: Mapping[str, NDArray[Any]]) -> Transitions:
     )
 
 
-def _check_file(path: Path, env: gymnasium.Env[Any, Any]) -> None:
-    """Check what the package takes for granted: the arrays, their widths, and that the last row ends an episode."""
+def _check_ends(ends: NDArray[np.bool_]) -> None:
+    """Check that the rows of a file are whole episodes, which the package takes for granted."""
+    if not len(ends) or not ends[-1]:
+        raise UserError("the last row is not marked in 'terminals': the file is cut off, or not one of OGBench's")
+    if ends.all():
+        raise UserError("every row is marked in 'terminals': there are no transitions")
+
+
+def _check_widths(dataset: Mapping[str, NDArray[Any]], env: gymnasium.Env[Any, Any]) -> None:
+    """Check that a dataset is of the environment that computes its rewards."""
     task: Any = env.unwrapped
     observation_space: Any = env.observation_space
     action_space: Any = env.action_space
@@ -85,16 +95,13 @@ def _check_file(path: Path, env: gymnasium.Env[Any, Any]) -> None:
     widths["qpos"] = (task.model if hasattr(task, "model") else task._model).nq
     if hasattr(task, "_num_buttons"):
         widths["button_states"] = task._num_buttons
-    with open_arrays(path) as arrays, reading(path):
-        ends = flags(arrays, "terminals")
-        if not len(ends) or not ends[-1]:
-            raise UserError("the last row is not marked in 'terminals': the file is cut off, or not one of OGBench's")
-        if ends.all():
-            raise UserError("every row is marked in 'terminals': there are no transitions")
-        for name, width in widths.items():
-            shape = stored_array(arrays, name).shape
-            if shape != (len(ends), width):
-                raise UserError(f"'{name}' has shape {shape}; {(len(ends), width)} is needed for {task.spec.id}")
+    for name, width in widths.items():
+        if name not in dataset:
+            raise UserError(f"the key '{name}' is missing, without which there are no rewards")
+        if dataset[name].shape[1:] != (width,):
+            raise UserError(
+                f"'{name}' has shape {dataset[name].shape}; a width of {width} is needed for {task.spec.id}"
+            )
 
 
 # ------------------------------------------------------------------------------------------------- the environment
@@ -116,8 +123,7 @@ def build_task(environment: str, **options: Any) -> gymnasium.Env[Any, Any]:
         raise UserError(f"OGBench's datasets and environments need its package: {INSTALL}") from error
     # The package takes the name of a dataset, of which it drops the type.
     dataset = environment.replace("-singletask", "-play-singletask")
-    with warnings.catch_warnings(), no_files_left():  # mazes leave a file of their model
-        warnings.simplefilter("ignore")
+    with as_a_guest(np.random.RandomState(0)), no_files_left():  # mazes leave a file of their model
         env: gymnasium.Env[Any, Any] = ogbench.make_env_and_datasets(
             dataset, env_only=True, **{"disable_env_checker": True, **options}
         )
@@ -125,12 +131,19 @@ def build_task(environment: str, **options: Any) -> gymnasium.Env[Any, Any]:
 
 
 @contextlib.contextmanager
-def numpy_drawing_from(generator: np.random.RandomState) -> Iterator[None]:
-    """Let numpy's global generator, from which OGBench's mazes draw, go on with `generator`; put it back afterwards."""
+def as_a_guest(generator: np.random.RandomState) -> Iterator[None]:
+    """Call the package without traces: its warnings are dropped, and numpy's global generator comes back as it was.
+
+    Args:
+        generator: What the global generator, which the package's mazes draw from, goes on with in between.
+    """
     usual = np.random.get_state()  # noqa: NPY002 (the package's choice)
     np.random.set_state(generator.get_state())  # noqa: NPY002
     try:
-        yield
+        with warnings.catch_warnings():
+            # Manipulation makes its action space anew for every reset, and Gymnasium warns of each.
+            warnings.simplefilter("ignore")
+            yield
     finally:
         generator.set_state(np.random.get_state())  # noqa: NPY002
         np.random.set_state(usual)  # noqa: NPY002
