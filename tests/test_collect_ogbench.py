@@ -119,6 +119,7 @@ def test_files_have_ogbenchs_fields(files: tuple[Path, list[Episode]]):
         np.testing.assert_array_equal(validation["actions"][:40], third.actions)
 
 
+@pytest.mark.filterwarnings("ignore:.*precision lowered")  # Gymnasium's, of the package's action space
 @pytest.mark.parametrize("compact", [False, True])
 def test_the_packages_own_loader_reads_them(files: tuple[Path, list[Episode]], compact: bool):
     path, (first, second, _) = files

@@ -6,7 +6,6 @@ random, and knows nothing of the tasks that policies are trained for later. An e
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from lit_offrl.collect.catalog import ManipulationDataset
 from lit_offrl.collect.episodes import Episode, episode_entropy, make_environment
-from lit_offrl.data.formats.ogbench import numpy_drawing_from
+from lit_offrl.data.formats.ogbench import as_a_guest
 
 if TYPE_CHECKING:
     import gymnasium
@@ -53,9 +52,9 @@ class ManipulationRecorder:
         relabel_dataset(self._dataset.name, self._task, states)
         rewards = states.pop("rewards")[:-1]
         del states["masks"]
-        ends = np.zeros((2, len(actions)), dtype=bool)
-        ends[1, -1] = True
-        return Episode(states, actions, rewards, *ends, kind="play", fell=False)
+        never, ends = np.zeros((2, len(actions)), dtype=bool)
+        ends[-1] = True
+        return Episode(states, actions, rewards, terminations=never, truncations=ends, kind="play", fell=False)
 
     def close(self) -> None:
         """Free the simulators."""
@@ -67,9 +66,7 @@ class ManipulationRecorder:
         task: Any = self._env.unwrapped
         p_stack = rng.uniform(*self._dataset.p_stack)
         reset_seed, planner_seed = (int(seed) for seed in rng.integers(2**31, size=2))
-        with numpy_drawing_from(np.random.RandomState(planner_seed)):
-            # Twice, because the solver of contacts begins where the episode before has left the locks of the scene.
-            self._env.reset(seed=reset_seed)
+        with as_a_guest(np.random.RandomState(planner_seed)):
             observation, info = self._env.reset(seed=reset_seed)
             states, actions = [(observation, info)], []
             planner = self._planners[info["privileged/target_task"]]
@@ -103,8 +100,7 @@ def _collecting_environment(dataset: ManipulationDataset) -> gymnasium.Env[Any, 
     import gymnasium
     import ogbench  # noqa: F401 (registers the environments)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a machine without a display
+    with as_a_guest(np.random.RandomState(0)):
         return gymnasium.make(
             f"{dataset.name}-v0",
             terminate_at_goal=False,

@@ -26,16 +26,14 @@ def write_ogbench(folder: Path, dataset: ManipulationDataset, journal: Journal, 
         steps: Number of transitions in the file for training.
     """
     path = collected_file(folder, dataset.id)
-    np.savez_compressed(path, **ogbench_arrays(journal.read(steps)))
+    _write(path, journal.read(steps))
     later = islice(journal.read(dataset.recorded_steps(steps)), dataset.training_episodes(steps), None)
-    np.savez_compressed(path.with_name(f"{path.stem}-val.npz"), **ogbench_arrays(later))
+    _write(path.with_name(f"{path.stem}-val.npz"), later)
 
 
-def ogbench_arrays(episodes: Iterable[Episode]) -> dict[str, NDArray[Any]]:
-    """Return the arrays of OGBench's format: a row for each of the T + 1 states of an episode.
-
-    `terminals` marks the last row of an episode. No action was performed there: it is zero. The package drops it.
-    """
+def _write(path: Path, episodes: Iterable[Episode]) -> None:
+    # A row for each of the T + 1 states of an episode; `terminals` marks the last one. No action was performed there,
+    # so its action is zero. The package drops it.
     columns: dict[str, list[NDArray[Any]]] = {}
     for episode in episodes:
         rows = len(episode) + 1
@@ -46,4 +44,5 @@ def ogbench_arrays(episodes: Iterable[Episode]) -> dict[str, NDArray[Any]]:
         }
         for name, part in parts.items():
             columns.setdefault(name, []).append(part.astype(np.float32) if part.dtype == np.float64 else part)
-    return {name: np.concatenate(parts) for name, parts in columns.items()}
+    arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]

@@ -65,8 +65,8 @@ def collect_dataset(
         progress: Show a progress bar.
 
     Raises:
-        UserError: The id is unknown, the dataset exists and `overwrite` is false, a number is out of range, or a package
-            is missing.
+        UserError: The id is unknown, the dataset exists and `overwrite` is false, a number is out of range, or a
+            package is missing.
         RunFailure: A worker process died, or the disk is full.
     """
     if dataset_id not in CATALOG:
