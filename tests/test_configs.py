@@ -25,11 +25,12 @@ from lit_offrl.cli.configs import (
 from lit_offrl.cli.training import resolved_config
 from lit_offrl.collect.catalog import CATALOG
 from lit_offrl.data.sources.d4rl import D4RL_FILES
+from lit_offrl.data.sources.offrl import CollectedOGBench
 from lit_offrl.data.sources.ogbench import OGBench
 from lit_offrl.errors import UserError
 
 CONF = REPOSITORY / "conf"
-OGBENCH = set(OGBench().ids())
+OGBENCH = {*OGBench().ids(), *CollectedOGBench().ids()}
 PAPERS = [name for name in config_names() if "/" not in name]
 QUICK = config_names("quick")
 TASKS = [(table.model, task, variant) for table in task_tables() for task in table.names for variant in table.variants]

@@ -85,7 +85,8 @@ class CollectedDataset:
         observation_keys: Keys of the dictionary observation that form the observation vector, in order; None if
             observations are plain vectors.
         steps: Default number of transitions.
-        reference: Returns of a random policy (score 0) and of the expert (score 100) in the evaluation.
+        reference: Returns of a random policy (score 0) and of the expert (score 100) in the evaluation; None where the
+            score is the success rate.
         license: License and origin of the behavior policies.
     """
 
@@ -95,13 +96,15 @@ class CollectedDataset:
     max_episode_steps: int
     observation_keys: tuple[str, ...] | None
     steps: int
-    reference: tuple[float, float]
+    reference: tuple[float, float] | None
     license: str
 
     algorithm: ClassVar[str]
     """The behavior policies, in a few words."""
     reference_note: ClassVar[str]
     """How the reference was measured."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Packages on which the episodes depend, besides those of all datasets."""
 
     @property
     def env_kwargs(self) -> dict[str, Any]:
@@ -112,6 +115,10 @@ class CollectedDataset:
     def behavior(self) -> dict[str, Any]:
         """Facts about the behavior, for the metadata."""
         raise NotImplementedError
+
+    def recorded_steps(self, steps: int) -> int:
+        """Return the number of steps to record for a dataset of `steps` transitions."""
+        return steps
 
 
 _MEASURED = "mean return of 100 episodes in the evaluation environment, seeds 0 to 99: uniformly random actions, and "
@@ -301,6 +308,64 @@ def _locomotion(
         )
 
 
+# ---------------------------------------------------------------------------------------------------- manipulation
+
+
+@dataclass(frozen=True)
+class ManipulationDataset(CollectedDataset):
+    """A dataset of OGBench's robot arm, recorded without a task.
+
+    One file serves all five tasks of its environment. The id of the file, `offrl/ogbench/cube-single-play-v0`, means
+    the default task when a policy is trained; `...-play-singletask-task1-v0` to `task5` name one. So these ids are
+    OGBench's own with `offrl/` before them, and a command works on the collected file and on the original one.
+
+    Attributes:
+        name: OGBench's name of the environment, e.g. `cube-single`.
+        p_stack: Smallest and largest probability that a cube is to be put on another one; drawn for each episode.
+        episode_steps: Steps of an episode of the data; `max_episode_steps` is the limit of the evaluation.
+    """
+
+    name: str
+    p_stack: tuple[float, float]
+    episode_steps: int = 1000
+
+    algorithm = "scripted planners of the package ogbench"
+    reference_note = "the score is OGBench's: the share of successful episodes, in percent"
+    packages = ("ogbench", "dm_control", "scipy")
+
+    @property
+    def behavior(self) -> dict[str, Any]:
+        """The kind of the planners, and how often they stack cubes."""
+        return {"planners": "play", "p_stack": self.p_stack, "validation_episodes_per_episode": VALIDATION_FRACTION}
+
+    def training_episodes(self, steps: int) -> int:
+        """Return the number of episodes of `steps` transitions; the last one may be cut."""
+        return -(-steps // self.episode_steps)
+
+    def recorded_steps(self, steps: int) -> int:
+        """Return the number of steps to record: OGBench's datasets have more episodes for validation."""
+        episodes = self.training_episodes(steps)
+        return (episodes + max(round(VALIDATION_FRACTION * episodes), 1)) * self.episode_steps
+
+
+VALIDATION_FRACTION = 0.1  # OGBench's: as many episodes more, in a file of their own
+
+
+def _ogbench(name: str, text: str, limit: int, p_stack: tuple[float, float] = (0.5, 0.5)) -> ManipulationDataset:
+    return ManipulationDataset(
+        id=f"offrl/ogbench/{name}-play-v0",
+        description=f"OGBench's robot arm {text}, also -singletask-task1 to -task5",
+        env_id=f"ogbench/{name}-singletask-v0",
+        max_episode_steps=limit,
+        observation_keys=None,
+        steps=100_000,
+        reference=None,
+        license="MIT, scripted planners of the package ogbench",
+        name=name,
+        p_stack=p_stack,
+    )
+
+
 # ---------------------------------------------------------------------------------------------------- the datasets
 
 
@@ -351,6 +416,11 @@ CATALOG: dict[str, CollectedDataset] = _table(
             ),
             Level("200k", 3753.59, 1000.0),
         ),
+        # Limits of episodes are OGBench's, probabilities of stacking those of its authors' script.
+        _ogbench("cube-single", "moves a cube", 200, (0.0, 0.0)),
+        _ogbench("cube-double", "moves and stacks two cubes", 500, (0.0, 0.25)),
+        _ogbench("scene", "moves a cube, presses buttons, and opens and closes a drawer and a window", 750),
+        _ogbench("puzzle-3x3", "presses nine buttons, each of which switches its neighbors, too", 500),
     ]
 )
 """Datasets by id."""

@@ -26,6 +26,7 @@ class Episode:
 
     Attributes:
         observations: Parts of the dictionary observation, `[T + 1, dim]` each; a vector is the part `observation`.
+            OGBench's datasets have parts of the simulator's state beside it.
         actions: `[T, action_dim]`.
         rewards: `[T]`.
         terminations: `[T]`, true at the goal, or where the body fell and the environment ends the episode.
@@ -34,7 +35,7 @@ class Episode:
         fell: Whether the body fell, which ends the episode.
     """
 
-    observations: dict[str, NDArray[np.float64]]
+    observations: dict[str, NDArray[Any]]
     actions: NDArray[np.float32]
     rewards: NDArray[np.float64]
     terminations: NDArray[np.bool_]

@@ -1,5 +1,7 @@
 """Collects a dataset of the catalog and stores it as a Minari dataset, completely or not at all.
 
+Datasets of OGBench's robot arm have OGBench's own files beside it (`collect.ogbench_files`).
+
 Episodes are appended to a journal (`collect.journal`); when all are there, they are written to the dataset. So a killed
 collection continues where it stopped, and memory holds one episode at a time.
 """
@@ -22,10 +24,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 import lit_offrl
-from lit_offrl.collect.catalog import CATALOG, CollectedDataset, MazeDataset
+from lit_offrl.collect.catalog import CATALOG, CollectedDataset, ManipulationDataset, MazeDataset
 from lit_offrl.collect.episodes import Episode, make_environment
 from lit_offrl.collect.journal import Journal
+from lit_offrl.collect.ogbench_files import write_ogbench
 from lit_offrl.collect.workers import ordered_records
+from lit_offrl.data.formats.ogbench import INSTALL
 from lit_offrl.data.sources.minari import minari_root
 from lit_offrl.errors import RunFailure, UserError, did_you_mean, one_line
 from lit_offrl.system.cores import available_cores
@@ -61,7 +65,8 @@ def collect_dataset(
         progress: Show a progress bar.
 
     Raises:
-        UserError: The id is unknown, the dataset exists and `overwrite` is false, or a number is out of range.
+        UserError: The id is unknown, the dataset exists and `overwrite` is false, a number is out of range, or a
+            package is missing.
         RunFailure: A worker process died, or the disk is full.
     """
     if dataset_id not in CATALOG:
@@ -82,6 +87,7 @@ def collect_dataset(
     if folder.exists() and not overwrite:
         raise _exists(dataset_id, folder)
 
+    title = _title(dataset, seed)
     work_folder = root / HIDDEN / dataset_id.replace("/", "-")
     replaced = work_folder / "replaced"
     notice = f"waiting for another process that is collecting {dataset_id}" if progress else None
@@ -95,8 +101,8 @@ def collect_dataset(
         building = work_folder / "building"
         shutil.rmtree(building, ignore_errors=True)  # left by a process that was killed
         try:
-            with Journal(work_folder / "journal", _title(dataset, seed)) as journal:
-                _fill(journal, dataset, steps, seed, processes, progress)
+            with Journal(work_folder / "journal", title) as journal:
+                _fill(journal, dataset, dataset.recorded_steps(steps), seed, processes, progress)
                 _require_space(journal)
                 _write(building, dataset, journal, steps, seed)
                 publish(building, root, dataset_id, replaced)
@@ -116,12 +122,16 @@ def _exists(dataset_id: str, folder: Path) -> UserError:
 
 def _title(dataset: CollectedDataset, seed: int) -> bytes:
     """Return everything that the episodes depend on; a collection continues only if it is the same."""
-    return json.dumps({"dataset": asdict(dataset), "seed": seed, "versions": _versions()}).encode()
+    return json.dumps({"dataset": asdict(dataset), "seed": seed, "versions": _versions(dataset)}).encode()
 
 
-def _versions() -> dict[str, str]:
-    packages = ("gymnasium", "gymnasium-robotics", "mujoco", "numpy", "minari", "h5py")
-    return {"lit_offrl": lit_offrl.__version__, **{name: importlib.metadata.version(name) for name in packages}}
+def _versions(dataset: CollectedDataset) -> dict[str, str]:
+    packages = ("gymnasium", "gymnasium-robotics", "mujoco", "numpy", "minari", "h5py", *dataset.packages)
+    try:
+        versions = {name: importlib.metadata.version(name) for name in packages}
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UserError(f"collecting {dataset.id} needs the package {error.name}: {INSTALL}") from error
+    return {"lit_offrl": lit_offrl.__version__, **versions}
 
 
 def _fill(journal: Journal, dataset: CollectedDataset, steps: int, seed: int, processes: int, progress: bool) -> None:
@@ -157,6 +167,7 @@ def _write(building: Path, dataset: CollectedDataset, journal: Journal, steps: i
 
     env = make_environment(dataset)
     env.close()
+    low, high = dataset.reference or (None, None)
     is_dictionary = isinstance(env.observation_space, Dict)
     tally = _Tally()
 
@@ -184,11 +195,13 @@ def _write(building: Path, dataset: CollectedDataset, journal: Journal, steps: i
             algorithm_name=dataset.algorithm,
             author="lit_offrl",
             description=dataset.description,
-            ref_min_score=dataset.reference[0],
-            ref_max_score=dataset.reference[1],
+            ref_min_score=low,
+            ref_max_score=high,
             data_format="hdf5",
         )
         stored.storage.update_metadata(_metadata(dataset, tally, steps, seed))
+    if isinstance(dataset, ManipulationDataset):
+        write_ogbench(building / dataset.id / "data", dataset, journal, steps)
 
 
 class _Tally:
@@ -223,7 +236,7 @@ def _metadata(dataset: CollectedDataset, tally: _Tally, steps: int, seed: int) -
         "transitions": tally.transitions,
         "mean_returns": tally.mean_returns,
         "falls": tally.falls,
-        "versions": _versions(),
+        "versions": _versions(dataset),
     }
     if isinstance(dataset, MazeDataset):
         facts["successes"] = tally.successes

@@ -21,10 +21,11 @@ from itertools import count, islice
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from lit_offrl.collect.catalog import CATALOG, CollectedDataset, LocomotionDataset, MazeDataset
+from lit_offrl.collect.catalog import CATALOG, CollectedDataset, LocomotionDataset, ManipulationDataset, MazeDataset
 from lit_offrl.collect.episodes import Recorder
 from lit_offrl.collect.journal import read_record, write_record
 from lit_offrl.collect.locomotion_episodes import LocomotionRecorder
+from lit_offrl.collect.manipulation_episodes import ManipulationRecorder
 from lit_offrl.collect.maze_episodes import MazeRecorder
 from lit_offrl.errors import RunFailure
 
@@ -39,6 +40,8 @@ def make_recorder(dataset: CollectedDataset, seed: int) -> Recorder:
     """Return the recorder of a dataset."""
     if isinstance(dataset, MazeDataset):
         return MazeRecorder(dataset, seed)
+    if isinstance(dataset, ManipulationDataset):
+        return ManipulationRecorder(dataset, seed)
     assert isinstance(dataset, LocomotionDataset)
     return LocomotionRecorder(dataset, seed)
 

@@ -14,7 +14,7 @@ from lit_offrl.data.sources.base import LONGEST_NAME, DataSource, Listing
 from lit_offrl.data.sources.d4rl import OriginalD4RL
 from lit_offrl.data.sources.files import FILE_SUFFIXES, OwnFiles
 from lit_offrl.data.sources.minari import Minari
-from lit_offrl.data.sources.offrl import Collected
+from lit_offrl.data.sources.offrl import Collected, CollectedOGBench
 from lit_offrl.data.sources.ogbench import OGBench
 from lit_offrl.data.sources.several import Several
 from lit_offrl.errors import UserError, did_you_mean
@@ -37,6 +37,7 @@ __all__ = [
 
 SOURCES: tuple[DataSource, ...] = (
     Several(),
+    CollectedOGBench(),
     Collected(),
     OwnFiles(),
     OriginalD4RL(),

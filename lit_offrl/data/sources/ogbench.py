@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lit_offrl.data.columns import USUAL_NAMES, LogColumns
 from lit_offrl.data.info import DatasetInfo, EnvironmentInfo, ScoreReference
@@ -64,22 +64,9 @@ class OGBench(DataSource):
         self, dataset: str, d4rl_compat: bool = True, columns: LogColumns = USUAL_NAMES
     ) -> tuple[Transitions, DatasetInfo]:
         """Read a file with the rewards of a task; download it first if it is not here."""
-        from lit_offrl.data.formats.cache import source_sha256
-        from lit_offrl.data.formats.ogbench import read_ogbench
-
         self.prepare(dataset)
-        path, environment = file_path(dataset), environment_name(dataset.removeprefix(OGBENCH_NAMESPACE))
-        transitions = read_ogbench(path, environment)
-        is_solved = bool(transitions.terminals.any())
-        return transitions, DatasetInfo(
-            id=dataset,
-            source=self.names[0],
-            path=path,
-            sha256=source_sha256(path),
-            environment=EnvironmentInfo(OGBENCH_NAMESPACE + environment, {}, None),
-            metadata={"url": _url(dataset)},
-            notes=() if is_solved else (f"the task is solved in no state of {path}",),
-        )
+        name = environment_name(dataset.removeprefix(OGBENCH_NAMESPACE))
+        return load_task(dataset, self.names[0], file_path(dataset), name, {"url": _url(dataset)})
 
     def listing(self) -> Iterable[Listing]:
         """Return the files that are here, by their default tasks."""
@@ -96,6 +83,37 @@ class OGBench(DataSource):
     def reference(self, info: DatasetInfo) -> ScoreReference | None:
         """Return OGBench's score, the success rate."""
         return SUCCESS
+
+
+def load_task(
+    dataset: str, source: str, path: Path, environment: str, metadata: Mapping[str, Any]
+) -> tuple[Transitions, DatasetInfo]:
+    """Read a file in OGBench's format with the rewards of a task.
+
+    Args:
+        dataset: The id.
+        source: `DatasetInfo.source`.
+        path: The `.npz` file.
+        environment: The package's name of the environment of the task, e.g. `cube-single-singletask-task2-v0`.
+        metadata: `DatasetInfo.metadata`.
+
+    Raises:
+        UserError: The package is missing, or the file is missing, broken or of another environment.
+    """
+    from lit_offrl.data.formats.cache import source_sha256
+    from lit_offrl.data.formats.ogbench import read_ogbench
+
+    transitions = read_ogbench(path, environment)
+    is_solved = bool(transitions.terminals.any())
+    return transitions, DatasetInfo(
+        id=dataset,
+        source=source,
+        path=path,
+        sha256=source_sha256(path),
+        environment=EnvironmentInfo(OGBENCH_NAMESPACE + environment, {}, None),
+        metadata=metadata,
+        notes=() if is_solved else (f"the task is solved in no state of {path}",),
+    )
 
 
 def check_name(dataset: str) -> None:
@@ -184,6 +202,16 @@ def with_task_number(dataset: str) -> str:
 def file_name(name: str) -> str:
     """Return the name of the file of a task: `cube-single-play-v0` of `cube-single-play-singletask-task2-v0`."""
     return re.sub(r"-singletask(-task\d)?(?=-v0$)", "", name)
+
+
+def collected_file(folder: Path, dataset: str) -> Path:
+    """Return the file for training of a dataset that this package collects, e.g. `cube-single-play-v0.npz`.
+
+    Args:
+        folder: Where the files of the dataset lie.
+        dataset: The id, with or without a task, e.g. `offrl/ogbench/cube-single-play-v0`.
+    """
+    return folder / f"{file_name(dataset.rpartition('/')[2])}.npz"
 
 
 def environment_name(name: str) -> str:
