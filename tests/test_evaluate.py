@@ -65,7 +65,7 @@ def test_a_linear_system_with_quadratic_costs():
 
 
 # Of the chain of three states: (state, action) -> (next state, reward); action 1 of state 2 ends the episode.
-CHAIN = {(0, 0): (1, 0), (0, 1): (2, 0), (1, 0): (0, 1), (1, 1): (2, 0), (2, 0): (1, 0), (2, 1): (2, 0.5)}
+CHAIN = {(0, 0): (1, 0), (0, 1): (2, 0), (1, 0): (0, 1), (1, 1): (2, 0), (2, 0): (1, 0), (2, 1): (0, 0.5)}
 
 
 def chain_value(first_action: tuple[float, ...], ends: bool = True, steps: int = 1500) -> float:
