@@ -119,6 +119,8 @@ class RunFolder:
             "hpc_ckpt_*.ckpt",  # of Lightning under SLURM, which would take it for the start of a new run
             "figures/*.png",
             "rollout.gif",
+            "fqe.json",
+            "fqe/events.out.tfevents.*",
         ]
         for pattern in patterns:
             for file in self.path.glob(pattern):
@@ -126,7 +128,7 @@ class RunFolder:
 
     def remove_if_empty(self, root: Path) -> None:
         """Remove the folder, and those above it up to `root`, as far as they hold nothing."""
-        for folder in (self.checkpoints, self.path / "figures", self.path, *self.path.parents):
+        for folder in (self.checkpoints, self.path / "figures", self.path / "fqe", self.path, *self.path.parents):
             if not folder.is_relative_to(root):
                 return
             with suppress(OSError):

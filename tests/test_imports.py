@@ -18,6 +18,7 @@ ALLOWED = {  # room -> rooms of the package it may import, besides itself
     "collect": {"envs", "data", "__init__", *COMMON},
     "algorithms": {"networks", "diffusion", *COMMON},
     "policy": {"algorithms", *COMMON},
+    "evaluate": {"algorithms", "networks", "data", *COMMON},
     "callbacks": {"algorithms", "envs", "data", "run_folder", "__init__", *COMMON},
     "run_folder": {"data", "errors", "system"},
     "report": {"envs", "data", "errors"},
@@ -104,6 +105,11 @@ def test_a_wheel_has_every_room():
     [
         ("import lit_offrl.cli; lit_offrl.cli.main(['--help'])", {"torch", "lightning", "numpy", "gymnasium"}),
         ("import lit_offrl.cli; lit_offrl.cli.main(['data', 'list'])", {"torch", "lightning", "gymnasium"}),
+        (
+            "import contextlib, lit_offrl.cli\n"
+            "with contextlib.suppress(SystemExit): lit_offrl.cli.main(['evaluate', '--help'])",
+            {"torch", "lightning", "numpy", "gymnasium"},
+        ),
         (
             "import contextlib, lit_offrl.cli\n"
             "with contextlib.suppress(SystemExit): lit_offrl.cli.main(['sweep', '--help'])",

@@ -22,10 +22,12 @@ from lit_offrl.report.runs import find_runs
 from lit_offrl.report.statistics import (
     Summary,
     bootstrap_interval,
+    expected_best,
     interquartile_mean,
     mean,
     performance_profile,
     probability_of_improvement,
+    selection_curve,
 )
 
 LOCAL = {"name": "local", "min": 0.0, "max": 1.0}
@@ -154,6 +156,37 @@ def test_probability_of_improvement_by_hand():
     assert probability_of_improvement(y, x)[0] == pytest.approx(1 - probability)
     assert probability_of_improvement(x, x)[0] == pytest.approx(0.5)
     assert probability_of_improvement([np.array([1.0])], [np.array([0.0])]) == (1.0, None)
+
+
+def test_the_best_of_k_by_hand():
+    scores = np.array([3.0, 0.0, 1.0])
+    assert expected_best(scores, 1) == pytest.approx(4 / 3)
+    assert expected_best(scores, 2) == pytest.approx((1 + 3 + 3) / 3)  # of {0, 1}, {0, 3}, {1, 3}
+    assert expected_best(scores, 3) == 3
+
+
+def test_a_choice_by_perfect_evaluations_is_the_best_of_k():
+    policies = [np.full(length, float(score)) for length, score in ((5, 3), (1, 0), (3, 1), (4, 7))]
+    means = np.array([3.0, 0.0, 1.0, 7.0])
+    for k in (1, 2, 3, 4):
+        curve, band = selection_curve(policies, k, budget=6)
+        # 1,000 draws; after one episode a random policy is chosen, after k the best
+        error = 4 * means.std() / 1000**0.5
+        assert curve[0] == pytest.approx(means.mean(), abs=error)
+        assert curve[k - 1 :] == pytest.approx(expected_best(means, k), abs=error)
+        assert band.shape == (2, 6)
+    assert (curve[3:] == 7).all()
+    assert (band[:, 3:] == 7).all()
+
+
+def test_a_choice_among_two_noisy_policies_by_hand():
+    # Of success rates 1 and 1/2: after one episode of each, the worse one ties half of the time. It is then chosen
+    # where it was played first, which is half of these.
+    curve, _ = selection_curve([np.array([1.0]), np.array([0.0, 1.0])], 2, budget=400)
+    assert curve[1] == pytest.approx(1 - 0.5 * 0.25, abs=0.02)
+    assert curve[-1] > 0.99
+    scaled, _ = selection_curve([np.array([100.0]), np.array([0.0, 100.0])], 2, budget=400)
+    np.testing.assert_allclose(scaled, 100 * curve)
 
 
 # ---------------------------------------------------------------- a tree of runs
@@ -341,6 +374,23 @@ def test_policies_stand_beside_their_controls(tmp_path: Path, capsys: pytest.Cap
     report = tmp_path / "report"
     assert {row["actor"] for row in flat(report)} == {"policy", "no_q", "behavior", "behavior_best_of_16"}
     assert "without" not in out[out.index("Over datasets") : out.index("## hopper")]  # a control is no rival
+
+
+def test_configurations_have_a_curve_of_policy_selection(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for label, score in (("a", 20.0), ("b", 40.0), ("c", 90.0)):
+        write_run(tmp_path / label, "dtql", "offrl/antmaze/umaze-v0", 0, score, evaluations={3000: [score] * 5})
+        write_run(tmp_path / label, "iql", "offrl/pointmaze/medium-v0", 0, score, evaluations={3000: [score] * 5})
+    write_run(tmp_path, "bdpo", "offrl/antmaze/umaze-v0", 0, 10.0)
+    assert main(["report", str(tmp_path)]) == 0
+    lines = [re.sub(" +", " ", line) for line in capsys.readouterr().out.splitlines()]
+    rows = [line for line in lines if re.match(r"\| (dtql|iql|bdpo) \| \d of ", line)]
+    assert [row.split(" | ")[1] for row in rows] == ["1 of 3", "2 of 3", "3 of 3"] * 2
+    assert rows[2] == "| dtql | 3 of 3 | 90.0 | 90.0 | 90.0 | 90.0 |"
+    assert rows[1].endswith(f"| {(40 + 90 + 90) / 3:.1f} |")
+    page = (tmp_path / "report" / "report.html").read_text()
+    for name in ("selection_offrl-antmaze-umaze-v0-local.png", "selection_offrl-pointmaze-medium-v0-local.png"):
+        assert (tmp_path / "report" / name).is_file()
+    assert "What tuning costs" in page
 
 
 def test_the_figures_of_the_readme_are_those_of_the_kept_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -86,8 +86,26 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
         ({"objective": {"metric": "eval/mean_label", "direction": "max"}}, ["no 'max'", "maximize"]),
         ({"objective": {"metric": "eval/mean_lable", "direction": "maximize"}}, ["did you mean 'eval/mean_label'?"]),
         ({"objective": {"metric": "eval/return_mean", "direction": "maximize"}}, ["evaluations have eval/mean_label"]),
-        ({"objective": {"metric": "loss", "direction": "minimize"}}, ["none of eval/..., train/... and val/..."]),
+        (
+            {"objective": {"metric": "loss", "direction": "minimize"}},
+            ["none of eval/..., train/..., ope/fqe_value and val/..."],
+        ),
         ({"objective": {"metric": "val/x", "direction": "minimize"}}, ["set data.validation_fraction"]),
+        ({"objective": {"metric": "ope/fqe_value", "direction": "maximize"}}, ["set data.validation_fraction"]),
+        ({"objective": {"metric": "ope/fqe", "direction": "maximize"}}, ["none of eval/...", "ope/fqe_value"]),
+        (
+            {
+                "objective": {"metric": "ope/fqe_value", "direction": "maximize"},
+                "configs": ["conf/qc_pointmaze.yaml"],
+                "overrides": {"data.validation_fraction": 0.1},
+                "space": {"data.batch_size": [8, 16]},
+            },
+            ["values no policy of QC"],
+        ),
+        (
+            {"objective": {"metric": "eval/mean_label", "direction": "maximize", "fqe_steps": 5}},
+            ["objective.fqe_steps: must be left out without ope/fqe_value, not 5"],
+        ),
         ({"sampler": "tpee"}, ["sampler: no 'tpee'", "did you mean 'tpe'?"]),
         ({"sampler": {"name": "tpe", "n_startup": 3}}, ["did you mean 'n_startup_trials'?"]),
         ({"sampler": "grid"}, ["a grid needs a list of choices or a step"]),
@@ -545,6 +563,25 @@ def test_a_search_without_an_environment(write: Write, tmp_path: Path, capsys: p
     with again.open(newline="") as file:
         rows = [row["val/behavior_loss"] for row in csv.DictReader(file) if row["val/behavior_loss"]]
     assert rows == losses, "the configuration is the trial's"
+
+
+@pytest.mark.slow
+def test_a_search_by_fitted_q_evaluation(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    objective = {"metric": "ope/fqe_value", "direction": "maximize", "fqe_steps": 30}
+    space = {"model.init_args.learning_rate": [1e-2, 3e-4]}
+    search = write(**{**tiny_search(tmp_path), "objective": objective, "space": space, "seeds": [0, 1]})
+    assert main(["sweep", f"--config={search}"]) == 0
+    out = capsys.readouterr().out
+    assert "maximizes ope/fqe_value, the last value of a run, which needs no environment: fitted Q evaluation" in out
+    with (tmp_path / "search" / "trials.csv").open(newline="") as file:
+        for trial in csv.DictReader(file):
+            files = [*(tmp_path / "search" / trial["folder"]).rglob("fqe.json")]
+            results = [json.loads(file.read_text()) for file in files]
+            assert [result["options"]["steps"] for result in results] == [30, 30]
+            assert all("that the policy's training held out" in result["held_out"] for result in results)
+            assert float(trial["value"]) == pytest.approx(np.mean([result["value"] for result in results]))
+    assert main(["sweep", f"--config={search}"]) == 0
+    assert "2 finished trials: 2 complete" in capsys.readouterr().out
 
 
 def seed_run(search: Search, root: Path) -> SeedRun:

@@ -30,6 +30,7 @@ commands:
   validate    score a checkpoint:  validate --ckpt_path runs/.../checkpoints/last.ckpt
   test        the same, under the name of a final test
   predict     write the policy's actions for the dataset's observations
+  evaluate    value a policy without an environment:  evaluate --ckpt_path runs/.../checkpoints/last.ckpt
   algorithms  list the algorithms
   data        list, info ID, check PATH, convert SRC DST, collect ID
   sweep       search hyper-parameters:  sweep --config search/dtql_pointmaze
@@ -47,7 +48,7 @@ commands:
   --ckpt_path last                         go on with a run that was stopped
 """
 TRAINING = ("fit", "validate", "test", "predict")
-OTHERS = ("algorithms", "data", "sweep", "grid", "report")
+OTHERS = ("evaluate", "algorithms", "data", "sweep", "grid", "report")
 COMMANDS = (*TRAINING, *OTHERS)
 
 

@@ -14,6 +14,7 @@ import yaml
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from lit_offrl.algorithms import ALGORITHMS
 from lit_offrl.cli.configs import flatten
 from lit_offrl.cli.metrics import check_metric
 from lit_offrl.cli.training import resolved_config
@@ -21,7 +22,7 @@ from lit_offrl.errors import UserError
 from lit_offrl.report.plots import png
 from lit_offrl.search import study as studies
 from lit_offrl.search.pictures import pictures
-from lit_offrl.search.space import Search, look_up, short_names
+from lit_offrl.search.space import FQE_VALUE, Search, look_up, short_names
 from lit_offrl.search.trial import Outcome, SeedRun, run_trial
 from lit_offrl.system.files import write_bytes
 
@@ -93,11 +94,26 @@ class Plan:
 
     def _check_objective(self) -> None:
         metric = self.search.objective.metric
-        if not metric.startswith("train/"):
-            fraction = float(look_up(self.config, "data.validation_fraction"))
-            check_metric("objective.metric", metric, self.is_bandit, fraction, "train/...")
+        fraction = float(look_up(self.config, "data.validation_fraction"))
+        if self.search.objective.is_fqe:
+            self._check_fqe(fraction)
+        elif not metric.startswith("train/"):
+            check_metric("objective.metric", metric, self.is_bandit, fraction, f"train/..., {FQE_VALUE}")
         if self.search.objective.evaluates and not self.is_bandit and not look_up(self.config, "evaluation.enabled"):
             raise UserError(f"objective.metric: {metric} needs evaluations, but evaluation.enabled is false")
+
+    def _check_fqe(self, fraction: float) -> None:
+        if not fraction:
+            raise UserError(
+                f"objective.metric: {FQE_VALUE} needs episodes that training does not see: set "
+                "data.validation_fraction, e.g. 0.1"
+            )
+        model = str(look_up(self.config, "model.class_path")).rpartition(".")[2]
+        if model in ALGORITHMS and ALGORITHMS[model].has_memory:
+            raise UserError(
+                f"objective.metric: {FQE_VALUE} values no policy of {model}, which acts by what happened earlier in "
+                "the episode"
+            )
 
     @property
     def is_bandit(self) -> bool:
@@ -111,7 +127,8 @@ class Plan:
         objective = self.search.objective
         return {
             **{f"space.{key}": value for key, value in space.items()},
-            "objective": f"{objective.direction} {objective.metric}, last {objective.last}",
+            "objective": f"{objective.direction} {objective.metric}, last {objective.last}"
+            + ("" if objective.fqe_steps is None else f", {objective.fqe_steps} steps of FQE"),
             "seeds": list(self.search.seeds),
             **{key: value for key, value in flatten(self.config) if key not in space},
         }
@@ -141,6 +158,8 @@ class Plan:
     @property
     def _meaning(self) -> str:
         """A clause about the metric."""
+        if self.search.objective.is_fqe:
+            return "which needs no environment: fitted Q evaluation on held-out episodes when a run is finished"
         if not self.search.objective.evaluates:
             held_out = self.search.objective.metric.startswith("val/")
             kind = "a loss on held-out episodes" if held_out else "it is logged in training, on the training data"

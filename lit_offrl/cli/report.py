@@ -59,6 +59,9 @@ def _write(report: Report, output: Path) -> list[str]:
             figures[f"profiles_{comparison.scale}.png"] = plots.profiles(comparison, colors)
             if len(comparison.scores) > 1:
                 figures[f"improvement_{comparison.scale}.png"] = plots.improvement(comparison)
+    for task in report.tasks:
+        if selections := report.selections_of(task):
+            figures[page.selection_name(task)] = plots.policy_selection(selections)
     pictures = {name: plots.png(figure) for name, figure in figures.items() if figure is not None}
     method = "\n\n".join(("", "## How to read it", *page.METHOD)) + "\n"
     files: dict[str, bytes] = {

@@ -38,6 +38,10 @@ CURVES = (
     "Evaluations during training: mean over seeds and 95% interval. Dashed: the dataset's mean. Dotted: final scores "
     "of the behavior models, or of the policies without their Q."
 )
+SELECTION = (
+    "Policy selection: the score of the best of some policies against the episodes by which it is chosen. Bands: 95% "
+    "of the draws. Dashed: a perfect choice."
+)
 
 
 class Heading(NamedTuple):
@@ -62,6 +66,11 @@ def curve_name(task: Task) -> str:
     return f"curve_{_anchor(f'{task.dataset} {task.scale}')}.png"
 
 
+def selection_name(task: Task) -> str:
+    """Return the file name of the curve of policy selection of a task."""
+    return f"selection_{_anchor(f'{task.dataset} {task.scale}')}.png"
+
+
 def _anchor(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")
 
@@ -80,6 +89,8 @@ def document(report: Report, pictures: Sequence[str]) -> list[Block]:
         blocks += [*tables.published_lines(report.published[task]), Picture(curve_name(task), CURVES)]
         if (costs := tables.costs(report, task)) is not None:
             blocks.append(costs)
+        if selections := report.selections_of(task):
+            blocks += [tables.selection_table(selections), Picture(selection_name(task), SELECTION)]
     if report.bandits:
         blocks += [Heading("2-D bandits"), tables.bandits(report.bandits)]
     if report.notes:

@@ -13,8 +13,9 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from lit_offrl.report.rows import Comparison, Report, Task
-from lit_offrl.report.statistics import bootstrap_interval, mean, performance_profile
+from lit_offrl.report.rows import Comparison, Report, Selection, Task
+from lit_offrl.report.statistics import bootstrap_interval, expected_best, mean, performance_profile, selection_curve
+from lit_offrl.report.tables import BUDGETS
 
 # Okabe and Ito (2008): a palette that color-blind readers can distinguish.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -22,6 +23,7 @@ DATA_COLOR = "0.45"
 BAND_ALPHA = 0.18
 DPI = 130
 THRESHOLDS = 301
+CHOICES = 8  # policies to choose from in the curve of policy selection, as in its authors' figures
 MOST_MARKERS = 20  # on one curve
 MOST_LEGEND_ENTRIES = 4  # for the other actors, e.g. behavior models; above it they share one entry
 LEGEND_ROW_INCHES = 0.19
@@ -104,6 +106,25 @@ def improvement(comparison: Comparison) -> Figure:
     axis.axvline(0.5, color=DATA_COLOR, linestyle="--", linewidth=1.2)
     axis.set_yticks(range(len(pairs)), [f"{x} > {y}" for x, y, _, _ in pairs])
     axis.set(xlim=(-0.02, 1.02), ylim=(len(pairs) - 0.5, -0.5), xlabel="P(a run of the first scores higher)")
+    return figure
+
+
+def policy_selection(selections: Sequence[Selection]) -> Figure:
+    """Return the score of the best of some policies over the episodes by which it is chosen, one curve per algorithm.
+
+    The bands hold 95% of the draws. Dashed: the score if the choice was perfect.
+    """
+    task = selections[0].task
+    figure, axis = titled_figure(f"{task.dataset}: choosing a policy")
+    for color, each in zip(colors_of([each.algorithm for each in selections]).values(), selections, strict=True):
+        k = min(CHOICES, len(each.policies))
+        curve, (low, high) = selection_curve(each.policies, k, BUDGETS[-1])
+        episodes = np.arange(1, len(curve) + 1)
+        axis.plot(episodes, curve, color=color, label=f"{each.algorithm}, best of {k}")
+        axis.fill_between(episodes, low, high, color=color, alpha=BAND_ALPHA, linewidth=0)
+        axis.axhline(expected_best(each.means, k), color=color, linestyle="--", linewidth=1.2)
+    axis.set(xlabel="episodes of online evaluation", ylabel=task.unit, xlim=(0, BUDGETS[-1]))
+    _legend(figure)
     return figure
 
 

@@ -143,6 +143,26 @@ class Comparison:
         return pairs
 
 
+@dataclass(frozen=True)
+class Selection:
+    """The policies of several configurations of one algorithm on one task, from which a user would choose.
+
+    Attributes:
+        configurations: Number of configurations.
+        policies: Scores of the episodes of each run's last evaluation during training.
+    """
+
+    task: Task
+    algorithm: str
+    configurations: int
+    policies: Sequence[Array]
+
+    @property
+    def means(self) -> Array:
+        """Scores of the policies, `[policies]`."""
+        return np.array([each.mean() for each in self.policies])
+
+
 RULES = {"d4rl": D4RL_RULES, "ogbench": OGBENCH_RULES}  # of each benchmark with published scores
 
 # Algorithms that papers print under another name. Not IDQL-A, whose settings were tuned for each task.
@@ -215,6 +235,23 @@ class Report:
     def policies(self) -> list[Row]:
         """Rows of the algorithms' own policies."""
         return [row for row in self.rows if row.actor == "policy"]
+
+    @cached_property
+    def selections(self) -> list[Selection]:
+        """One for each algorithm with several rows on a task, e.g. the labels of a grid or the trials of a search."""
+        grouped: dict[tuple[Task, str], list[Row]] = defaultdict(list)
+        for row in self.policies:
+            if any(run.episodes for run in row.runs):
+                grouped[row.task, row.runs[0].algorithm_id].append(row)
+        return [
+            Selection(*key, len(rows), [np.array(run.episodes) for row in rows for run in row.runs if run.episodes])
+            for key, rows in grouped.items()
+            if len(rows) > 1
+        ]
+
+    def selections_of(self, task: Task) -> list[Selection]:
+        """Return the selections of a task."""
+        return [each for each in self.selections if each.task == task]
 
     @property
     def algorithms(self) -> list[str]:

@@ -35,6 +35,7 @@ class Run:
 
     Attributes:
         algorithm: Name of the algorithm; `distinguish_runs` adds a folder where several runs have the same name.
+        algorithm_id: The name as results.json gives it.
         ablation: Name of the ablation that was trained, e.g. `no_q`; None for the algorithm as it is.
         dataset: Id of the dataset; `distinguish_runs` adds a digest or a scale where one id has several.
         dataset_id: The id as results.json gives it.
@@ -46,6 +47,7 @@ class Run:
         scores: Final scores by actor; `policy` is the algorithm's own policy.
         data_score: The dataset's mean return on the same scale.
         evaluations: (gradient step, mean score) of the policy during training, in order.
+        episodes: Scores of the episodes of the last of these evaluations.
         bandit: Measures by actor of a run on a 2-D bandit, else empty.
         beta: Inverse temperature of the bandit's target.
         time: Entries of results.json's `time`, e.g. `act_ms`.
@@ -54,6 +56,7 @@ class Run:
 
     path: Path
     algorithm: str
+    algorithm_id: str
     ablation: str | None
     dataset: str
     dataset_id: str
@@ -67,6 +70,7 @@ class Run:
     scores: Mapping[str, Score]
     data_score: float | None
     evaluations: Sequence[tuple[int, float]]
+    episodes: Sequence[float]
     bandit: Mapping[str, Mapping[str, float | None]]
     beta: float | None
     time: Mapping[str, float | None]
@@ -138,10 +142,12 @@ def _read_run(file: Path) -> Run:
     bandit = dict(results.get("bandit") or {})
     beta = _number(bandit.pop("beta", None))
     measures = {"policy": bandit, **(results.get("bandit_comparison") or {})} if bandit else {}
+    episodes = _episodes(file.with_name("eval.csv"), reference)
     seed, step = results["seed"], results.get("scored_step")
     return Run(
         path=file.parent,
         algorithm=str(results["algorithm"]),
+        algorithm_id=str(results["algorithm"]),
         ablation=None if results.get("ablation") is None else Path(str(results["ablation"])).stem,
         dataset=str(results["dataset"]),
         dataset_id=str(results["dataset"]),
@@ -154,7 +160,8 @@ def _read_run(file: Path) -> Run:
         reference=reference,
         scores={name: Score(value, episodes) for name, (value, episodes) in values.items() if value is not None},
         data_score=reference.score(data_return, None) if reference and data_return is not None else data_return,
-        evaluations=_evaluations(file.with_name("eval.csv"), reference),
+        evaluations=[(at, sum(each) / len(each)) for at, each in episodes.items()],
+        episodes=[*episodes.values()][-1] if episodes else [],
         bandit={actor: {name: _number(value) for name, value in each.items()} for actor, each in measures.items()},
         beta=beta,
         time={name: _number(value) for name, value in dict(results.get("time") or {}).items()},
@@ -167,9 +174,10 @@ def _number(value: object) -> float | None:
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
-def _evaluations(file: Path, reference: ScoreReference | None) -> list[tuple[int, float]]:
+def _episodes(file: Path, reference: ScoreReference | None) -> dict[int, list[float]]:
+    """Return the scores of the policy's episodes during training, by gradient step in order."""
     if not file.is_file():
-        return []
+        return {}
     column = "return" if reference is None else "normalized_score"
     episodes: dict[int, list[float]] = defaultdict(list)
     with file.open(newline="") as lines:
@@ -180,7 +188,7 @@ def _evaluations(file: Path, reference: ScoreReference | None) -> list[tuple[int
                 episodes[int(row["step"])].append(float(row[column]))
             except (KeyError, TypeError, ValueError):
                 continue  # a killed process can leave an incomplete last row
-    return sorted((step, sum(each) / len(each)) for step, each in episodes.items())
+    return {step: each for step, each in sorted(episodes.items()) if each}
 
 
 def distinguish_runs(runs: Sequence[Run]) -> list[Run]:

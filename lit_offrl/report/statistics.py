@@ -6,12 +6,15 @@ needs at least 2 seeds in every task and is None otherwise. The random seed is f
 interval.
 
 The authors' package rliable is not used: it needs the same number of seeds in every task.
+
+The curve of policy selection is that of Jackson et al. (2025), "A Clean Slate for Offline RL" (arXiv 2504.11453).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +25,8 @@ Interval = tuple[float, float]
 RESAMPLES = 10_000
 COVERAGE = 0.95
 SEED = 0
+SELECTIONS = 1000  # draws of policies and of their episodes
+EXPLORATION = 2.0  # of the UCB bandit, as in the authors' code
 
 
 def interquartile_mean(scores: Array) -> Array:
@@ -118,6 +123,51 @@ def probability_of_improvement(x: Sequence[Array], y: Sequence[Array]) -> tuple[
     drawn = [((left @ each) * right).sum(axis=1) for each, (left, right) in zip(wins, left_and_right, strict=True)]
     low, high = _interval(np.mean(drawn, axis=0))
     return probability, (float(low), float(high))
+
+
+def expected_best(scores: Array, k: int) -> float:
+    """Return the expected maximum of `k` of the n scores `[n]`, drawn without replacement."""
+    n = len(scores)
+    # The (i + 1)-th lowest is the maximum if the other k - 1 are among the i that are lower.
+    weights = np.array([comb(i, k - 1) / comb(n, k) for i in range(n)])
+    return float(np.sort(scores) @ weights)
+
+
+def selection_curve(policies: Sequence[Array], k: int, budget: int) -> tuple[Array, Array]:
+    """Return the score of the best of `k` policies, chosen by online evaluation, after 1, ..., `budget` episodes.
+
+    Each draw takes `k` of the policies, without replacement. A UCB bandit plays one episode after the other, and the
+    policy of the highest mean so far is the choice; its score is the mean of all its episodes. The authors give the
+    bandit's bonus in units of the score; here it is in units of the range of all episodes, so that it depends on no
+    scale.
+
+    Args:
+        policies: Scores of the episodes of each policy; a played episode is drawn from them with replacement.
+        k: Number of policies to choose from.
+        budget: Largest number of episodes, over all of the `k` policies.
+
+    Returns:
+        Mean over the draws, `[budget]`, and the interval that holds 95% of them, `[2, budget]`.
+    """
+    rng = np.random.default_rng(SEED)
+    lengths = np.array([len(each) for each in policies])
+    episodes = np.array([np.resize(each, lengths.max()) for each in policies])  # what is beyond the length is not drawn
+    means = np.array([each.mean() for each in policies])
+    span = np.ptp(np.concatenate(policies))
+    rows = np.arange(SELECTIONS)
+    arms = rng.random((SELECTIONS, len(policies))).argsort(axis=1)[:, :k]  # in random order, which breaks ties
+    counts, sums = np.zeros((2, SELECTIONS, k))
+    chosen = np.empty((SELECTIONS, budget))
+    for played in range(budget):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            bonus = span * np.sqrt(EXPLORATION * np.log(played + 1) / counts)
+            arm = np.where(counts > 0, sums / counts + bonus, np.inf).argmax(axis=1)
+        policy = arms[rows, arm]
+        counts[rows, arm] += 1
+        sums[rows, arm] += episodes[policy, (rng.random(SELECTIONS) * lengths[policy]).astype(np.int64)]
+        best = np.where(counts > 0, sums / np.maximum(counts, 1), -np.inf).argmax(axis=1)
+        chosen[:, played] = means[arms[rows, best]]
+    return chosen.mean(axis=0), _interval(chosen)
 
 
 def _have_several_seeds(tasks: Sequence[Array]) -> bool:

@@ -9,12 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from lit_offrl.report.rows import NO_Q, Comparison, PublishedFigure, Report, Row, Task
+from lit_offrl.report.rows import NO_Q, Comparison, PublishedFigure, Report, Row, Selection, Task
 from lit_offrl.report.runs import Run
-from lit_offrl.report.statistics import Interval, bootstrap_interval, interquartile_mean
+from lit_offrl.report.statistics import (
+    SELECTIONS,
+    Interval,
+    bootstrap_interval,
+    expected_best,
+    interquartile_mean,
+    selection_curve,
+)
 
 UNFINISHED = " *: with unfinished runs."
 BANDIT_MEASURES = ("mean_label", "target_mean_label", "energy_distance", "off_mode_fraction")
+BUDGETS = (10, 50, 200)  # episodes; the last is the authors' longest
 MOST_COLUMNS = 6  # of algorithms; with more of them than of datasets, algorithms are rows
 
 
@@ -126,6 +134,25 @@ def costs(report: Report, task: Task) -> Table | None:
     )
     columns = ["", "s per 1,000 steps", "hours", "action ms", "99%", "device"]
     return Table(columns, lines, caption) if lines else None
+
+
+def selection_table(selections: Sequence[Selection]) -> Table:
+    """Return the score of the best of k policies by online evaluation, for some k and some budgets of episodes."""
+    lines = []
+    for each in selections:
+        n = len(each.policies)
+        for k in sorted({*(2**i for i in range(n.bit_length())), n}):
+            curve, _ = selection_curve(each.policies, k, BUDGETS[-1])
+            scores = [curve[budget - 1] for budget in BUDGETS] + [expected_best(each.means, k)]
+            digits = 1 if each.task.reference is not None else 3
+            lines.append([each.algorithm, f"{k} of {n}", *(_number(float(score), digits) for score in scores)])
+    caption = (
+        "What tuning costs: the expected score of the best of k policies (configurations with their seeds), chosen by "
+        f"so many episodes in the environment in all, over {SELECTIONS:,} draws of policies and of episodes of their "
+        "last evaluations (Jackson et al. 2025, arXiv 2504.11453). k of them take k trainings; 1 is an untuned run. "
+        "perfect: chosen by the scores themselves, the optimistic figure of a search."
+    )
+    return Table(["", "k", *(f"{each} episodes" for each in BUDGETS), "perfect"], lines, caption, text_columns=2)
 
 
 def published_lines(figures: Sequence[PublishedFigure]) -> list[str]:

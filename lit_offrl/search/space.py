@@ -18,7 +18,8 @@ from lit_offrl.errors import UserError, did_you_mean, require
 
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 RANGE_KEYS = ("low", "high", "log", "step", "choices")
-OBJECTIVE_KEYS = ("metric", "direction", "last")
+OBJECTIVE_KEYS = ("metric", "direction", "last", "fqe_steps")
+FQE_VALUE = "ope/fqe_value"
 # The loss of one block of updates is noisy, so the score of a training loss is a mean over several blocks.
 BLOCKS_PER_SCORE = 20
 LARGEST_GRID = 10_000  # points
@@ -30,19 +31,27 @@ class Objective:
     """How a trial is scored.
 
     Attributes:
-        metric: A column of metrics.csv, e.g. `eval/normalized_score` or `train/behavior_loss`.
+        metric: A column of metrics.csv, e.g. `eval/normalized_score` or `train/behavior_loss`; or `ope/fqe_value`, the
+            value by fitted Q evaluation at the end of a run.
         direction: `maximize` or `minimize`.
         last: The score of a run is the mean of this many last values of the metric.
+        fqe_steps: Gradient steps of the fitted Q evaluation; None for the default of `evaluate`.
     """
 
     metric: str
     direction: Literal["maximize", "minimize"]
     last: int
+    fqe_steps: int | None = None
 
     @property
     def evaluates(self) -> bool:
         """Whether the metric comes from an evaluation of the policy and not from a loss."""
         return self.metric.startswith("eval")
+
+    @property
+    def is_fqe(self) -> bool:
+        """Whether a run is scored by fitted Q evaluation when it is finished."""
+        return self.metric == FQE_VALUE
 
     @classmethod
     def of(cls, content: object) -> Objective:
@@ -58,8 +67,11 @@ class Objective:
         metric, direction = str(entries["metric"]), entries["direction"]
         if direction not in ("maximize", "minimize"):
             raise UserError(f"objective.direction: no '{direction}'; there are maximize and minimize")
-        last = entries.get("last", 1 if metric.startswith(("eval", "val/")) else BLOCKS_PER_SCORE)
-        return cls(metric, direction, _whole_number(last, "objective.last", minimum=1))
+        last = entries.get("last", 1 if metric.startswith(("eval", "val/", "ope/")) else BLOCKS_PER_SCORE)
+        last, steps = _whole_number(last, "objective.last", minimum=1), entries.get("fqe_steps")
+        require(steps is None or metric == FQE_VALUE, "objective.fqe_steps", f"left out without {FQE_VALUE}", steps)
+        steps = None if steps is None else _whole_number(steps, "objective.fqe_steps", minimum=1)
+        return cls(metric, direction, last, steps)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """One trial of a search: a `fit` per seed, each in a process of its own, observed through its metrics.csv.
 
+Where trials are scored by fitted Q evaluation, an `evaluate` follows each `fit`.
+
 The reasons: a trial can crash its process (out of memory, a driver), its memory is freed at the end, and all ranks of a
 DDP run need the same command line, which holds the parameters as flags.
 """
@@ -56,6 +58,14 @@ class SeedRun:
         except (OSError, json.JSONDecodeError):
             return False
         return bool((results["stage"], results["status"]) == ("fit", "finished"))
+
+    @property
+    def fqe_value(self) -> float | None:
+        """The value by fitted Q evaluation; None before it."""
+        try:
+            return float(json.loads((self.folder / "fqe.json").read_text())["value"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     @property
     def metrics(self) -> Path:
@@ -119,12 +129,17 @@ def run_trial(
     for index, run in enumerate(runs):
         watcher = _Watcher(run, objective, tuple(scores), index * max_steps, prune)
         if not run.finished:
-            code, pruned = _fit(run, watcher, tick, inherited)
+            # `auto` continues a run that ended with an earlier search.
+            code, pruned = _run_command(run, ["fit", *run.words, "--ckpt_path=auto"], watcher, tick, inherited)
             if pruned:
                 return Outcome(pruned=True)
             if code:
                 return Outcome(failure=_reason(code, run.log), bad_input=code == 2)
-        score = mean_of_last(run.values(objective.metric), objective.last)
+        if objective.is_fqe and run.fqe_value is None:
+            code, _ = _run_command(run, _evaluation(run, objective), lambda: False, tick, inherited)
+            if code:
+                return Outcome(failure=_reason(code, run.log), bad_input=code == 2)
+        score = run.fqe_value if objective.is_fqe else mean_of_last(run.values(objective.metric), objective.last)
         if score is None:
             return Outcome(failure=f"no {objective.metric} was logged; there are {', '.join(run.logged())}")
         if not math.isfinite(score):
@@ -165,14 +180,23 @@ class _Watcher:
         return False
 
 
-def _fit(
-    run: SeedRun, should_prune: Callable[[], bool], tick: Callable[[], None], inherited: Sequence[int]
+def _evaluation(run: SeedRun, objective: Objective) -> list[str]:
+    """Return the command that writes the run's fqe.json."""
+    steps = [] if objective.fqe_steps is None else [f"--steps={objective.fqe_steps}"]
+    return ["evaluate", "--method=fqe", f"--ckpt_path={run.folder / 'checkpoints' / 'last.ckpt'}", *steps]
+
+
+def _run_command(
+    run: SeedRun,
+    words: Sequence[str],
+    should_prune: Callable[[], bool],
+    tick: Callable[[], None],
+    inherited: Sequence[int],
 ) -> tuple[int, bool]:
-    """Run a training; return its exit code and whether it was pruned."""
+    """Run a command of the run, e.g. its training; return its exit code and whether it was pruned."""
     run.log.parent.mkdir(parents=True, exist_ok=True)
     with run.log.open("ab") as log:
-        # `auto` continues a run that ended with an earlier search.
-        process = start(["fit", *run.words, "--ckpt_path=auto"], log, inherited=inherited, detached=True)
+        process = start(words, log, inherited=inherited, detached=True)
     size, pause = 0, POLL_S
     try:
         while process.poll() is None:

@@ -1,0 +1,1 @@
+"""Judging policies without an environment: fitted Q evaluation on held-out episodes."""
