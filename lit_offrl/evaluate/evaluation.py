@@ -119,9 +119,12 @@ def evaluate_policy(
 
 
 def discounted_returns(transitions: Transitions, discount: float) -> NDArray[np.float64]:
-    """Return the discounted sum of the rewards from each transition to the end of its recorded episode, `[n]`."""
+    """Return the discounted sum of the rewards from each transition to the end of its episode, `[n]`.
+
+    Nothing counts after a terminal step, also where the recorded episode goes on.
+    """
     returns, later = np.empty(len(transitions)), 0.0
-    rewards, ends = transitions.rewards.tolist(), transitions.episode_ends.tolist()
+    rewards, ends = transitions.rewards.tolist(), (transitions.episode_ends | transitions.terminals).tolist()
     for row in range(len(transitions) - 1, -1, -1):
         later = rewards[row] + (0.0 if ends[row] else discount * later)
         returns[row] = later
