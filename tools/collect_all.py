@@ -23,7 +23,7 @@ def describe(dataset_id: str, seconds: float | None) -> str:
     facts = metadata["collection"]
     episodes = metadata["total_episodes"]
     mean = sum(facts["mean_returns"][kind] * number for kind, number in facts["episodes"].items()) / episodes
-    low, high = metadata["ref_min_score"], metadata["ref_max_score"]
+    low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")  # none where success is the score
     size = (minari_root() / dataset_id / "data" / "main_data.hdf5").stat().st_size
     cells = (
         dataset_id,
@@ -32,7 +32,7 @@ def describe(dataset_id: str, seconds: float | None) -> str:
         "-" if seconds is None else f"{seconds:.0f}",
         f"{mean:.4g}",
         f"{facts['success_fraction']:.2f}" if "success_fraction" in facts else "-",
-        f"{100 * (mean - low) / (high - low):.1f}",
+        "-" if low is None else f"{100 * (mean - low) / (high - low):.1f}",
         f"{size / 1e6:.0f}",
     )
     return f"| {' | '.join(cells)} |"

@@ -17,7 +17,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +167,8 @@ def _write(building: Path, dataset: CollectedDataset, journal: Journal, steps: i
 
     env = make_environment(dataset)
     env.close()
+    assert env.spec is not None
+    spec = replace(env.spec, additional_wrappers=())  # without those of this package, which Minari cannot rebuild
     low, high = dataset.reference or (None, None)
     is_dictionary = isinstance(env.observation_space, Dict)
     tally = _Tally()
@@ -188,8 +190,8 @@ def _write(building: Path, dataset: CollectedDataset, journal: Journal, steps: i
         stored = minari.create_dataset_from_buffers(
             dataset.id,
             buffers(),
-            env=env.spec,
-            eval_env=env.spec,
+            env=spec,
+            eval_env=spec,
             observation_space=env.observation_space,
             action_space=env.action_space,
             algorithm_name=dataset.algorithm,
