@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from lit_offrl.report.rows import Comparison, Report, Task
-from lit_offrl.report.statistics import bootstrap_interval, mean, performance_profile
+from lit_offrl.report.statistics import intervals_of_means, performance_profile
 
 # Okabe and Ito (2008): a palette that color-blind readers can distinguish.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -55,13 +55,12 @@ def learning_curves(report: Report, task: Task, colors: Mapping[str, str]) -> Fi
         if not steps:
             continue
         has_curves = True
-        scores = [np.array([curve[step] for curve in curves]) for step in steps]
+        scores = np.array([[curve[step] for curve in curves] for step in steps])
         label = f"{row.name} ({len(curves)} seed{'s' * (len(curves) > 1)})"
         marker = "o" if len(steps) <= MOST_MARKERS else None
-        axis.plot(steps, [each.mean() for each in scores], color=color, marker=marker, markersize=3.5, label=label)
-        if bands := [band for each in scores if (band := bootstrap_interval([each], mean)) is not None]:
-            low, high = zip(*bands, strict=True)
-            axis.fill_between(steps, low, high, color=color, alpha=BAND_ALPHA, linewidth=0)
+        axis.plot(steps, scores.mean(axis=1), color=color, marker=marker, markersize=3.5, label=label)
+        if (band := intervals_of_means(scores)) is not None:
+            axis.fill_between(steps, *band, color=color, alpha=BAND_ALPHA, linewidth=0)
     if not has_curves:
         return None
     if (data := report.data_score(task)) is not None:
@@ -97,10 +96,9 @@ def improvement(comparison: Comparison) -> Figure:
     """Return the probability of improvement for each pair of algorithms, with 95% intervals."""
     pairs = comparison.improvements
     figure, axis = titled_figure("Probability of improvement", height=1.3 + 0.42 * len(pairs))
-    for i, (_, _, probability, interval) in enumerate(pairs):
-        axis.plot(probability, i, "o", color=COLORS[0], markersize=6)
-        if interval is not None:
-            axis.plot(interval, (i, i), color=COLORS[0], linewidth=2.5, alpha=0.5, solid_capstyle="butt")
+    axis.plot([probability for _, _, probability, _ in pairs], range(len(pairs)), "o", color=COLORS[0], markersize=6)
+    if bands := [(i, *interval) for i, (_, _, _, interval) in enumerate(pairs) if interval is not None]:
+        axis.hlines(*zip(*bands, strict=True), color=COLORS[0], linewidth=2.5, alpha=0.5)
     axis.axvline(0.5, color=DATA_COLOR, linestyle="--", linewidth=1.2)
     axis.set_yticks(range(len(pairs)), [f"{x} > {y}" for x, y, _, _ in pairs])
     axis.set(xlim=(-0.02, 1.02), ylim=(len(pairs) - 0.5, -0.5), xlabel="P(a run of the first scores higher)")
