@@ -57,7 +57,7 @@ def _write(report: Report, output: Path) -> list[str]:
     for comparison in report.comparisons:
         if comparison.tasks:
             figures[f"profiles_{comparison.scale}.png"] = plots.profiles(comparison, colors)
-            if len(comparison.scores) > 1:
+            if 1 < len(comparison.scores) <= plots.MOST_COMPARED:
                 figures[f"improvement_{comparison.scale}.png"] = plots.improvement(comparison)
     pictures = {name: plots.png(figure) for name, figure in figures.items() if figure is not None}
     method = "\n\n".join(("", "## How to read it", *page.METHOD)) + "\n"

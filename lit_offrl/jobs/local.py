@@ -1,4 +1,8 @@
-"""Several commands of the package at once: the seeds of a training, the runs of a table."""
+"""Several commands of the package at once: the seeds of a training, the runs of a table.
+
+No library starts them: joblib's workers outlive a killed parent and print nothing until a job ends, and submitit's
+local executor starts all jobs at once, into files, under controllers that are meant to survive their parent.
+"""
 
 from __future__ import annotations
 

@@ -58,8 +58,12 @@ class ClusterJob:
 
 def _is_still_wanted() -> bool:
     """Return whether SLURM lets this job run; not after `scancel`, nor where it requeues the job by itself."""
-    job = os.environ.get("SLURM_JOB_ID")
-    return job is not None and _ask("squeue", "--noheader", f"--jobs={job}", "--format=%T").strip() == "RUNNING"
+    try:
+        return (
+            _ask("squeue", "--noheader", f"--jobs={os.environ.get('SLURM_JOB_ID')}", "--format=%T").strip() == "RUNNING"
+        )
+    except UserError:  # there is no SLURM, or it does not answer
+        return False
 
 
 def make_executor(folder: Path, given: Mapping[str, Any]) -> Executor:
@@ -160,6 +164,13 @@ def read_index(folder: Path) -> dict[str, Any]:
     return content
 
 
+def _index_of_jobs(folder: Path) -> dict[str, Any]:
+    index = read_index(folder)
+    if not index:
+        raise UserError(f"no jobs were submitted for {folder}: --engine slurm submits them")
+    return index
+
+
 def live_jobs() -> dict[str, str]:
     """Return the state of the user's jobs that are queued or running, by id."""
     lines = _ask("squeue", "--me", "--noheader", "--array", "--format=%i %T").splitlines()
@@ -192,9 +203,7 @@ def statuses(folder: Path) -> list[Status]:
     Raises:
         UserError: None was submitted.
     """
-    index = read_index(folder)
-    if not index:
-        raise UserError(f"no jobs were submitted for {folder}: --engine slurm submits them")
+    index = _index_of_jobs(folder)
     live = live_jobs()
     found = []
     for name, entry in index.items():
@@ -210,9 +219,13 @@ def statuses(folder: Path) -> list[Status]:
 
 
 def cancel(folder: Path) -> int:
-    """Cancel all jobs of a folder that are queued or running; return their number. Runs write their checkpoints."""
-    live = live_jobs()
-    jobs = [entry["job"] for entry in read_index(folder).values() if entry["job"] in live]
+    """Cancel all jobs of a folder that are queued or running; return their number. Runs write their checkpoints.
+
+    Raises:
+        UserError: None was submitted.
+    """
+    index, live = _index_of_jobs(folder), live_jobs()
+    jobs = [entry["job"] for entry in index.values() if entry["job"] in live]
     for first in range(0, len(jobs), LISTED_AT_ONCE):
         _ask("scancel", *jobs[first : first + LISTED_AT_ONCE])
     return len(jobs)

@@ -23,6 +23,7 @@ BAND_ALPHA = 0.18
 DPI = 130
 THRESHOLDS = 301
 MOST_MARKERS = 20  # on one curve
+MOST_COMPARED = 12  # algorithms in a picture of all pairs; the table has more
 MOST_LEGEND_ENTRIES = 4  # for the other actors, e.g. behavior models; above it they share one entry
 LEGEND_ROW_INCHES = 0.19
 

@@ -21,6 +21,7 @@ Array = NDArray[np.float64]
 Interval = tuple[float, float]
 
 RESAMPLES = 10_000
+PICTURE_RESAMPLES = 1_000  # for bands, whose edges move by less than a line is wide
 COVERAGE = 0.95
 SEED = 0
 
@@ -53,14 +54,13 @@ def bootstrap_interval(tasks: Sequence[Array], statistic: Callable[[Array], Arra
 def intervals_of_means(scores: Array) -> Array | None:
     """Return the interval of the mean along the last axis, `[k, n] -> [2, k]`; None for fewer than 2 seeds.
 
-    All k means are of the same resampled seeds, e.g. the evaluations of a learning curve.
+    All k means are of the same resampled seeds, e.g. the evaluations of a learning curve; it is for pictures.
     """
     n = scores.shape[-1]
     if n < 2:
         return None
-    (seeds,) = _drawn_seeds(n)
-    share = np.stack([(seeds == i).mean(axis=1) for i in range(n)])
-    return _interval((scores @ share).T)
+    (weights,) = _resampling_weights(n)
+    return _interval(weights[:PICTURE_RESAMPLES] @ scores.T)
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ def performance_profile(tasks: Sequence[Array], thresholds: Array) -> tuple[Arra
     share = np.mean([each.mean(axis=0) for each in above], axis=0)
     if not _have_several_seeds(tasks):
         return share, None
-    weights = _resampling_weights(*map(len, tasks))
-    return share, _interval(np.concatenate(weights, axis=1) @ np.concatenate(above) / len(tasks))
+    weights = np.concatenate(_resampling_weights(*map(len, tasks)), axis=1)[:PICTURE_RESAMPLES]
+    return share, _interval(weights @ np.concatenate(above) / len(tasks))
 
 
 def probability_of_improvement(x: Sequence[Array], y: Sequence[Array]) -> tuple[float, Interval | None]:
@@ -127,7 +127,7 @@ def probability_of_improvement(x: Sequence[Array], y: Sequence[Array]) -> tuple[
         return probability, None
     weights = _resampling_weights(*(n for each in wins for n in each.shape))
     drawn = [
-        np.einsum("ri,ij,rj->r", left, each, right, optimize=True)
+        np.einsum("rj,rj->r", left @ each, right)
         for each, left, right in zip(wins, weights[::2], weights[1::2], strict=True)
     ]
     low, high = _interval(np.mean(drawn, axis=0))

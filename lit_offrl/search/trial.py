@@ -101,7 +101,6 @@ def run_trial(
     objective: Objective,
     max_steps: int,
     prune: Watch,
-    tick: Callable[[], None],
     inherited: Sequence[int] = (),
 ) -> Outcome:
     """Train with each seed, one after another, and return the score.
@@ -112,14 +111,13 @@ def run_trial(
         max_steps: Gradient steps of each run.
         prune: Called after each evaluation with the gradient steps over all seeds and the running mean: the mean of the
             final scores of earlier seeds and the current score of this one. True prunes the trial.
-        tick: Called several times per second while a run trains; an exception stops the run cleanly and propagates.
         inherited: File descriptors that stay open in the runs.
     """
     scores: list[float] = []
     for index, run in enumerate(runs):
         watcher = _Watcher(run, objective, tuple(scores), index * max_steps, prune)
         if not run.finished:
-            code, pruned = _fit(run, watcher, tick, inherited)
+            code, pruned = _fit(run, watcher, inherited)
             if pruned:
                 return Outcome(pruned=True)
             if code:
@@ -165,9 +163,7 @@ class _Watcher:
         return False
 
 
-def _fit(
-    run: SeedRun, should_prune: Callable[[], bool], tick: Callable[[], None], inherited: Sequence[int]
-) -> tuple[int, bool]:
+def _fit(run: SeedRun, should_prune: Callable[[], bool], inherited: Sequence[int]) -> tuple[int, bool]:
     """Run a training; return its exit code and whether it was pruned."""
     run.log.parent.mkdir(parents=True, exist_ok=True)
     with run.log.open("ab") as log:
@@ -176,7 +172,6 @@ def _fit(
     size, pause = 0, POLL_S
     try:
         while process.poll() is None:
-            tick()
             if run.metrics.is_file() and (now := run.metrics.stat().st_size) != size:
                 size, started = now, time.perf_counter()
                 if should_prune():
