@@ -92,7 +92,7 @@ def test_only_what_is_not_finished_is_submitted(tmp_path: Path, monkeypatch: pyt
         (["grid", "status", "nowhere"], "no jobs were submitted for nowhere"),
         (["grid", "cancel", "nowhere"], "no jobs were submitted for nowhere"),
         (["fit", "--engine=slurm"], "--engine belongs to several runs: name their seeds"),
-        (["sweep", "--config=search/dtql_bandit", "--workers=0"], "--workers: must be at least 1"),
+        (["sweep", "--config=search/dtql_pointmaze", "--workers=0"], "--workers: must be at least 1"),
         (["data", "collect", DATASET, "--shards=4"], "--engine: must be slurm beside --shards"),
         (["data", "collect", DATASET, "--engine=slurm"], "--shards: must be at least 1"),
         (["data", "collect", DATASET, "--shard=4/4"], "shard: 4/4 must be one of 0/4 to 3/4"),

@@ -23,7 +23,7 @@ BAND_ALPHA = 0.18
 DPI = 130
 THRESHOLDS = 301
 MOST_MARKERS = 20  # on one curve
-MOST_COMPARED = 12  # algorithms in a picture of all pairs; the table has more
+MOST_COMPARED = 12  # algorithms with bands and other actors in one picture, or in one of all pairs; the tables have all
 MOST_LEGEND_ENTRIES = 4  # for the other actors, e.g. behavior models; above it they share one entry
 LEGEND_ROW_INCHES = 0.19
 
@@ -37,13 +37,15 @@ def colors_of(algorithms: Sequence[str]) -> dict[str, str]:
 def learning_curves(report: Report, task: Task, colors: Mapping[str, str]) -> Figure | None:
     """Return the scores during training, with means and 95% intervals over seeds; None where no run was evaluated.
 
-    A curve has the gradient steps at which all seeds were evaluated. Dashed: the dataset's mean. Dotted: the final
-    score of the first other actor of an algorithm, e.g. its behavior model.
+    A curve has the gradient steps at which all seeds were evaluated. Of more than `MOST_COMPARED` algorithms only means
+    are drawn. Dashed: the dataset's mean. Dotted: the final score of the first other actor of an algorithm, e.g. its
+    behavior model.
     """
     figure, axis = titled_figure(task.dataset)
     has_curves = False
     rows = report.rows_of(task)
-    others = {row.algorithm: row for row in reversed(rows) if row.actor != "policy"}
+    is_crowded = len({row.algorithm for row in rows}) > MOST_COMPARED
+    others = {row.algorithm: row for row in reversed(rows) if row.actor != "policy" and not is_crowded}
     for i, (algorithm, row) in enumerate(sorted(others.items())):
         label: str | None = row.name
         if len(others) > MOST_LEGEND_ENTRIES:  # one entry for all; the color is the algorithm's
@@ -60,7 +62,7 @@ def learning_curves(report: Report, task: Task, colors: Mapping[str, str]) -> Fi
         label = f"{row.name} ({len(curves)} seed{'s' * (len(curves) > 1)})"
         marker = "o" if len(steps) <= MOST_MARKERS else None
         axis.plot(steps, scores.mean(axis=1), color=color, marker=marker, markersize=3.5, label=label)
-        if (band := intervals_of_means(scores)) is not None:
+        if not is_crowded and (band := intervals_of_means(scores)) is not None:
             axis.fill_between(steps, *band, color=color, alpha=BAND_ALPHA, linewidth=0)
     if not has_curves:
         return None
