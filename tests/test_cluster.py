@@ -37,6 +37,7 @@ def ended(folder: Path, job: str) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow  # two trainings, one after the other
 def test_a_warned_job_starts_again_and_goes_on(tmp_path: Path):
     """Submitit's executor for this machine sends the warning, and starts the job again, as SLURM does."""
     root = tmp_path / "runs"
