@@ -95,6 +95,9 @@ def running_slurm(folder: Path) -> Iterator[dict[str, str]]:
         yield environment
     finally:
         subprocess.run(["scancel", "--user=root"], env=environment, capture_output=True)
+        queue = ["squeue", "--noheader"]
+        with suppress(AssertionError):  # without their daemons, processes of jobs would stay
+            wait(lambda: not subprocess.run(queue, env=environment, capture_output=True).stdout.strip(), 60)
         for process in reversed(started):
             process.terminate()
         for process in reversed(started):
