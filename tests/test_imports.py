@@ -23,7 +23,7 @@ ALLOWED = {  # room -> rooms of the package it may import, besides itself
     "run_folder": {"data", "errors", "system"},
     "report": {"envs", "data", "errors"},
     "search": {"report", "errors", "system"},  # it trains through the command line, in processes of their own
-    "jobs": {"data", "errors", "system"},
+    "jobs": {"data", "errors", "system", "main"},  # on a cluster a job calls the package's `main`
     "system": {"errors"},
     "ranges": {"errors"},
     "batch": set(),

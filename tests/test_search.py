@@ -22,6 +22,7 @@ import optuna
 import pytest
 import yaml
 from conftest import REPOSITORY
+from filelock import lock_descriptor
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 from test_cli import failure
@@ -215,9 +216,8 @@ from optuna.distributions import FloatDistribution
 search = read_search(sys.argv[1], {})
 space = {"x": FloatDistribution(0.0, 1.0)}
 
-def train(trial, origin, tick, inherited):
+def train(trial, origin, inherited):
     for step in range(4):
-        tick()
         trial.report(trial.params["x"], step)
         time.sleep(0.1)
     if trial.number % 7 == 3:
@@ -246,7 +246,7 @@ def states(study: optuna.Study) -> Counter[TrialState]:
     return Counter(trial.state for trial in study.get_trials(deepcopy=False))
 
 
-@pytest.mark.parametrize("storage", ["study.db", pytest.param("study.log", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("storage", ["study.log", pytest.param("study.db", marks=pytest.mark.slow)])
 def test_two_processes_killed_twice_end_with_exactly_as_many_trials(write: Write, tmp_path: Path, storage: str):
     path = write(trials=30, storage=str(tmp_path / storage))
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
@@ -289,39 +289,12 @@ def test_two_processes_killed_twice_end_with_exactly_as_many_trials(write: Write
     made_up = [trial for trial in failed if studies.FAILURE in trial.user_attrs]
     assert made_up
     assert all(trial.number % 7 == 3 for trial in made_up)
-    dead = [trial for trial in failed if not {studies.FAILURE, studies.WITHDRAWN} & set(trial.user_attrs)]
+    dead = [trial for trial in failed if studies.FAILURE not in trial.user_attrs]
     assert len(dead) >= running
     for trial in dead:  # tried again with the same parameters
         again = [each for each in trials if each.user_attrs.get(studies.ORIGIN) == trial.number]
         assert all(each.params == trial.params for each in again)
         assert again or studies.ORIGIN in trial.user_attrs
-
-
-def test_a_worker_that_comes_too_late_withdraws(search: Search):
-    study = studies.open_study(search, X, None, {})
-    for _ in range(3):
-        study.ask(X)
-    own = worker(replace(search, trials=3), study, scored)
-    own.study = LateStudy(study)  # type: ignore[assignment]
-    assert own.claim() is None
-    assert states(study) == {TrialState.RUNNING: 3, TrialState.FAIL: 1}
-    assert study.trials[3].user_attrs[studies.WITHDRAWN]
-
-
-class LateStudy:
-    """A study as a worker sees it that looks just before another one takes the last trial."""
-
-    def __init__(self, study: optuna.Study) -> None:
-        self._study = study
-        self._looks = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
-
-    def get_trials(self, **options: Any) -> list[optuna.trial.FrozenTrial]:
-        self._looks += 1
-        trials = self._study.get_trials(**options)
-        return trials[:2] if self._looks == 1 else trials
 
 
 def test_failures_are_recorded_and_passed_over(search: Search):
@@ -375,25 +348,28 @@ def test_a_trial_that_takes_its_workers_with_it_is_given_up(search: Search):
     assert {trial.params["x"] for trial in study.trials} == {0.5}
 
 
-def test_a_worker_elsewhere_is_dead_when_its_heart_stands_still(search: Search, monkeypatch: pytest.MonkeyPatch):
+def test_a_worker_is_dead_when_its_lock_is_free(search: Search):
     study = studies.open_study(search, X, None, {})
-    other = worker(search, study, scored)
+    other, own = worker(search, study, scored), worker(search, study, scored)
     other.name = "elsewhere-0123"
-    trial = other.claim()
-    assert trial is not None
-    now = 1000.0
-    monkeypatch.setattr(studies.time, "monotonic", lambda: now)
-    own = worker(search, study, scored)
-    own.revive()
-    now += studies.GRACE_S - 1
-    trial.set_user_attr(studies.HEARTBEAT, 5.0)  # by a clock that is decades off
-    own.revive()
-    now += studies.GRACE_S - 1
-    own.revive()
-    assert states(study) == {TrialState.RUNNING: 1}
-    now += 2
+    other.locks.mkdir()
+    with (other.locks / other.name).open("w") as lock:
+        lock_descriptor(lock.fileno())
+        assert other.claim() is not None
+        own.revive()
+        assert states(study) == {TrialState.RUNNING: 1}
     own.revive()
     assert states(study) == {TrialState.FAIL: 1, TrialState.WAITING: 1}
+    assert not (other.locks / other.name).exists()
+
+
+def test_the_study_is_a_journal_or_what_it_was_before(search: Search):
+    studies.open_study(search, X, None, {})
+    assert (search.folder / "study.log").is_file()
+    assert not (search.folder / "study.db").exists()
+    (search.folder / "study.db").touch()
+    studies.open_study(search, X, None, {})
+    assert (search.folder / "study.db").stat().st_size > 0
 
 
 def test_a_grid_is_searched_once(write: Write):
@@ -417,10 +393,10 @@ def test_hours_count_while_trials_run():
         return made
 
     assert studies.busy_hours([trial(0, 2), trial(1, 3), trial(1.5, 2), trial(10, 11)]) == pytest.approx(4)
-    heartbeat = (begin + timedelta(hours=1)).timestamp()
-    killed = create_trial(state=TrialState.FAIL, user_attrs={studies.HEARTBEAT: heartbeat})
-    killed.datetime_start, killed.datetime_complete = begin, begin + timedelta(hours=50)
-    assert studies.busy_hours([killed]) == pytest.approx(1)
+    for attributes, hours in (({}, 0), ({studies.STOPPED: True}, 5), ({studies.FAILURE: "x"}, 5)):
+        ended = create_trial(state=TrialState.FAIL, user_attrs=attributes)
+        ended.datetime_start, ended.datetime_complete = begin, begin + timedelta(hours=5)
+        assert studies.busy_hours([ended]) == pytest.approx(hours)  # nobody knows when a worker died
 
 
 def test_time_is_up(search: Search):
@@ -599,7 +575,7 @@ def test_a_pruned_run_stops_at_the_end_of_a_block(write: Write, tmp_path: Path):
         reported.append((step, value))
         return True
 
-    outcome = run_trial([run, replace(run, seed=1)], search.objective, 10**6, prune, lambda: None)
+    outcome = run_trial([run, replace(run, seed=1)], search.objective, 10**6, prune)
     assert outcome == Outcome(pruned=True)
     assert len(reported) == 1
     assert reported[0] == run.values("val/behavior_loss")[0]
@@ -627,10 +603,10 @@ def test_the_running_mean_is_over_seeds(tmp_path: Path):
         reported[step] = value
         return False
 
-    outcome = run_trial(runs, objective, 30, watch, lambda: None)
+    outcome = run_trial(runs, objective, 30, watch)
     assert outcome.score == (3 + 8) / 2
     assert reported == {10: 1, 20: 1.5, 30: 3, 40: (3 + 5) / 2, 50: (3 + 6) / 2, 60: (3 + 8) / 2}
-    assert run_trial(runs, replace(objective, metric="eval/y"), 30, watch, lambda: None).failure == (
+    assert run_trial(runs, replace(objective, metric="eval/y"), 30, watch).failure == (
         "no eval/y was logged; there are eval/x"
     )
     assert mean_of_last([], 3) is None

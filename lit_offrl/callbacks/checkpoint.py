@@ -28,10 +28,10 @@ class RunCheckpoint(AlgorithmCheckpoint):
     The checkpoint of an epoch is written before its validation, in which a simulator may fail, and once more after it.
     A run that goes on from the first one, because it ended in between, begins with that validation.
 
-    A stop signal (Ctrl-C, SIGTERM, SIGHUP, SIGUSR1) stops the run at the end of the present block, with a checkpoint,
-    and an evaluation between two environment steps; a second signal stops at once, with the checkpoint before. Files
-    are replaced in one step: a kill at any moment leaves the last checkpoint whole. Several ranks agree to stop after a
-    block, or an evaluation, in which one of them was asked to; rank 0 writes.
+    A stop signal (Ctrl-C, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2) stops the run at the end of the present block, with a
+    checkpoint, and an evaluation between two environment steps; a second signal stops at once, with the checkpoint
+    before. Files are replaced in one step: a kill at any moment leaves the last checkpoint whole. Several ranks agree
+    to stop after a block, or an evaluation, in which one of them was asked to; rank 0 writes.
 
     Args:
         keep_every_n_epochs: Keep a numbered checkpoint, e.g. `step_0020000.ckpt`, every so many epochs; 0 for none

@@ -15,7 +15,6 @@ from pathlib import Path
 from lit_offrl import __version__
 from lit_offrl.cli.parser import split_options
 from lit_offrl.errors import DEVICE_ERRORS, RunFailure, UserError, did_you_mean, explain_failure, one_line
-from lit_offrl.jobs.local import run_seeds
 from lit_offrl.system.memory import keep_freed_memory, limit_memory
 from lit_offrl.system.ranks import launched_rank
 from lit_offrl.system.signals import stopping_at_once
@@ -129,7 +128,11 @@ def _run(command: str, words: list[str]) -> int:
     if command == "fit" and not wants_help:
         options, others = split_options(words, "--seeds", "--parallel")
         if options.seeds is not None:
+            from lit_offrl.cli.seeds import run_seeds
+
             return run_seeds(others, options.seeds, options.parallel)
+        if any(word.partition("=")[0] == "--engine" for word in words):
+            raise UserError("--engine belongs to several runs: name their seeds, e.g. --seeds 0")
     if command in TRAINING:
         # Before torch is imported, which sets it to the temporary folder: compiled code is kept for later runs.
         with suppress(RuntimeError):  # there is no home folder: torch keeps its default

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lit_offrl.cli.configs import task_tables
+from lit_offrl.cli.engine import add_engine_options, slurm_options
 from lit_offrl.cli.parser import CommandParser
 from lit_offrl.data.columns import LogColumns
+from lit_offrl.errors import require
+from lit_offrl.system.signals import stopping_at_once
 
 if TYPE_CHECKING:
     from lit_offrl.data.info import DatasetInfo
@@ -41,6 +45,9 @@ def run_data(words: list[str]) -> int:
     collect.add_argument("--seed", type=int, default=0)
     collect.add_argument("--processes", type=int, help="worker processes (the result does not depend on it)")
     collect.add_argument("--overwrite", action="store_true", help="replace a dataset of this id")
+    collect.add_argument("--shard", metavar="K/N", help="record every N-th episode from K, for a later collection")
+    collect.add_argument("--shards", type=int, metavar="N", help="with --engine slurm: jobs that share the episodes")
+    add_engine_options(collect)
     options = parser.parse_args(words)
     run = {"list": _list, "info": _info, "check": _check, "convert": _convert, "collect": _collect}
     return run[options.command](options)
@@ -182,9 +189,46 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _collect(options: argparse.Namespace) -> int:
-    from lit_offrl.collect.recorder import collect_dataset
+    from lit_offrl.collect.recorder import collect_dataset, collect_shard
 
-    values = {name: value for name, value in vars(options).items() if name != "command"}
-    folder = collect_dataset(values.pop("dataset"), **values)
+    numbers: dict[str, Any] = {name: getattr(options, name) for name in ("steps", "seed", "processes")}
+    given = slurm_options(options)
+    if options.shards is not None or options.engine == "slurm":
+        require(
+            options.engine == "slurm", "--engine", "slurm beside --shards (here, --processes share the work)", "local"
+        )
+        return _submit_shards(options, numbers, given)
+    with stopping_at_once():
+        if options.shard is not None:
+            shard, _, shards = options.shard.partition("/")
+            require(shard.isdigit() and shards.isdigit(), "--shard", "K/N, e.g. 0/4", options.shard)
+            path = collect_shard(options.dataset, int(shard), int(shards), **numbers)
+            print(f"recorded shard {options.shard} in {path}; `data collect {options.dataset}` takes it up")
+            return 0
+        folder = collect_dataset(options.dataset, overwrite=options.overwrite, **numbers)
     print(f"collected {options.dataset} in {folder}; describe it with `data info {options.dataset}`")
+    return 0
+
+
+def _submit_shards(options: argparse.Namespace, numbers: Mapping[str, Any], given: Mapping[str, Any]) -> int:
+    """Submit a job for each shard, and one that puts their episodes together."""
+    from lit_offrl.collect.recorder import check_collection, working_folder
+    from lit_offrl.data.sources.minari import minari_root
+    from lit_offrl.jobs.local import Job
+    from lit_offrl.jobs.slurm import make_executor, submit
+
+    require((options.shards or 0) >= 1, "--shards", "at least 1", options.shards)
+    check_collection(options.dataset, folder=minari_root() / options.dataset, overwrite=options.overwrite, **numbers)
+    words = ["data", "collect", options.dataset]
+    words += [f"--{name}={value}" for name, value in numbers.items() if value is not None]
+    folder = working_folder(options.dataset)
+    shards = [Job(f"shard {k}", [*words, f"--shard={k}/{options.shards}"]) for k in range(options.shards)]
+    ids = submit(make_executor(folder, given), shards, folder, skip_finished=False)
+    # Once all have ended, however they ended: it records what they leave.
+    after = (
+        {"dependency": ":".join(["afterany", *dict.fromkeys(each.partition("_")[0] for each in ids)])} if ids else {}
+    )
+    whole = Job("whole", [*words, *(["--overwrite"] if options.overwrite else [])])
+    ids += submit(make_executor(folder, {**given, **after}), [whole], folder, skip_finished=False)
+    print(f"{len(ids)} jobs submitted, {', '.join(ids)}; see what they do: python -m lit_offrl grid status {folder}")
     return 0

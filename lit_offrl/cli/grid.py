@@ -6,6 +6,7 @@ import itertools
 import shlex
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_offrl.cli.configs import (
@@ -19,14 +20,17 @@ from lit_offrl.cli.configs import (
     run_name,
     value_words,
 )
+from lit_offrl.cli.engine import add_engine_options, cancel_jobs, print_status, run_on_engine
 from lit_offrl.cli.parser import CommandParser
 from lit_offrl.errors import UserError, did_you_mean, require
-from lit_offrl.jobs.local import Job, report_failures, run_jobs, whole_numbers
+from lit_offrl.jobs.local import Job, whole_numbers
 
 DESCRIPTION = """Train every run of a grid, some at a time, and report them. A grid is a YAML file of conf/grids, or a
 file of your own. Finished runs are left alone and interrupted runs go on, so that a grid can be stopped and started at
 any time, and shared out over machines by --only or --seeds where the machines share the folder of runs. All other
-options are options of `fit`, for every run."""
+options are options of `fit`, for every run. On a cluster, --engine slurm submits the runs as an array of jobs;
+`grid status DIR` and `grid cancel DIR` then say what they do, and stop them, where DIR is the folder of the runs."""
+ON_JOBS = {"status": print_status, "cancel": cancel_jobs}
 ENTRIES = {"tasks", "variant", "configs", "datasets", "only", "options", "each", "label", "ablations"}
 
 
@@ -53,6 +57,10 @@ class Cell(NamedTuple):
 
 def run_grid(words: list[str]) -> int:
     """Run `grid NAME`; return the exit code."""
+    if words and words[0] in ON_JOBS:
+        if len(words) != 2:
+            raise UserError(f"grid {words[0]}: give the folder of the runs: grid {words[0]} runs/NAME")
+        return ON_JOBS[words[0]](Path(words[1]))
     parser = CommandParser(prog="python -m lit_offrl grid", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("grid", nargs="?", metavar="NAME", help="name or file of a grid; without it, list the grids")
     parser.add_argument(
@@ -63,6 +71,7 @@ def run_grid(words: list[str]) -> int:
     parser.add_argument("--parallel", metavar="N", help="runs at a time; by default one for each core")
     parser.add_argument("--root", metavar="DIR", help="folder of the runs; by default runs/NAME")
     parser.add_argument("--list", action="store_true", help="print the commands and stop")
+    add_engine_options(parser)
     options, fit_words = parser.parse_known_args(words)
     if options.grid is None:
         if fit_words:
@@ -92,8 +101,8 @@ def run_grid(words: list[str]) -> int:
         return 0
     from lit_offrl.cli.report import run_report
 
-    code = report_failures(jobs, run_jobs(jobs, at_once))
-    return run_report([root]) or code
+    code = run_on_engine(options, jobs, Path(root), at_once)
+    return code if options.engine == "slurm" else run_report([root]) or code
 
 
 def _of_methods(cells: Sequence[Cell], methods: Sequence[str], grid: str) -> list[Cell]:

@@ -6,7 +6,7 @@ import csv
 import functools
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -168,7 +168,7 @@ class Plan:
             return "which needs no environment: samples are measured against the 2-D set"
         return "which plays episodes in the environment"
 
-    def train(self, trial: Trial, origin: int, tick: Callable[[], None], inherited: Sequence[int]) -> Outcome:
+    def train(self, trial: Trial, origin: int, inherited: Sequence[int]) -> Outcome:
         """Train one trial; see `Worker`."""
         if trial.params == self.own_values:
             trial.set_user_attr("own_values", True)
@@ -177,7 +177,7 @@ class Plan:
             trial.report(value, step)
             return step < self.max_steps * len(self.search.seeds) and trial.should_prune()
 
-        return run_trial(self.runs(trial.params, origin), self.search.objective, self.max_steps, prune, tick, inherited)
+        return run_trial(self.runs(trial.params, origin), self.search.objective, self.max_steps, prune, inherited)
 
     def runs(self, parameters: Mapping[str, Any], origin: int) -> list[SeedRun]:
         """Return the runs of the trial that began with number `origin`."""

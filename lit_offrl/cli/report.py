@@ -57,16 +57,17 @@ def _write(report: Report, output: Path) -> list[str]:
     for comparison in report.comparisons:
         if comparison.tasks:
             figures[f"profiles_{comparison.scale}.png"] = plots.profiles(comparison, colors)
-            if len(comparison.scores) > 1:
+            if 1 < len(comparison.scores) <= plots.MOST_COMPARED:
                 figures[f"improvement_{comparison.scale}.png"] = plots.improvement(comparison)
     for task in report.tasks:
         if selections := report.selections_of(task):
             figures[page.selection_name(task)] = plots.policy_selection(selections)
     pictures = {name: plots.png(figure) for name, figure in figures.items() if figure is not None}
+    document = page.document(report, list(pictures))
     method = "\n\n".join(("", "## How to read it", *page.METHOD)) + "\n"
     files: dict[str, bytes] = {
-        "report.html": page.to_html(page.document(report, list(pictures)), pictures).encode(),
-        "report.md": (page.to_markdown(page.document(report, list(pictures))) + method).encode(),
+        "report.html": page.to_html(document, pictures).encode(),
+        "report.md": (page.to_markdown(document) + method).encode(),
         "report.tex": page.to_latex(report).encode(),
         "report.csv": page.to_csv(report).encode(),
         **pictures,

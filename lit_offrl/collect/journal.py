@@ -30,6 +30,14 @@ def read_record(file: BinaryIO) -> bytes | None:
     return record if len(record) == length else None
 
 
+def stored_records(path: Path, title: bytes) -> Iterator[bytes]:
+    """Yield the complete records of a journal behind its title; none where it is missing or has another title."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        if read_record(file) == title:
+            while record := read_record(file):
+                yield record
+
+
 class Journal:
     """A file with the episodes of a collection in order, one record each; a context manager.
 

@@ -3,7 +3,8 @@
 Datasets of OGBench's robot arm have OGBench's own files beside it (`collect.ogbench_files`).
 
 Episodes are appended to a journal (`collect.journal`); when all are there, they are written to the dataset. So a killed
-collection continues where it stopped, and memory holds one episode at a time.
+collection continues where it stopped, and memory holds one episode at a time. An episode depends on its number alone:
+shards on several machines record every n-th one into journals of their own, which the collection takes up.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from filelock import FileLock, Timeout
 import lit_offrl
 from lit_offrl.collect.catalog import CATALOG, CollectedDataset, ManipulationDataset, MazeDataset
 from lit_offrl.collect.episodes import Episode, make_environment
-from lit_offrl.collect.journal import Journal
+from lit_offrl.collect.journal import Journal, stored_records
 from lit_offrl.collect.ogbench_files import write_ogbench
 from lit_offrl.collect.workers import ordered_records
 from lit_offrl.data.formats.ogbench import INSTALL
@@ -69,26 +71,11 @@ def collect_dataset(
             package is missing.
         RunFailure: A worker process died, or the disk is full.
     """
-    if dataset_id not in CATALOG:
-        raise UserError(
-            f"'{dataset_id}' cannot be collected{did_you_mean(dataset_id, CATALOG)}; these can: {', '.join(CATALOG)}"
-        )
-    dataset = CATALOG[dataset_id]
-    steps = dataset.steps if steps is None else steps
-    if steps < 1:
-        raise UserError(f"steps: {steps} transitions are not a dataset; ask for at least 1")
-    if seed < 0:
-        raise UserError(f"seed: {seed} is negative; seeds start at 0")
-    processes = min(2, available_cores()) if processes is None else processes
-    if processes < 1:
-        raise UserError(f"processes: {processes} cannot collect anything; ask for at least 1")
     root = minari_root() if root is None else Path(root)
     folder = root / dataset_id
-    if folder.exists() and not overwrite:
-        raise _exists(dataset_id, folder)
-
-    title = _title(dataset, seed)
-    work_folder = root / HIDDEN / dataset_id.replace("/", "-")
+    dataset, steps, processes = check_collection(dataset_id, steps, seed, processes, folder, overwrite)
+    title, recorded_steps = _title(dataset, seed), dataset.recorded_steps(steps)
+    work_folder = working_folder(dataset_id, root)
     replaced = work_folder / "replaced"
     notice = f"waiting for another process that is collecting {dataset_id}" if progress else None
     with _locked(work_folder / "lock", notice) as waited:
@@ -102,11 +89,14 @@ def collect_dataset(
         shutil.rmtree(building, ignore_errors=True)  # left by a process that was killed
         try:
             with Journal(work_folder / "journal", title) as journal:
-                _fill(journal, dataset, dataset.recorded_steps(steps), seed, processes, progress)
+                _take_up_shards(journal, work_folder, title, recorded_steps)
+                _fill(journal, dataset, recorded_steps, seed, processes, progress)
                 _require_space(journal)
                 _write(building, dataset, journal, steps, seed)
                 publish(building, root, dataset_id, replaced)
                 journal.remove()
+                for shard in work_folder.glob("shard_*"):
+                    shard.unlink()
         except OSError as error:
             raise RunFailure(
                 f"collecting {dataset_id} stopped ({one_line(error)}); the same call goes on from where it was"
@@ -114,6 +104,88 @@ def collect_dataset(
         finally:
             shutil.rmtree(building, ignore_errors=True)
     return folder
+
+
+def collect_shard(
+    dataset_id: str,
+    shard: int,
+    shards: int,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    processes: int | None = None,
+    root: Path | None = None,
+    progress: bool = True,
+) -> Path:
+    """Record every `shards`-th episode of a dataset, from number `shard`, for `collect_dataset` to take up.
+
+    A shard ends with its share of the steps. `collect_dataset` records the few episodes by which shards with longer
+    ones fall behind.
+
+    Args:
+        dataset_id: A key of the catalog.
+        shard: Number of the shard, from 0.
+        shards: Number of shards.
+        steps: Number of transitions of the whole dataset; None for the catalog's number.
+        seed: Seed of the dataset.
+        processes: Number of worker processes; None for two, or one on a machine with one core.
+        root: Folder of the datasets; None for Minari's local root.
+        progress: Show a progress bar.
+
+    Returns:
+        The journal.
+
+    Raises:
+        UserError: The id is unknown, or a number is out of range.
+        RunFailure: A worker process died, or the disk is full.
+    """
+    dataset, steps, processes = check_collection(dataset_id, steps, seed, processes)
+    if not 0 <= shard < shards:
+        raise UserError(f"shard: {shard}/{shards} must be one of 0/{shards} to {shards - 1}/{shards}")
+    title, share = _title(dataset, seed), -(-dataset.recorded_steps(steps) // shards)
+    path = working_folder(dataset_id, root) / f"shard_{shard}_of_{shards}"
+    try:
+        with _locked(path.with_suffix(".lock"), None), Journal(path, title) as journal:
+            _fill(journal, dataset, share, seed, processes, progress, shard, shards)
+    except OSError as error:
+        raise RunFailure(f"collecting stopped ({one_line(error)}); the same call goes on from where it was") from error
+    return path
+
+
+def working_folder(dataset_id: str, root: Path | None = None) -> Path:
+    """Return the folder of a collection that is not complete."""
+    return (minari_root() if root is None else root) / HIDDEN / dataset_id.replace("/", "-")
+
+
+def check_collection(
+    dataset_id: str,
+    steps: int | None,
+    seed: int,
+    processes: int | None,
+    folder: Path | None = None,
+    overwrite: bool = False,
+) -> tuple[CollectedDataset, int, int]:
+    """Return the dataset, and the numbers of steps and processes.
+
+    Raises:
+        UserError: The id is unknown, a number is out of range, or the dataset's folder exists and `overwrite` is false.
+    """
+    if dataset_id not in CATALOG:
+        raise UserError(
+            f"'{dataset_id}' cannot be collected{did_you_mean(dataset_id, CATALOG)}; these can: {', '.join(CATALOG)}"
+        )
+    dataset = CATALOG[dataset_id]
+    steps = dataset.steps if steps is None else steps
+    if steps < 1:
+        raise UserError(f"steps: {steps} transitions are not a dataset; ask for at least 1")
+    if seed < 0:
+        raise UserError(f"seed: {seed} is negative; seeds start at 0")
+    processes = min(2, available_cores()) if processes is None else processes
+    if processes < 1:
+        raise UserError(f"processes: {processes} cannot collect anything; ask for at least 1")
+    if folder is not None and folder.exists() and not overwrite:
+        raise _exists(dataset_id, folder)
+    return dataset, steps, processes
 
 
 def _exists(dataset_id: str, folder: Path) -> UserError:
@@ -134,13 +206,35 @@ def _versions(dataset: CollectedDataset) -> dict[str, str]:
     return {"lit_offrl": lit_offrl.__version__, **versions}
 
 
-def _fill(journal: Journal, dataset: CollectedDataset, steps: int, seed: int, processes: int, progress: bool) -> None:
-    """Collect episodes until the journal holds at least `steps` steps."""
+def _take_up_shards(journal: Journal, folder: Path, title: bytes, steps: int) -> None:
+    """Append what shards have recorded, in order, until the journal holds at least `steps` steps."""
+    for shards in {int(path.name.rpartition("_")[2]) for path in folder.glob("shard_0_of_*[0-9]")}:
+        sources = [stored_records(folder / f"shard_{shard}_of_{shards}", title) for shard in range(shards)]
+        # One episode of each shard in turn, as long as all have one.
+        for number, record in enumerate(chain.from_iterable(zip(*sources))):  # noqa: B905 (they differ in length)
+            if journal.steps >= steps:
+                return
+            if number == journal.episodes:
+                journal.append(record)
+
+
+def _fill(
+    journal: Journal,
+    dataset: CollectedDataset,
+    steps: int,
+    seed: int,
+    processes: int,
+    progress: bool,
+    shard: int = 0,
+    shards: int = 1,
+) -> None:
+    """Collect every `shards`-th episode, from `shard`, until the journal holds at least `steps` steps."""
     if journal.steps >= steps:
         return
     word = "resuming" if journal.episodes else "collecting"
+    first = shard + journal.episodes * shards
     with (
-        closing(ordered_records(dataset.id, seed, processes, journal.episodes)) as source,  # type: ignore[type-var]
+        closing(ordered_records(dataset.id, seed, processes, first, shards)) as source,  # type: ignore[type-var]
         progress_bar(f"{word} {dataset.id}", steps, initial=journal.steps, disable=not progress) as bar,
     ):
         while journal.steps < steps:

@@ -46,8 +46,8 @@ def make_recorder(dataset: CollectedDataset, seed: int) -> Recorder:
     return LocomotionRecorder(dataset, seed)
 
 
-def ordered_records(dataset_id: str, seed: int, processes: int, first: int = 0) -> Iterator[bytes]:
-    """Yield the episodes `first`, `first` + 1, ... as bytes; they do not depend on the number of processes.
+def ordered_records(dataset_id: str, seed: int, processes: int, first: int = 0, every: int = 1) -> Iterator[bytes]:
+    """Yield the episodes `first`, `first` + `every`, ... as bytes; they do not depend on the number of processes.
 
     The iterator is endless; close it to stop the workers.
 
@@ -56,6 +56,7 @@ def ordered_records(dataset_id: str, seed: int, processes: int, first: int = 0) 
         seed: Seed of the whole dataset.
         processes: Number of workers.
         first: Number of the first episode.
+        every: Distance between the numbers of two episodes.
 
     Raises:
         RunFailure: A worker died; the message holds the last line that it printed.
@@ -71,7 +72,7 @@ def ordered_records(dataset_id: str, seed: int, processes: int, first: int = 0) 
             workers.put(worker)
 
     pool = ThreadPoolExecutor(processes)
-    indices = count(first)
+    indices = count(first, every)
     try:
         for _ in range(processes):
             started.append(_Worker(dataset_id, seed))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from lit_offrl.errors import RunFailure, SimulatorFailure, UserError, one_line
 from lit_offrl.system.cores import available_cores
+from lit_offrl.system.signals import STOP_SIGNALS
 
 Array = NDArray[np.float32]
 Policy = Callable[[Array, Sequence[int]], Array]
@@ -306,7 +307,7 @@ class _Workers:
 
 def _work(pipe: Connection, make: Callable[[], gym.Env[Any, Any]], copy_count: int) -> None:
     """Build `copy_count` environments and execute commands until the other end of the pipe is closed."""
-    for stop_signal in (signal.SIGINT, signal.SIGTERM):  # a terminal sends them to all; the main process handles them
+    for stop_signal in STOP_SIGNALS:  # a terminal and a scheduler send them to all; the main process handles them
         signal.signal(stop_signal, signal.SIG_IGN)
     copies = None
     with contextlib.suppress(EOFError, ConnectionError):

@@ -1,4 +1,8 @@
-"""Several commands of the package at once: the seeds of a training, the runs of a table."""
+"""Several commands of the package at once: the seeds of a training, the runs of a table.
+
+No library starts them: joblib's workers outlive a killed parent and print nothing until a job ends, and submitit's
+local executor starts all jobs at once, into files, under controllers that are meant to survive their parent.
+"""
 
 from __future__ import annotations
 
@@ -71,33 +75,6 @@ def run_jobs(jobs: Sequence[Job], at_once: int | None = None) -> dict[str, int]:
         with ThreadPoolExecutor(at_once) as pool:
             list(pool.map(run, jobs))
     return codes
-
-
-def run_seeds(words: Sequence[str], seeds: str, at_once: str | None = None) -> int:
-    """Train several seeds; return the exit code.
-
-    Each seed is the run of `fit --seed_everything SEED`, in the same run folder. A finished run is left as it is, an
-    interrupted run is continued.
-
-    Args:
-        words: The words after `fit`, without the seeds.
-        seeds: Comma-separated list, e.g. "0,1,2".
-        at_once: Number of runs at a time.
-
-    Raises:
-        UserError: A number is wrong, or `words` hold an option of a single run.
-    """
-    numbers = whole_numbers("--seeds", seeds)
-    if len(set(numbers)) < len(numbers):
-        raise UserError(f"--seeds: {seeds} names a seed twice")
-    for single in ("--seed_everything", "--ckpt_path"):
-        if any(word.partition("=")[0] == single for word in words):
-            raise UserError(f"{single} belongs to a single run: leave it out beside --seeds")
-    fresh = any(word.replace("=", " ").lower().startswith("--overwrite") for word in words)
-    resume = [] if fresh else ["--ckpt_path=auto"]
-    jobs = [Job(f"seed {seed}", ["fit", *words, f"--seed_everything={seed}", *resume]) for seed in numbers]
-    codes = run_jobs(jobs, None if at_once is None else whole_numbers("--parallel", at_once)[0])
-    return report_failures(jobs, codes)
 
 
 def report_failures(jobs: Sequence[Job], codes: dict[str, int]) -> int:

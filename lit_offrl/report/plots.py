@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from lit_offrl.report.rows import Comparison, Report, Selection, Task
-from lit_offrl.report.statistics import bootstrap_interval, expected_best, mean, performance_profile, selection_curve
+from lit_offrl.report.statistics import expected_best, intervals_of_means, performance_profile, selection_curve
 from lit_offrl.report.tables import BUDGETS
 
 # Okabe and Ito (2008): a palette that color-blind readers can distinguish.
@@ -25,6 +25,7 @@ DPI = 130
 THRESHOLDS = 301
 CHOICES = 8  # policies to choose from in the curve of policy selection, as in its authors' figures
 MOST_MARKERS = 20  # on one curve
+MOST_COMPARED = 12  # algorithms with bands and other actors in one picture, or in one of all pairs; the tables have all
 MOST_LEGEND_ENTRIES = 4  # for the other actors, e.g. behavior models; above it they share one entry
 LEGEND_ROW_INCHES = 0.19
 
@@ -38,13 +39,15 @@ def colors_of(algorithms: Sequence[str]) -> dict[str, str]:
 def learning_curves(report: Report, task: Task, colors: Mapping[str, str]) -> Figure | None:
     """Return the scores during training, with means and 95% intervals over seeds; None where no run was evaluated.
 
-    A curve has the gradient steps at which all seeds were evaluated. Dashed: the dataset's mean. Dotted: the final
-    score of the first other actor of an algorithm, e.g. its behavior model.
+    A curve has the gradient steps at which all seeds were evaluated. Of more than `MOST_COMPARED` algorithms only means
+    are drawn. Dashed: the dataset's mean. Dotted: the final score of the first other actor of an algorithm, e.g. its
+    behavior model.
     """
     figure, axis = titled_figure(task.dataset)
     has_curves = False
     rows = report.rows_of(task)
-    others = {row.algorithm: row for row in reversed(rows) if row.actor != "policy"}
+    is_crowded = len({row.algorithm for row in rows}) > MOST_COMPARED
+    others = {row.algorithm: row for row in reversed(rows) if row.actor != "policy" and not is_crowded}
     for i, (algorithm, row) in enumerate(sorted(others.items())):
         label: str | None = row.name
         if len(others) > MOST_LEGEND_ENTRIES:  # one entry for all; the color is the algorithm's
@@ -57,13 +60,12 @@ def learning_curves(report: Report, task: Task, colors: Mapping[str, str]) -> Fi
         if not steps:
             continue
         has_curves = True
-        scores = [np.array([curve[step] for curve in curves]) for step in steps]
+        scores = np.array([[curve[step] for curve in curves] for step in steps])
         label = f"{row.name} ({len(curves)} seed{'s' * (len(curves) > 1)})"
         marker = "o" if len(steps) <= MOST_MARKERS else None
-        axis.plot(steps, [each.mean() for each in scores], color=color, marker=marker, markersize=3.5, label=label)
-        if bands := [band for each in scores if (band := bootstrap_interval([each], mean)) is not None]:
-            low, high = zip(*bands, strict=True)
-            axis.fill_between(steps, low, high, color=color, alpha=BAND_ALPHA, linewidth=0)
+        axis.plot(steps, scores.mean(axis=1), color=color, marker=marker, markersize=3.5, label=label)
+        if not is_crowded and (band := intervals_of_means(scores)) is not None:
+            axis.fill_between(steps, *band, color=color, alpha=BAND_ALPHA, linewidth=0)
     if not has_curves:
         return None
     if (data := report.data_score(task)) is not None:
@@ -99,10 +101,9 @@ def improvement(comparison: Comparison) -> Figure:
     """Return the probability of improvement for each pair of algorithms, with 95% intervals."""
     pairs = comparison.improvements
     figure, axis = titled_figure("Probability of improvement", height=1.3 + 0.42 * len(pairs))
-    for i, (_, _, probability, interval) in enumerate(pairs):
-        axis.plot(probability, i, "o", color=COLORS[0], markersize=6)
-        if interval is not None:
-            axis.plot(interval, (i, i), color=COLORS[0], linewidth=2.5, alpha=0.5, solid_capstyle="butt")
+    axis.plot([probability for _, _, probability, _ in pairs], range(len(pairs)), "o", color=COLORS[0], markersize=6)
+    if bands := [(i, *interval) for i, (_, _, _, interval) in enumerate(pairs) if interval is not None]:
+        axis.hlines(*zip(*bands, strict=True), color=COLORS[0], linewidth=2.5, alpha=0.5)
     axis.axvline(0.5, color=DATA_COLOR, linestyle="--", linewidth=1.2)
     axis.set_yticks(range(len(pairs)), [f"{x} > {y}" for x, y, _, _ in pairs])
     axis.set(xlim=(-0.02, 1.02), ylim=(len(pairs) - 0.5, -0.5), xlabel="P(a run of the first scores higher)")

@@ -136,9 +136,9 @@ class Comparison:
         pairs = []
         for x, y in combinations(self.scores, 2):
             probability, interval = probability_of_improvement(self.scores[x], self.scores[y])
-            if probability < 0.5:
-                x, y = y, x
-                probability, interval = probability_of_improvement(self.scores[x], self.scores[y])
+            if probability < 0.5:  # a tie counts half to both
+                x, y, probability = y, x, 1 - probability
+                interval = None if interval is None else (1 - interval[1], 1 - interval[0])
             pairs.append((x, y, probability, interval))
         return pairs
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import comb
 
 import numpy as np
@@ -23,6 +24,7 @@ Array = NDArray[np.float64]
 Interval = tuple[float, float]
 
 RESAMPLES = 10_000
+PICTURE_RESAMPLES = 1_000  # for bands, whose edges move by less than a line is wide
 COVERAGE = 0.95
 SEED = 0
 SELECTIONS = 1000  # draws of policies and of their episodes
@@ -49,10 +51,21 @@ def bootstrap_interval(tasks: Sequence[Array], statistic: Callable[[Array], Arra
     """
     if not _have_several_seeds(tasks):
         return None
-    rng = np.random.default_rng(SEED)
-    drawn = [task[rng.integers(len(task), size=(RESAMPLES, len(task)))] for task in tasks]
+    drawn = [task[seeds] for task, seeds in zip(tasks, _drawn_seeds(*map(len, tasks)), strict=True)]
     low, high = _interval(statistic(np.concatenate(drawn, axis=1)))
     return float(low), float(high)
+
+
+def intervals_of_means(scores: Array) -> Array | None:
+    """Return the interval of the mean along the last axis, `[k, n] -> [2, k]`; None for fewer than 2 seeds.
+
+    All k means are of the same resampled seeds, e.g. the evaluations of a learning curve; it is for pictures.
+    """
+    n = scores.shape[-1]
+    if n < 2:
+        return None
+    (weights,) = _resampling_weights(n)
+    return _interval(weights[:PICTURE_RESAMPLES] @ scores.T)
 
 
 @dataclass(frozen=True)
@@ -99,9 +112,8 @@ def performance_profile(tasks: Sequence[Array], thresholds: Array) -> tuple[Arra
     share = np.mean([each.mean(axis=0) for each in above], axis=0)
     if not _have_several_seeds(tasks):
         return share, None
-    rng = np.random.default_rng(SEED)
-    drawn = sum(_resampling_weights(rng, len(each)) @ each for each in above) / len(tasks)
-    return share, _interval(np.asarray(drawn))
+    weights = np.concatenate(_resampling_weights(*map(len, tasks)), axis=1)[:PICTURE_RESAMPLES]
+    return share, _interval(weights @ np.concatenate(above) / len(tasks))
 
 
 def probability_of_improvement(x: Sequence[Array], y: Sequence[Array]) -> tuple[float, Interval | None]:
@@ -118,9 +130,11 @@ def probability_of_improvement(x: Sequence[Array], y: Sequence[Array]) -> tuple[
     probability = float(np.mean([each.mean() for each in wins]))
     if not (_have_several_seeds(x) and _have_several_seeds(y)):
         return probability, None
-    rng = np.random.default_rng(SEED)
-    left_and_right = [(_resampling_weights(rng, len(each)), _resampling_weights(rng, each.shape[1])) for each in wins]
-    drawn = [((left @ each) * right).sum(axis=1) for each, (left, right) in zip(wins, left_and_right, strict=True)]
+    weights = _resampling_weights(*(n for each in wins for n in each.shape))
+    drawn = [
+        np.einsum("rj,rj->r", left @ each, right)
+        for each, left, right in zip(wins, weights[::2], weights[1::2], strict=True)
+    ]
     low, high = _interval(np.mean(drawn, axis=0))
     return probability, (float(low), float(high))
 
@@ -174,9 +188,19 @@ def _have_several_seeds(tasks: Sequence[Array]) -> bool:
     return bool(tasks) and all(len(task) > 1 for task in tasks)
 
 
-def _resampling_weights(rng: np.random.Generator, n: int) -> Array:
-    """Return the share of draws of each of n seeds, `[RESAMPLES, n]`; times the scores this is the resampled mean."""
-    return np.asarray(rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) / n)
+# Cached: the rows and pairs of a report mostly have the same numbers of seeds, and drawing takes longest.
+@lru_cache(maxsize=8)
+def _drawn_seeds(*seeds: int) -> list[NDArray[np.int64]]:
+    """Return the seeds drawn for each task, `[RESAMPLES, n]` of n."""
+    rng = np.random.default_rng(SEED)
+    return [rng.integers(n, size=(RESAMPLES, n)) for n in seeds]
+
+
+@lru_cache(maxsize=8)
+def _resampling_weights(*seeds: int) -> list[Array]:
+    """Return the share of draws of each of n seeds per task, `[RESAMPLES, n]`; times the scores: the resampled mean."""
+    rng = np.random.default_rng(SEED)
+    return [np.asarray(rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) / n) for n in seeds]
 
 
 def _interval(drawn: Array) -> Array:

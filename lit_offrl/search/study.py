@@ -1,15 +1,16 @@
 """The study of a search: its storage, and the workers that run its trials until there are enough.
 
-Any number of workers, on one or several machines, share a study through its storage only. Two rules give exactly the
+Any number of workers, on one or several machines, share a study and the search's folder. Two rules give exactly the
 requested number of finished trials, also if workers are killed:
 
-* A trial counts from its claim by a worker until it fails. A worker withdraws its trial if enough trials with smaller
-  numbers count. Numbers are given once and never change, so that all workers agree without a lock that a dead worker
-  could hold.
-* A trial of a dead worker is recorded as failed and queued again with the same parameters; it continues from its last
-  checkpoint. A worker on this machine is dead if the operating system has released the lock on its file, a worker on
-  another machine if its heartbeat has not changed for `GRACE_S` by the clock of the observer. Optuna's own heartbeat
-  does not serve: it needs a database, runs only inside `optimize`, and takes minutes also on the same machine.
+* A worker claims a trial under the lock of the folder, while fewer than enough trials count. A trial counts from its
+  claim until it fails.
+* A worker holds a lock on its own file while it lives, or one of its runs. The operating system, or the server of a
+  network file system, releases it when it dies. A trial of a dead worker is recorded as failed and queued again with
+  the same parameters; it continues from its last checkpoint.
+
+Optuna's own heartbeat does not serve: it needs a database, and writes into it without end. Its callback that tries a
+trial again does not, either: it counts a trial that was stopped, e.g. preempted, like one that killed its worker.
 """
 
 from __future__ import annotations
@@ -45,8 +46,6 @@ from lit_offrl.search.trial import Outcome
 
 T = TypeVar("T")
 
-HEARTBEAT_S = 20.0
-GRACE_S = 180.0
 WAIT_S = 1.0
 DATABASE_TIMEOUT_S = 60.0
 MOST_RETRIES = 3  # of a trial whose worker died
@@ -69,9 +68,7 @@ PRUNERS: dict[str, type[BasePruner]] = {
 }
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 # Attributes of a trial
-WORKER, HEARTBEAT, FAILURE, WITHDRAWN, ORIGIN, RETRIES = (
-    "worker", "heartbeat", "failure", "withdrawn", "origin", "retries",
-)  # fmt: skip
+WORKER, FAILURE, STOPPED, ORIGIN, RETRIES = ("worker", "failure", "stopped", "origin", "retries")
 
 
 def open_study(
@@ -128,7 +125,7 @@ def _create_or_load(search: Search, storage: BaseStorage) -> optuna.Study:
 
 
 def _storage(search: Search) -> BaseStorage:
-    name = search.storage or str(search.folder / "study.db")
+    name = _location(search)
     if "://" not in name:
         path = Path(name)
         if path.suffix not in (".db", ".sqlite", ".sqlite3", ".log", ".journal"):
@@ -142,9 +139,15 @@ def _storage(search: Search) -> BaseStorage:
     return RDBStorage(name, engine_kwargs={"connect_args": arguments})
 
 
+def _location(search: Search) -> str:
+    """Return the name of the storage: a journal, unless the search has another, or began with the former default."""
+    before = search.folder / "study.db"
+    return search.storage or str(before if before.is_file() else search.folder / "study.log")
+
+
 def _storage_name(search: Search) -> str:
     """Return the name of the storage without the password."""
-    name = search.storage or str(search.folder / "study.db")
+    name = _location(search)
     scheme, separator, rest = name.partition("://")
     # Drivers also take user and password as options behind the question mark.
     return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}" if separator else name
@@ -227,17 +230,17 @@ class Worker:
     """Runs trials of a study until the study is complete.
 
     Attributes:
-        train: Trains one trial. Arguments: the trial, the number of its first attempt, a function to call several times
-            per second, and file descriptors that its processes keep open.
+        train: Trains one trial. Arguments: the trial, the number of its first attempt, and file descriptors that its
+            processes keep open.
         report_trial: Called with each trial that ends.
         report: Called with every other message.
-        name: Name of the worker, which begins with that of its machine.
+        name: Name of the worker.
     """
 
     search: Search
     study: optuna.Study
     distributions: Mapping[str, Distribution]
-    train: Callable[[Trial, int, Callable[[], None], Sequence[int]], Outcome]
+    train: Callable[[Trial, int, Sequence[int]], Outcome]
     report_trial: Callable[[FrozenTrial], None]
     report: Callable[[str], None]
     name: str = field(default_factory=lambda: f"{socket.gethostname()}-{uuid.uuid4().hex[:12]}")
@@ -245,7 +248,6 @@ class Worker:
     def __post_init__(self) -> None:
         self.limit = math.inf if self.search.trials is None else self.search.trials
         self.failures = 0
-        self._heartbeats: dict[int, tuple[object, float]] = {}
 
     @property
     def locks(self) -> Path:
@@ -315,26 +317,15 @@ class Worker:
             self.study.sampler = make_sampler(self.search, trial=len(trials))
             trial = self.study.ask(dict(self.distributions))
             trial.set_user_attr(WORKER, self.name)
-        counted = [each for each in self._trials() if each.number < trial.number and each.state != TrialState.FAIL]
-        if len(counted) >= self.limit:
-            self._fail(trial, WITHDRAWN, True)
-            return None
-        return trial
+            return trial
 
     def _run(self, trial: Trial, lock: int) -> None:
         origin = trial.user_attrs.get(ORIGIN, trial.number)
-        beaten = -HEARTBEAT_S
-
-        def tick() -> None:
-            nonlocal beaten
-            if time.monotonic() - beaten >= HEARTBEAT_S:
-                beaten = time.monotonic()
-                trial.set_user_attr(HEARTBEAT, time.time())
-
         try:
-            outcome = self.train(trial, origin, tick, [lock])
+            outcome = self.train(trial, origin, [lock])
             if outcome.failure is not None:
-                self._fail(trial, FAILURE, outcome.failure)
+                trial.set_user_attr(FAILURE, outcome.failure)
+                self.study.tell(trial, state=TrialState.FAIL)
             elif outcome.pruned:
                 self.study.tell(trial, state=TrialState.PRUNED)
             else:
@@ -344,7 +335,7 @@ class Worker:
             return
         except BaseException:  # stopped: another worker, or a restart, continues the trial
             with suppress(UpdateFinishedTrialError):
-                trial.set_user_attr(HEARTBEAT, time.time())
+                trial.set_user_attr(STOPPED, True)
             self._give_back(self.study.trials[trial.number], deaths=0)
             raise
         self.report_trial(self.study.trials[trial.number])
@@ -354,34 +345,27 @@ class Worker:
         if self.failures >= FAILURES_IN_A_ROW:
             raise RunFailure(f"{self.failures} trials in a row failed, the last one: {outcome.failure}")
 
-    def _fail(self, trial: Trial, attribute: str, value: object) -> None:
-        trial.set_user_attr(attribute, value)
-        self.study.tell(trial, state=TrialState.FAIL)
-
     def revive(self) -> None:
         """Record trials of dead workers as failed, and queue them again."""
-        for trial in self._trials(TrialState.RUNNING):
-            if trial.user_attrs.get(WORKER) != self.name and self._is_dead(trial):
-                again = self._give_back(trial, deaths=1)
-                if again is not None:
-                    then = "it is tried again" if again else "not again: it has taken too many with it"
-                    self.report(f"trial {trial.number}: its worker is dead; {then}")
+        with folder_lock(self.search.folder):  # a trial without a worker is then none that is just claimed
+            for trial in self._trials(TrialState.RUNNING):
+                if trial.user_attrs.get(WORKER) != self.name and self._is_dead(trial):
+                    again = self._give_back(trial, deaths=1)
+                    if again is not None:
+                        then = "it is tried again" if again else "not again: it has taken too many with it"
+                        self.report(f"trial {trial.number}: its worker is dead; {then}")
 
     def _is_dead(self, trial: FrozenTrial) -> bool:
-        worker = str(trial.user_attrs.get(WORKER, ""))
-        if worker.rpartition("-")[0] == socket.gethostname():
-            path = self.locks / worker
-            with suppress(OSError), path.open("r+") as file:  # no such file: the other worker has another folder
+        """Return whether nobody holds the lock of the trial's worker."""
+        path = self.locks / str(trial.user_attrs.get(WORKER, ""))
+        try:
+            with path.open("r+") as file:
                 dead = lock_descriptor(file.fileno(), blocking=False)
-                if dead:  # else the worker lives, or one of its runs, which is about to stop
-                    path.unlink(missing_ok=True)
-                return dead
-        beat, now = trial.user_attrs.get(HEARTBEAT), time.monotonic()
-        known, since = self._heartbeats.setdefault(trial.number, (beat, now))
-        if known != beat:
-            self._heartbeats[trial.number] = (beat, now)
-            return False
-        return now - since > GRACE_S
+        except OSError:  # the worker ended
+            return True
+        if dead:
+            path.unlink(missing_ok=True)
+        return dead
 
     def _give_back(self, trial: FrozenTrial, deaths: int) -> bool | None:
         """Record a trial as failed and queue it again.
@@ -402,14 +386,16 @@ class Worker:
 
 
 def busy_hours(trials: Sequence[FrozenTrial]) -> float:
-    """Return the hours in which at least one trial was running: the age of a study without its pauses."""
-    spans = []
-    for trial in trials:
-        if trial.datetime_start is not None:
-            until = trial.datetime_complete or datetime.now()
-            if trial.state == TrialState.FAIL and FAILURE not in trial.user_attrs:
-                until = datetime.fromtimestamp(trial.user_attrs.get(HEARTBEAT, 0))
-            spans.append((trial.datetime_start, max(until, trial.datetime_start)))
+    """Return the hours in which at least one trial was running: the age of a study without its pauses.
+
+    Nobody knows when a worker died: the trial that it had does not count, the one that continues it does.
+    """
+    spans = [
+        (trial.datetime_start, trial.datetime_complete or datetime.now())
+        for trial in trials
+        if trial.datetime_start is not None
+        and (trial.state != TrialState.FAIL or {FAILURE, STOPPED} & set(trial.user_attrs))
+    ]
     seconds, covered = 0.0, datetime.min
     for start, until in sorted(spans):
         seconds += max((until - max(start, covered)).total_seconds(), 0.0)

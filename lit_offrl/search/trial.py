@@ -111,7 +111,6 @@ def run_trial(
     objective: Objective,
     max_steps: int,
     prune: Watch,
-    tick: Callable[[], None],
     inherited: Sequence[int] = (),
 ) -> Outcome:
     """Train with each seed, one after another, and return the score.
@@ -122,7 +121,6 @@ def run_trial(
         max_steps: Gradient steps of each run.
         prune: Called after each evaluation with the gradient steps over all seeds and the running mean: the mean of the
             final scores of earlier seeds and the current score of this one. True prunes the trial.
-        tick: Called several times per second while a run trains; an exception stops the run cleanly and propagates.
         inherited: File descriptors that stay open in the runs.
     """
     scores: list[float] = []
@@ -130,13 +128,13 @@ def run_trial(
         watcher = _Watcher(run, objective, tuple(scores), index * max_steps, prune)
         if not run.finished:
             # `auto` continues a run that ended with an earlier search.
-            code, pruned = _run_command(run, ["fit", *run.words, "--ckpt_path=auto"], watcher, tick, inherited)
+            code, pruned = _run_command(run, ["fit", *run.words, "--ckpt_path=auto"], watcher, inherited)
             if pruned:
                 return Outcome(pruned=True)
             if code:
                 return Outcome(failure=_reason(code, run.log), bad_input=code == 2)
         if objective.is_fqe and run.fqe_value is None:
-            code, _ = _run_command(run, _evaluation(run, objective), lambda: False, tick, inherited)
+            code, _ = _run_command(run, _evaluation(run, objective), lambda: False, inherited)
             if code:
                 return Outcome(failure=_reason(code, run.log), bad_input=code == 2)
         score = run.fqe_value if objective.is_fqe else mean_of_last(run.values(objective.metric), objective.last)
@@ -187,11 +185,7 @@ def _evaluation(run: SeedRun, objective: Objective) -> list[str]:
 
 
 def _run_command(
-    run: SeedRun,
-    words: Sequence[str],
-    should_prune: Callable[[], bool],
-    tick: Callable[[], None],
-    inherited: Sequence[int],
+    run: SeedRun, words: Sequence[str], should_prune: Callable[[], bool], inherited: Sequence[int]
 ) -> tuple[int, bool]:
     """Run a command of the run, e.g. its training; return its exit code and whether it was pruned."""
     run.log.parent.mkdir(parents=True, exist_ok=True)
@@ -200,7 +194,6 @@ def _run_command(
     size, pause = 0, POLL_S
     try:
         while process.poll() is None:
-            tick()
             if run.metrics.is_file() and (now := run.metrics.stat().st_size) != size:
                 size, started = now, time.perf_counter()
                 if should_prune():

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# Ctrl-C; what schedulers and `kill` send; a closed terminal; what SLURM sends before a time limit (--signal=USR1@60).
+# Ctrl-C; what schedulers and `kill` send; a closed terminal; what SLURM sends before a time limit (--signal=USR1@60);
+# what submitit has it send.
 STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 )
 
 Handlers = dict[signal.Signals, "Callable[[int, FrameType | None], object] | int | None"]
