@@ -189,7 +189,7 @@ def test_command_of_lit_offrl_parses(
     elif words[0] in TRAINING:
         make_run(workplace, words, capsys)
         words = [*without_seeds([word for word in words if word not in ENGINE]), "--print_config"]
-    elif words[0] == "grid" and words[1] in ("status", "cancel"):
+    elif words[0] == "grid" and words[1:2] in (["status"], ["cancel"]):
         assert len(words) == 3
         return
     elif words[0] == "grid":

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lit_offrl.collect.catalog import ManipulationDataset
 from lit_offrl.collect.episodes import Episode, episode_entropy, make_environment
-from lit_offrl.data.formats.ogbench import as_a_guest
+from lit_offrl.system.global_state import as_a_guest
 
 if TYPE_CHECKING:
     import gymnasium

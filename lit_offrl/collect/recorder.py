@@ -31,8 +31,8 @@ from lit_offrl.collect.episodes import Episode, make_environment
 from lit_offrl.collect.journal import Journal, stored_records
 from lit_offrl.collect.ogbench_files import write_ogbench
 from lit_offrl.collect.workers import ordered_records
-from lit_offrl.data.formats.ogbench import INSTALL
 from lit_offrl.data.sources.minari import minari_root
+from lit_offrl.data.sources.ogbench import INSTALL
 from lit_offrl.errors import RunFailure, UserError, did_you_mean, one_line
 from lit_offrl.system.cores import available_cores
 from lit_offrl.system.progress import progress_bar

@@ -12,9 +12,10 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_offrl.data.formats.ogbench import as_a_guest, build_task
+from lit_offrl.data.formats.ogbench import build_task
 from lit_offrl.data.sources.ogbench import OGBENCH_NAMESPACE
 from lit_offrl.errors import UserError
+from lit_offrl.system.global_state import as_a_guest
 
 
 class RepeatableTask(gym.Wrapper[NDArray[np.float64], NDArray[np.float32], Any, Any]):

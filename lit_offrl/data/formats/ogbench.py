@@ -8,8 +8,7 @@ of an episode, because the data were recorded without the task.
 from __future__ import annotations
 
 import contextlib
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_offrl.data.formats.arrays import flags, open_arrays, reading
+from lit_offrl.data.sources.ogbench import INSTALL
 from lit_offrl.data.transitions import Transitions
 from lit_offrl.errors import UserError, one_line
 from lit_offrl.system.files import no_files_left
+from lit_offrl.system.global_state import as_a_guest
 
 if TYPE_CHECKING:
     import gymnasium
-
-INSTALL = "pip install 'lit_offrl[ogbench]'"
 
 
 def read_ogbench(path: Path, environment: str) -> Transitions:
@@ -128,22 +127,3 @@ def build_task(environment: str, **options: Any) -> gymnasium.Env[Any, Any]:
             dataset, env_only=True, **{"disable_env_checker": True, **options}
         )
     return env
-
-
-@contextlib.contextmanager
-def as_a_guest(generator: np.random.RandomState) -> Iterator[None]:
-    """Call the package without traces: its warnings are dropped, and numpy's global generator comes back as it was.
-
-    Args:
-        generator: What the global generator, which the package's mazes draw from, goes on with in between.
-    """
-    usual = np.random.get_state()  # noqa: NPY002 (the package's choice)
-    np.random.set_state(generator.get_state())  # noqa: NPY002
-    try:
-        with warnings.catch_warnings():
-            # Manipulation makes its action space anew for every reset, and Gymnasium warns of each.
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        generator.set_state(np.random.get_state())  # noqa: NPY002
-        np.random.set_state(usual)  # noqa: NPY002

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 OGBENCH_NAMESPACE = "ogbench/"
 """Namespace of OGBench's datasets, and of its environments, see `lit_offrl.envs.ogbench`."""
 
+INSTALL = "pip install 'lit_offrl[ogbench]'"
+"""What a user without the package does."""
+
 SUCCESS = ScoreReference("ogbench", 0, 1, measure="success")
 """OGBench's score: the share of successful episodes, in percent."""
 
