@@ -18,6 +18,7 @@ ALLOWED = {  # room -> rooms of the package it may import, besides itself
     "collect": {"envs", "data", "__init__", *COMMON},
     "algorithms": {"networks", "diffusion", *COMMON},
     "policy": {"algorithms", *COMMON},
+    "export": {"policy", "__init__", *COMMON},
     "callbacks": {"algorithms", "envs", "data", "run_folder", "__init__", *COMMON},
     "run_folder": {"data", "errors", "system"},
     "report": {"envs", "data", "errors"},
