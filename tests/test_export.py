@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -46,27 +47,30 @@ def act_elsewhere(kind: str, path: Path, inputs: dict[str, np.ndarray], folder: 
     """Return the actions of a file in an isolated process that cannot import this package."""
     np.savez(folder / "inputs.npz", **inputs)
     code = (
-        "import importlib.util, sys, numpy\n"
-        "assert importlib.util.find_spec('lit_offrl') is None\n"
+        "import sys, numpy\n"
+        "sys.modules['lit_offrl'] = None\n"  # an import raises, also where the package is installed
         f"path, inputs = {str(path)!r}, dict(numpy.load({str(folder / 'inputs.npz')!r}))\n"
         f"{ACT[kind]}\n"
-        f"assert 'lit_offrl' not in sys.modules\nnumpy.save({str(folder / 'actions.npy')!r}, actions)\n"
+        "assert not [name for name in sys.modules if name.startswith('lit_offrl.')]\n"
+        f"numpy.save({str(folder / 'actions.npy')!r}, actions)\n"
     )
-    # An installed package is hidden: imports of its name fail.
-    hide = "import sys\nsys.path = [p for p in sys.path if 'lit_offrl' not in p]\n"
-    finder = (
-        "class Hide:\n    def find_spec(self, name, *_):\n"
-        "        if name.split('.')[0] == 'lit_offrl': raise ModuleNotFoundError(name)\n"
-        "import importlib.util\nfind = importlib.util.find_spec\n"
-        "importlib.util.find_spec = lambda name, *_: None if name == 'lit_offrl' else find(name, *_)\n"
-        "sys.meta_path.insert(0, Hide())\n"
-    )
-    subprocess.run([sys.executable, "-I", "-c", hide + finder + code], cwd=folder, check=True)
+    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}  # it leaves a file in the temporary folder
+    subprocess.run([sys.executable, "-I", "-c", code], cwd=folder, check=True, env=environment)
     actions: np.ndarray = np.load(folder / "actions.npy")
     return actions
 
 
-@pytest.mark.parametrize(("kind", "name"), [("onnx", "DTQL"), ("torch_export", "FQL"), ("torchscript", "IQL")])
+SLOW = pytest.mark.slow  # processes of their own, after the first
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("onnx", "DTQL"),
+        pytest.param("torch_export", "FQL", marks=SLOW),
+        pytest.param("torchscript", "IQL", marks=SLOW),
+    ],
+)
 def test_a_file_acts_in_a_process_without_this_package(
     kind: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -213,7 +217,7 @@ def test_states_of_a_dataset_serve_for_the_comparison(tmp_path: Path, capsys: py
     assert "at 60 states" in capsys.readouterr().out
 
 
-@pytest.mark.slow  # a minute for all classes
+@pytest.mark.slow  # minutes for all classes
 @pytest.mark.parametrize("name", sorted({*ALGORITHMS} - MEMORIES - {*FIRST}))
 def test_every_algorithm_is_exported_to_torchscript(name: str, tmp_path: Path):
     policy = Policy(trained(name))
@@ -222,8 +226,8 @@ def test_every_algorithm_is_exported_to_torchscript(name: str, tmp_path: Path):
     assert parity.states_beyond <= 10
 
 
-@pytest.mark.parametrize("name", FIRST)
-def test_the_first_five_are_exported_to_onnx(name: str, tmp_path: Path):
+@pytest.mark.parametrize("name", [each for each in FIRST if each != "DTQL"])
+def test_the_first_are_exported_to_onnx(name: str, tmp_path: Path):
     policy = Policy(trained(name))
     graph = trace_policy(policy)
     parity = write_and_compare(policy, graph, tmp_path / "policy.onnx", "onnx", typical_observations(policy, 100))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,6 +73,8 @@ def to_torchscript(graph: PolicyGraph) -> torch.jit.ScriptModule:
     for node in module.graph.nodes:
         if node.target is ATEN.sym_size.int:
             node.target = ATEN.size
+        elif node.target is ATEN.sum.dim_IntList and not node.args[1]:  # ONNX has no empty list of dimensions
+            node.target, node.args = ATEN.sum, node.args[:1]
         elif node.target is ATEN._softmax.default:  # not known to ONNX
             node.target, node.args = ATEN.softmax, node.args[:2]
         elif isinstance(node.target, torch._ops.OpOverload):
@@ -81,7 +84,7 @@ def to_torchscript(graph: PolicyGraph) -> torch.jit.ScriptModule:
         node.target = name
     module.recompile()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch advises torch.export, which is a format here
+        warnings.simplefilter("ignore")  # PyTorch advises torch.export, which is a format here
         script: torch.jit.ScriptModule = torch.jit.freeze(torch.jit.script(module.eval()))
     return script
 
@@ -126,6 +129,7 @@ def write_onnx(graph: PolicyGraph, path: Path) -> None:
 
 def load_onnx(path: Path) -> Act:
     """Return an inference session of ONNX Runtime on the CPU."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # from version 1.32 on, it starts with the import
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
