@@ -19,6 +19,7 @@ ALLOWED = {  # room -> rooms of the package it may import, besides itself
     "algorithms": {"networks", "diffusion", *COMMON},
     "policy": {"algorithms", *COMMON},
     "evaluate": {"algorithms", "networks", "data", *COMMON},
+    "export": {"policy", "__init__", *COMMON},
     "callbacks": {"algorithms", "envs", "data", "run_folder", "__init__", *COMMON},
     "run_folder": {"data", "errors", "system"},
     "report": {"envs", "data", "errors"},

@@ -89,4 +89,4 @@ def select(actions: Tensor, q: Tensor, temperature: float, generator: torch.Gene
         chosen = torch.multinomial((q / temperature).softmax(dim=-1), 1, generator=generator)[:, 0]
     else:
         chosen = q.argmax(dim=-1)
-    return actions[torch.arange(len(actions), device=actions.device), chosen]
+    return actions[torch.arange(actions.shape[0], device=actions.device), chosen]

@@ -54,6 +54,7 @@ from lit_offrl.algorithms.energy_guided import (
     sample_behavior,
     sample_guided,
 )
+from lit_offrl.algorithms.flow_policy import draw_noise
 from lit_offrl.algorithms.options import DiffusionOptions, EnergyOptions, SupportedCritic
 from lit_offrl.algorithms.support import Support, actions_of_the_batch, make_support, supported_q_loss
 from lit_offrl.algorithms.vp_diffusion import VPDiffusion
@@ -467,7 +468,7 @@ class AEPO(OfflineAlgorithm):
         """Return the guidance scale of one of `actors()`; 0 for all until f is trained."""
         return self.guidance_scales[actor] if self.gradient_step > self.main_start else 0.0
 
-    def guided_sample(self, observations: Tensor, noise: Tensor, scales: Tensor) -> Tensor:
+    def guided_sample(self, observations: Tensor, noise: Tensor, scales: Sequence[float]) -> Tensor:
         """Return actions of the policies mu exp(omega f), see `sample_guided`."""
         guidance = self.energy.gradient
         return sample_guided(self.process, self.behavior, guidance, observations, noise, scales, self.rescale)
@@ -481,11 +482,12 @@ class AEPO(OfflineAlgorithm):
     ) -> Tensor:
         """Sample all actors at once: they are one diffusion with different scales of guidance."""
         noise = draw_for_actors(observations, self.action_dim, actors, generators)
-        return self.guided_sample(observations, noise, noise.new_tensor([self.scale_of(name) for name in actors]))
+        return self.guided_sample(observations, noise, [self.scale_of(name) for name in actors])
 
     def sample_as(self, actor: str, observations: Tensor, generator: torch.Generator | None) -> Tensor:
         """Sample one of the actors."""
-        return self.sample_each(observations, [actor] * len(observations), {actor: generator})
+        noise = draw_noise(observations, self.action_dim, generator=generator)
+        return self.guided_sample(observations, noise, [self.scale_of(actor)])
 
     def sample_actions(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
         """Sample the policy once; the paper does not select among candidates."""

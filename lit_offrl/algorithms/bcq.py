@@ -183,7 +183,7 @@ class BCQ(OfflineAlgorithm):
 
     def sample_candidates(self, observations: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
         """Return behavior actions at each observation, `[batch, count, action_dim]`."""
-        shape, like = (len(observations), count, self.latent_dim), observations
+        shape, like = (observations.shape[0], count, self.latent_dim), observations
         return self.decode(observations, torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype))
 
     def sample_actions(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -357,7 +357,7 @@ class BDPO(OfflineAlgorithm):
         self, policy: nn.Module, observations: Tensor, samples: int, generator: torch.Generator | None
     ) -> Tensor:
         """Return actions `[batch, samples, action_dim]` of a policy's network."""
-        shape = (self.schedule.steps, len(observations), samples, self.action_dim)
+        shape = (self.schedule.steps, observations.shape[0], samples, self.action_dim)
         noise = torch.randn(*shape, generator=generator, device=observations.device)
         denoise = self.denoiser(policy, observations[:, None])
         return sample_ddpm(denoise, noise[0], self.levels, noise[1:], clip=self.clip)

@@ -62,7 +62,7 @@ class OneStepBDPO(BDPO):
     ) -> Tensor:
         """Return actions `[batch, samples, action_dim]` of a policy's network."""
         noise = torch.randn(
-            len(observations), samples, self.action_dim, generator=generator, device=observations.device
+            observations.shape[0], samples, self.action_dim, generator=generator, device=observations.device
         )
         actions: Tensor = policy(observations).sample(noise)
         return self.units.clamp(actions)

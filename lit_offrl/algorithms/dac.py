@@ -162,7 +162,7 @@ class DAC(OfflineAlgorithm):
 
     def sample_actions(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
         """Sample candidates from the actor, select the one of the highest mean Q."""
-        shape = self.schedule.steps, len(observations), self.acting.candidates, self.action_dim
+        shape = self.schedule.steps, observations.shape[0], self.acting.candidates, self.action_dim
         noise = torch.randn(*shape, generator=generator, device=observations.device)
         actions = self.sample(self.actor, observations, noise)
         if self.acting.candidates == 1:

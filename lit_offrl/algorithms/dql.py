@@ -188,7 +188,7 @@ class DQL(OfflineAlgorithm):
 
     def sample_actions(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
         """Sample candidates from the actor, select one by a softmax over Q."""
-        shape = (len(observations), self.noises_per_action, self.acting.candidates, self.action_dim)
+        shape = (observations.shape[0], self.noises_per_action, self.acting.candidates, self.action_dim)
         noise = torch.randn(shape, generator=generator, device=observations.device)
         actions = self.denoise(self.actor, observations, noise)
         if self.acting.candidates == 1:

@@ -215,7 +215,7 @@ class DTQL(OfflineAlgorithm):
 
     def sample_actions(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
         """Sample candidates from the policy, select one by softmax over the smaller target Q (Section 4.1)."""
-        states, n = len(observations), self.acting.candidates
+        states, n = observations.shape[0], self.acting.candidates
         noise = torch.randn(states, n, self.action_dim, generator=generator, device=observations.device)
         actions = self.propose(observations, noise)
         if n == 1:
@@ -232,7 +232,7 @@ class DTQL(OfflineAlgorithm):
 
     def sample_behavior(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
         """Sample the diffusion model itself: behavior cloning."""
-        noise = torch.randn(len(observations), self.action_dim, generator=generator, device=observations.device)
+        noise = torch.randn(observations.shape[0], self.action_dim, generator=generator, device=observations.device)
         denoise = as_denoiser(lambda x, sigma: self.behavior(x, sigma, observations), "x0")
         return sample_heun(denoise, noise * self.sampling_levels[0].sigma, self.sampling_levels)
 
@@ -313,7 +313,7 @@ class DTQLKL(DTQL):
     def generate(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Return the actions a_theta of standard normal `noise`, both `[batch, action_dim]`."""
         unit = self.behavior.sigma_data / AUTHORS_SIGMA_DATA
-        sigma = noise.new_full((len(noise),), GENERATOR_SIGMA)
+        sigma = noise.new_full((noise.shape[0],), GENERATOR_SIGMA)
         if self.preconditioned:
             actions: Tensor = self.policy(unit * GENERATOR_SIGMA * noise, unit * sigma, observations)
         else:

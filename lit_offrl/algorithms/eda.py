@@ -192,7 +192,7 @@ class EDA(OfflineAlgorithm):
         self, network: BottleneckNetwork, observations: Tensor, count: int, generator: torch.Generator | None
     ) -> Tensor:
         """Return `count` actions of a diffusion model at each of `[batch, observation_dim]`."""
-        shape, like = (len(observations), count, self.action_dim), observations
+        shape, like = (observations.shape[0], count, self.action_dim), observations
         noise = torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
         denoise = as_denoiser(lambda x, time: network.gradient(x, time, observations[:, None]), "score")
 

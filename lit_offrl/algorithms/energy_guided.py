@@ -80,7 +80,7 @@ def sample_guided(
     guidance: Callable[[Tensor, Tensor, Tensor], Tensor],
     observations: Tensor,
     noise: Tensor,
-    scales: Tensor,
+    scales: Sequence[float],
     rescale: Rescale = "none",
 ) -> Tensor:
     """Return actions of the policies mu exp(omega f), `[batch, action_dim]`, each row with an omega of its own.
@@ -93,18 +93,19 @@ def sample_guided(
         guidance: Returns grad f_t, `[batch, action_dim]`, of a_t, t and observations.
         observations: `[batch, observation_dim]`.
         noise: a_t at t = 1, `[batch, action_dim]`.
-        scales: omega, `[batch]`.
+        scales: omega of each row, or one for all.
         rescale: See `rescaled`.
     """
     with full_precision(noise):
-        if not scales.any():
+        if not any(scales):
             return process.solve(as_denoiser(lambda x, time: behavior(x, time, observations)), noise)
+        omega = noise.new_tensor(scales).expand(noise.shape[0])
 
         def denoise(noisy_actions: Tensor, level: Level) -> Tensor:
             time = level.times(noisy_actions)
             epsilon = behavior(noisy_actions, time, observations)
             gradient = guidance(noisy_actions, time, observations)
-            guided = guided_epsilon(epsilon, gradient, level.sigma, scales, rescale)
+            guided = guided_epsilon(epsilon, gradient, level.sigma, omega, rescale)
             return x0_from_epsilon(noisy_actions, guided, level.alpha, level.sigma)
 
         return process.solve(denoise, noise)
@@ -120,7 +121,7 @@ def sample_behavior(
     generator: torch.Generator | None,
 ) -> Tensor:
     """Return `count` actions of the behavior model at each of `[batch, observation_dim]`."""
-    shape, like = (len(observations), count, action_dim), observations
+    shape, like = (observations.shape[0], count, action_dim), observations
     noise = torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
     with full_precision(noise):
         return process.solve(as_denoiser(lambda x, time: behavior(x, time, observations[:, None])), noise)

@@ -103,4 +103,4 @@ def one_step_loss(
 
 def draw_noise(observations: Tensor, *shape: int, generator: torch.Generator | None) -> Tensor:
     """Return noise `[batch, *shape]` to act with at `observations`."""
-    return torch.randn(len(observations), *shape, generator=generator, device=observations.device)
+    return torch.randn(observations.shape[0], *shape, generator=generator, device=observations.device)

@@ -147,7 +147,7 @@ class IDQL(OfflineAlgorithm):
     @torch.no_grad()
     def sample(self, observations: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
         """Return `count` actions of the averaged actor at each of `[batch, observation_dim]`."""
-        shape, like = (self.schedule.steps, len(observations), count, self.action_dim), observations
+        shape, like = (self.schedule.steps, observations.shape[0], count, self.action_dim), observations
         noise = torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
         denoise = as_denoiser(lambda x, step: self.target_actor(x, step, observations[:, None]))
         return sample_ddpm(denoise, noise[0], self.levels, noise[1:], clip_path=self.clip, variance="forward")

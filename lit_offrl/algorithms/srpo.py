@@ -220,7 +220,7 @@ class SRPO(OfflineAlgorithm):
     @torch.no_grad()
     def sample_behavior(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
         """Sample the behavior model: behavior cloning."""
-        shape, like = (len(observations), self.action_dim), observations
+        shape, like = (observations.shape[0], self.action_dim), observations
         noise = torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
         return self.process.solve(as_denoiser(lambda x, time: self.behavior(x, time, observations)), noise)
 

@@ -35,6 +35,7 @@ commands:
   sweep       search hyper-parameters:  sweep --config search/dtql_pointmaze
   grid        train all runs of a table:  grid paper/dtql  (without a name: list the tables)
   report      tables, learning curves and confidence intervals of runs:  report runs/
+  export      write a policy to a file that acts without this package:  export --ckpt_path CKPT --format onnx
 
 <command> --help shows the options of a command. People type most, after fit:
   --config NAME                            a config of the package, or a file; later ones win, options win over all
@@ -47,7 +48,7 @@ commands:
   --ckpt_path last                         go on with a run that was stopped
 """
 TRAINING = ("fit", "validate", "test", "predict")
-OTHERS = ("evaluate", "algorithms", "data", "sweep", "grid", "report")
+OTHERS = ("evaluate", "export", "algorithms", "data", "sweep", "grid", "report")
 COMMANDS = (*TRAINING, *OTHERS)
 
 
