@@ -504,6 +504,7 @@ def tiny_search(tmp_path: Path, **overrides: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_a_search_without_an_environment(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["sweep", f"--config={write(**tiny_search(tmp_path))}"]) == 0
     out = capsys.readouterr().out
