@@ -172,7 +172,7 @@ def test_guided_samples_gain_in_q(tool):
         noise = torch.randn(1500, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         nothing = torch.zeros(1500, OBSERVATION_DIM).double()
         plain, guided = (
-            q(algorithm.guided_sample(nothing, noise, torch.full((1500,), omega).double())).mean().item()
+            q(algorithm.guided_sample(nothing, noise, [omega])).mean().item()
             for omega in (0.0, 1.0)
         )
         target, _ = tool.BEHAVIOR.tilted(q, beta)

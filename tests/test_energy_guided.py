@@ -170,13 +170,13 @@ def test_without_guidance_the_policy_is_the_behavior_model_and_f_is_not_evaluate
     algorithm = make(AEPO)
     observations, noise = torch.randn(5, OBSERVATION_DIM), torch.randn(5, ACTION_DIM)
     algorithm.energy.gradient = lambda _: pytest.fail("f was evaluated")  # type: ignore[method-assign]
-    alone = algorithm.guided_sample(observations, noise, torch.zeros(5))
+    alone = algorithm.guided_sample(observations, noise, [0.0])
     del algorithm.energy.gradient
     # the row of scale 0 beside guided ones is the same, in every way of rescaling
     scale = torch.tensor([0.0, 1.0, 0.0, 3.0, 0.0])
     for rescale in ("none", "sample", "batch"):
         algorithm.rescale = rescale
-        result = algorithm.guided_sample(observations, noise, scale)
+        result = algorithm.guided_sample(observations, noise, scale.tolist())
         assert torch.equal(result[scale == 0], alone[scale == 0])
         assert not result.requires_grad
         assert not torch.equal(result[scale > 0], alone[scale > 0])
@@ -192,7 +192,7 @@ def test_guided_sampling_shifts_a_gaussian_as_it_should(omega: float):
     algorithm.energy = GivenGradient(lambda x, t: intermediate_energy(mixture, q, beta, x, *scales(t))[1])
     noise = torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     nothing = torch.zeros(50, OBSERVATION_DIM).double()
-    plain, guided = (algorithm.guided_sample(nothing, noise, torch.full((50,), each).double()) for each in (0.0, omega))
+    plain, guided = (algorithm.guided_sample(nothing, noise, [each]) for each in (0.0, omega))
     shift = omega * beta * 0.16 * g
     # The flow is affine: the shift is the same for all noise. 15 evaluations solve it to 0.3%.
     torch.testing.assert_close(guided - plain, shift.expand(50, 2), rtol=0.005, atol=0)

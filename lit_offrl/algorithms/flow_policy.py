@@ -103,4 +103,5 @@ def one_step_loss(
 
 def draw_noise(observations: Tensor, *shape: int, generator: torch.Generator | None) -> Tensor:
     """Return noise `[batch, *shape]` to act with at `observations`."""
-    return torch.randn(observations.shape[0], *shape, generator=generator, device=observations.device)
+    like = observations
+    return torch.randn(like.shape[0], *shape, generator=generator, device=like.device, dtype=like.dtype)
