@@ -171,10 +171,7 @@ def test_guided_samples_gain_in_q(tool):
         algorithm.energy = GivenGradient(guidance)
         noise = torch.randn(1500, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         nothing = torch.zeros(1500, OBSERVATION_DIM).double()
-        plain, guided = (
-            q(algorithm.guided_sample(nothing, noise, [omega])).mean().item()
-            for omega in (0.0, 1.0)
-        )
+        plain, guided = (q(algorithm.guided_sample(nothing, noise, [omega])).mean().item() for omega in (0.0, 1.0))
         target, _ = tool.BEHAVIOR.tilted(q, beta)
         truth = q(target.sample(20_000, torch.Generator().manual_seed(1))[0]).mean().item()
         # Measured: 4% and 3% above the truth's gain, which 1,500 samples know to 3%.

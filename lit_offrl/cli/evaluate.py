@@ -100,14 +100,17 @@ def _parser() -> CommandParser:
 
 def _data(options: argparse.Namespace, folder: Path | None, policy: Policy) -> tuple[D4RLDataModule, Any, str]:
     """Return the data, which transitions are held out, and who held them out, in words."""
+    from lit_offrl.data.columns import USUAL_NAMES, LogColumns
     from lit_offrl.data.datamodule import D4RLDataModule
+    from lit_offrl.data.sources import find_source
     from lit_offrl.evaluate.evaluation import HELD_OUT_FRACTION
 
     trained_with = _data_options(folder)
     dataset = options.dataset or trained_with.get("dataset")
     if dataset is None:
         raise UserError(f"data.dataset: no config.yaml beside {options.ckpt_path} names the data: give --data.dataset")
-    data = D4RLDataModule(dataset, d4rl_compat=trained_with.get("d4rl_compat", True))
+    columns = LogColumns(**(trained_with.get("columns") or {})) if find_source(dataset).is_own else USUAL_NAMES
+    data = D4RLDataModule(dataset, d4rl_compat=trained_with.get("d4rl_compat", True), columns=columns)
     data.prepare_data()
     widths = (data.observation_dim, data.action_dim)
     spec = policy.spec
