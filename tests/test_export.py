@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from test_policy import save, trained
@@ -20,7 +21,7 @@ from lit_offrl.algorithms import ALGORITHMS
 from lit_offrl.cli import main
 from lit_offrl.errors import RunFailure
 from lit_offrl.export.draws import GivenDraws, RecordedDraws
-from lit_offrl.export.formats import FORMATS
+from lit_offrl.export.formats import FORMATS, write_onnx
 from lit_offrl.export.graph import trace_policy
 from lit_offrl.export.parity import check_parity, typical_observations
 from lit_offrl.export.write import write_and_compare
@@ -146,6 +147,17 @@ def test_noise_is_what_makes_actions_differ(tmp_path: Path):
     assert torch.equal(same, same[:1].expand_as(same))
     other = graph.module(observations, noise, torch.empty(3, 1024).exponential_())
     assert not torch.equal(other, same)
+
+
+def test_an_onnx_file_has_the_weights_of_an_unrolled_solver_once(tmp_path: Path):
+    policy = Policy(trained("FQL"), "behavior")  # ten Euler steps
+    write_onnx(trace_policy(policy), tmp_path / "policy.onnx")
+    nodes = onnx.load(tmp_path / "policy.onnx").graph.node
+    constants = [each.attribute[0].t.raw_data for each in nodes if each.op_type == "Constant"]
+    kept = sum(len(each) for each in constants if len(each) >= 64)  # bytes: those of weights
+    field = sum(each.numel() * each.element_size() for each in policy.algorithm.behavior.parameters())
+    assert kept <= field
+    assert kept > 0.9 * field
 
 
 def test_a_file_that_acts_otherwise_is_refused():

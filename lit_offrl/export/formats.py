@@ -125,6 +125,31 @@ def write_onnx(graph: PolicyGraph, path: Path) -> None:
             output_names=["actions"],
             dynamic_axes=rows,
         )
+    share_constants(path)
+
+
+def share_constants(path: Path) -> None:
+    """Keep one of the equal constants of an ONNX model.
+
+    The exporter writes one for each use: an unrolled solver of 15 steps has every weight 15 times.
+    """
+    import onnx
+
+    model = onnx.load(path)
+    first: dict[bytes, str] = {}
+    renamed: dict[str, str] = {}
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            content = node.attribute[0].SerializeToString(deterministic=True)
+            renamed[node.output[0]] = first.setdefault(content, node.output[0])
+            if renamed[node.output[0]] != node.output[0]:
+                continue
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, path)
 
 
 def load_onnx(path: Path) -> Act:
