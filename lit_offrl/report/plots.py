@@ -132,7 +132,8 @@ def policy_selection(selections: Sequence[Selection]) -> Figure:
 def png(figure: Figure) -> bytes:
     """Return the figure as the content of a PNG file."""
     file = BytesIO()
-    figure.savefig(file, format="png")
+    # `savefig` would draw twice, once of it to find the layout.
+    FigureCanvasAgg(figure).print_png(file)  # type: ignore[no-untyped-call]
     return file.getvalue()
 
 

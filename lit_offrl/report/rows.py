@@ -224,12 +224,15 @@ class Report:
             (Row(*key, runs=each) for key, each in grouped.items()),
             key=lambda row: (row.task.scale, row.task.dataset, row.algorithm, row.actor != "policy", row.actor),
         )
-        self.tasks = list(dict.fromkeys(row.task for row in self.rows))
+        self._rows_by_task: dict[Task, list[Row]] = defaultdict(list)
+        for row in self.rows:
+            self._rows_by_task[row.task].append(row)
+        self.tasks = list(self._rows_by_task)
         self.notes = [*notes, *self._notes([run for run in runs if not run.bandit and "policy" not in run.scores])]
 
     def rows_of(self, task: Task) -> list[Row]:
         """Return the rows of a task."""
-        return [row for row in self.rows if row.task == task]
+        return self._rows_by_task[task]
 
     @property
     def policies(self) -> list[Row]:
