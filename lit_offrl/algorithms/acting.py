@@ -76,6 +76,12 @@ class Units(nn.Module):
         return actions.clamp(-self.limit, self.limit)
 
 
+def draw_noise(observations: Tensor, *shape: int, generator: torch.Generator | None) -> Tensor:
+    """Return standard normal noise `[batch, *shape]` to act with at `observations`, of their device and precision."""
+    like = observations
+    return torch.randn(like.shape[0], *shape, generator=generator, device=like.device, dtype=like.dtype)
+
+
 def select(actions: Tensor, q: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
     """Return one of the candidate `actions` `[batch, candidates, action_dim]` per row, `[batch, action_dim]`.
 

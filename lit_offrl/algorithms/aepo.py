@@ -45,7 +45,17 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lit_offrl.algorithms.base import Actor, Info, Memory, OfflineAlgorithm, OptimizerSpec, Phase, Target, frozen_copy
+from lit_offrl.algorithms.base import (
+    Actor,
+    Info,
+    Memory,
+    OfflineAlgorithm,
+    OptimizerSpec,
+    Phase,
+    Target,
+    draw_noise,
+    frozen_copy,
+)
 from lit_offrl.algorithms.energy_guided import (
     Rescale,
     check_width,
@@ -54,7 +64,6 @@ from lit_offrl.algorithms.energy_guided import (
     sample_behavior,
     sample_guided,
 )
-from lit_offrl.algorithms.flow_policy import draw_noise
 from lit_offrl.algorithms.options import DiffusionOptions, EnergyOptions, SupportedCritic
 from lit_offrl.algorithms.support import Support, actions_of_the_batch, make_support, supported_q_loss
 from lit_offrl.algorithms.vp_diffusion import VPDiffusion

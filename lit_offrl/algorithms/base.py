@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_offrl.algorithms.acting import Units
-from lit_offrl.algorithms.acting import select as select  # algorithms find all they need here
+from lit_offrl.algorithms.acting import draw_noise as draw_noise  # algorithms find all they need here
+from lit_offrl.algorithms.acting import select as select
 from lit_offrl.algorithms.loop import Info as Info
 from lit_offrl.algorithms.loop import Phase as Phase
 from lit_offrl.algorithms.module import TrainingModule

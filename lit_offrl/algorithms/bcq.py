@@ -26,6 +26,7 @@ from lit_offrl.algorithms.base import (
     OfflineAlgorithm,
     OptimizerSpec,
     Target,
+    draw_noise,
     frozen_copy,
     select,
 )
@@ -183,8 +184,8 @@ class BCQ(OfflineAlgorithm):
 
     def sample_candidates(self, observations: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
         """Return behavior actions at each observation, `[batch, count, action_dim]`."""
-        shape, like = (observations.shape[0], count, self.latent_dim), observations
-        return self.decode(observations, torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype))
+        noise = draw_noise(observations, count, self.latent_dim, generator=generator)
+        return self.decode(observations, noise)
 
     def sample_actions(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
         """Return the candidate of the largest Q_1."""

@@ -38,6 +38,7 @@ from lit_offrl.algorithms.base import (
     OptimizerSpec,
     Phase,
     Target,
+    draw_noise,
     frozen_copy,
     select,
 )
@@ -192,8 +193,7 @@ class EDA(OfflineAlgorithm):
         self, network: BottleneckNetwork, observations: Tensor, count: int, generator: torch.Generator | None
     ) -> Tensor:
         """Return `count` actions of a diffusion model at each of `[batch, observation_dim]`."""
-        shape, like = (observations.shape[0], count, self.action_dim), observations
-        noise = torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
+        noise = draw_noise(observations, count, self.action_dim, generator=generator)
         denoise = as_denoiser(lambda x, time: network.gradient(x, time, observations[:, None]), "score")
 
         def denoise_clamped(x: Tensor, level: Level) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lit_offrl.algorithms.acting import draw_noise
 from lit_offrl.algorithms.vp_diffusion import (
     FIGURE_SAMPLES,
     FIGURE_TIMES,
@@ -121,8 +122,7 @@ def sample_behavior(
     generator: torch.Generator | None,
 ) -> Tensor:
     """Return `count` actions of the behavior model at each of `[batch, observation_dim]`."""
-    shape, like = (observations.shape[0], count, action_dim), observations
-    noise = torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
+    noise = draw_noise(observations, count, action_dim, generator=generator)
     with full_precision(noise):
         return process.solve(as_denoiser(lambda x, time: behavior(x, time, observations[:, None])), noise)
 

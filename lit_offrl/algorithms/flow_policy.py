@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from lit_offrl.algorithms.acting import Units
@@ -99,9 +98,3 @@ def one_step_loss(
     loss = alpha * distance - improvement
     info = {"policy_loss": loss.detach(), "distance": distance.detach(), "policy_q": values.detach().mean()}
     return loss, info
-
-
-def draw_noise(observations: Tensor, *shape: int, generator: torch.Generator | None) -> Tensor:
-    """Return noise `[batch, *shape]` to act with at `observations`."""
-    like = observations
-    return torch.randn(like.shape[0], *shape, generator=generator, device=like.device, dtype=like.dtype)

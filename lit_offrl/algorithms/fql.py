@@ -26,13 +26,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSpec, Target, frozen_copy
+from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSpec, Target, draw_noise, frozen_copy
 from lit_offrl.algorithms.critic_losses import bootstrapped
 from lit_offrl.algorithms.flow_policy import (
     LAYERS,
     Aggregation,
     aggregate,
-    draw_noise,
     flow_loss,
     make_q,
     one_step_loss,

@@ -13,9 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSpec, Target, frozen_copy, select
+from lit_offrl.algorithms.base import (
+    Actor,
+    Info,
+    OfflineAlgorithm,
+    OptimizerSpec,
+    Target,
+    draw_noise,
+    frozen_copy,
+    select,
+)
 from lit_offrl.algorithms.critic_losses import implicit_q_loss
-from lit_offrl.algorithms.flow_policy import LAYERS, draw_noise, flow_loss, make_q, make_v, sample_flow
+from lit_offrl.algorithms.flow_policy import LAYERS, flow_loss, make_q, make_v, sample_flow
 from lit_offrl.algorithms.options import Acting, ImplicitQ
 from lit_offrl.batch import Batch
 from lit_offrl.networks.policies import VelocityField

@@ -29,6 +29,7 @@ from lit_offrl.algorithms.base import (
     OfflineAlgorithm,
     OptimizerSpec,
     Target,
+    draw_noise,
     frozen_copy,
     select,
 )
@@ -37,7 +38,6 @@ from lit_offrl.algorithms.flow_policy import (
     LAYERS,
     Aggregation,
     aggregate,
-    draw_noise,
     flow_loss,
     make_q,
     one_step_loss,

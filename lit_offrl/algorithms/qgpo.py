@@ -31,7 +31,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_offrl.algorithms.base import Actor, Info, Memory, OfflineAlgorithm, OptimizerSpec, Phase, Target, frozen_copy
+from lit_offrl.algorithms.base import (
+    Actor,
+    Info,
+    Memory,
+    OfflineAlgorithm,
+    OptimizerSpec,
+    Phase,
+    Target,
+    draw_noise,
+    frozen_copy,
+)
 from lit_offrl.algorithms.critic_losses import in_support_q_loss
 from lit_offrl.algorithms.energy_guided import (
     check_width,
@@ -40,7 +50,6 @@ from lit_offrl.algorithms.energy_guided import (
     sample_behavior,
     sample_guided,
 )
-from lit_offrl.algorithms.flow_policy import draw_noise
 from lit_offrl.algorithms.options import CriticOptions, DiffusionOptions, EnergyOptions
 from lit_offrl.algorithms.support import Support, actions_of_the_batch, make_support
 from lit_offrl.algorithms.vp_diffusion import VPDiffusion

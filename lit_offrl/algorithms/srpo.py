@@ -23,7 +23,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lit_offrl.algorithms.base import Actor, Info, OfflineAlgorithm, OptimizerSpec, Phase, Target, frozen_copy
+from lit_offrl.algorithms.base import (
+    Actor,
+    Info,
+    OfflineAlgorithm,
+    OptimizerSpec,
+    Phase,
+    Target,
+    draw_noise,
+    frozen_copy,
+)
 from lit_offrl.algorithms.critic_losses import implicit_q_loss
 from lit_offrl.algorithms.options import StagedImplicitQ
 from lit_offrl.algorithms.vp_diffusion import VPDiffusion
@@ -220,8 +229,7 @@ class SRPO(OfflineAlgorithm):
     @torch.no_grad()
     def sample_behavior(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
         """Sample the behavior model: behavior cloning."""
-        shape, like = (observations.shape[0], self.action_dim), observations
-        noise = torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
+        noise = draw_noise(observations, self.action_dim, generator=generator)
         return self.process.solve(as_denoiser(lambda x, time: self.behavior(x, time, observations)), noise)
 
     def actors(self) -> dict[str, Actor]:
