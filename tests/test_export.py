@@ -16,6 +16,7 @@ import onnx
 import pytest
 import torch
 from test_policy import save, trained
+from tiny import write_log
 
 from lit_offrl.algorithms import ALGORITHMS
 from lit_offrl.cli import main
@@ -215,15 +216,7 @@ def test_what_cannot_be_exported_is_said_in_one_line(
 
 def test_states_of_a_dataset_serve_for_the_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     data = tmp_path / "log.npz"
-    some = np.random.default_rng(0)
-    np.savez(
-        data,
-        observations=some.normal(size=(60, 3)),
-        actions=some.uniform(-1, 1, (60, 2)),
-        rewards=some.normal(size=60),
-        terminals=np.arange(60) % 6 == 5,
-        timeouts=np.zeros(60, bool),
-    )
+    write_log(data)
     checkpoint = save(trained("BC"), tmp_path / "last.ckpt")
     assert export(checkpoint, "--format", "torchscript", "--data.dataset", data) == 0
     assert "at 60 states" in capsys.readouterr().out

@@ -175,19 +175,24 @@ def dotted(options: Mapping[str, object]) -> dict[str, object]:
     return {name.replace("__", "."): value for name, value in options.items()}
 
 
+def write_log(path: Path) -> None:
+    """Write ten made-up episodes of six steps."""
+    some = np.random.default_rng(0)
+    np.savez(
+        path,
+        observations=some.normal(size=(60, 3)),
+        actions=some.uniform(-1, 1, (60, 2)),
+        rewards=some.normal(size=60),
+        terminals=np.arange(60) % 6 == 5,
+        timeouts=np.zeros(60, bool),
+    )
+
+
 def words(root: Path, model: str, *extra: str, **options: object) -> list[str]:
     """Return the words of a tiny training on made-up data, of 60 steps: three phases of 20 where there are three."""
     data = root.parent / "data.npz"
     if not data.exists():
-        some = np.random.default_rng(0)
-        np.savez(
-            data,
-            observations=some.normal(size=(60, 3)),
-            actions=some.uniform(-1, 1, (60, 2)),
-            rewards=some.normal(size=60),
-            terminals=np.arange(60) % 6 == 5,
-            timeouts=np.zeros(60, bool),
-        )
+        write_log(data)
     all_options = {
         "model": model,
         **{f"model.init_args.{name}": value for name, value in {**tiny_options(model), **dotted(options)}.items()},

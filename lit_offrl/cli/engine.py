@@ -71,7 +71,7 @@ def run_on_engine(
         return report_failures(jobs, run_jobs(jobs, at_once))
     if at_once is not None:
         raise UserError("--parallel: how many jobs of a cluster run at a time, --slurm.array_parallelism says")
-    if any(word.replace("=", " ").lower().startswith("--overwrite") for job in jobs for word in job.words):
+    if any(starts_anew(job.words) for job in jobs):
         raise UserError("--overwrite: a job that is queued again would start anew: choose another folder of runs")
     from lit_offrl.jobs import slurm
 
@@ -81,6 +81,11 @@ def run_on_engine(
         print("the others are finished, or in the queue")
     print(f"see what they do: python -m lit_offrl grid status {folder}; stop them: ... grid cancel {folder}")
     return 0
+
+
+def starts_anew(words: Sequence[str]) -> bool:
+    """Return whether the words of a training hold `--overwrite`, with or without a value."""
+    return any(word.replace("=", " ").lower().startswith("--overwrite") for word in words)
 
 
 def print_status(folder: Path) -> int:

@@ -23,11 +23,11 @@ def run_evaluate(words: list[str]) -> int:
     require(options.samples >= 1, "--samples", "at least 1", options.samples)
     require(0 <= options.discount < 1, "--discount", "at least 0 and below 1", options.discount)
     require(0 <= options.seed < 2**32, "--seed", "at least 0 and below 2^32", options.seed)
-    in_run_folder = options.ckpt_path.absolute().parent.name == "checkpoints"
-    if options.output is None and not in_run_folder:
+    checkpoints = options.ckpt_path.absolute().parent
+    folder = checkpoints.parent if checkpoints.name == "checkpoints" else None
+    output = options.output or (folder and folder / "fqe.json")
+    if output is None:
         raise UserError(f"ckpt_path: {options.ckpt_path} does not lie in a run folder: say where to write, --output X")
-    folder = options.ckpt_path.absolute().parent.parent if in_run_folder else None
-    output = options.output or options.ckpt_path.absolute().parent.parent / "fqe.json"
     if not output.absolute().parent.is_dir():
         raise UserError(f"--output: no folder {output.parent}")
 

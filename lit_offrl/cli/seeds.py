@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_offrl.cli.configs import ABLATION, pair_options
-from lit_offrl.cli.engine import run_on_engine, split_engine
+from lit_offrl.cli.engine import run_on_engine, split_engine, starts_anew
 from lit_offrl.cli.parser import CONFIG
 from lit_offrl.errors import UserError
 from lit_offrl.jobs.local import Job, whole_numbers
@@ -36,8 +36,7 @@ def run_seeds(words: Sequence[str], seeds: str, at_once: str | None = None) -> i
     for single in ("--seed_everything", "--ckpt_path"):
         if any(word.partition("=")[0] == single for word in words):
             raise UserError(f"{single} belongs to a single run: leave it out beside --seeds")
-    fresh = any(word.replace("=", " ").lower().startswith("--overwrite") for word in words)
-    resume = [] if fresh else ["--ckpt_path=auto"]
+    resume = [] if starts_anew(words) else ["--ckpt_path=auto"]
     # The index of a cluster's jobs has those of all trainings below its root.
     what = [f"{value} " for name, value in pair_options(words) if name in NAMING] if engine.engine == "slurm" else []
     jobs = [

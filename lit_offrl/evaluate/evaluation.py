@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lit_offrl.algorithms.sfbc import planned_returns
 from lit_offrl.batch import Batch
+from lit_offrl.data.datamodule import D4RLDataModule
 from lit_offrl.data.transitions import Transitions
 from lit_offrl.errors import RunFailure, UserError
 from lit_offrl.evaluate.fqe import FQE, FQEOptions
@@ -23,7 +25,6 @@ HELD_OUT_FRACTION = 0.1  # of the episodes, where the run held out none
 CURVE_POINTS = 10
 FIRST_ACTIONS = 32  # of the policy at each first state
 STATES_AT_A_TIME = 256  # each may have a thousand candidate actions
-SMALLEST_STD = 1e-3  # of a dimension of the observations, as in the data module
 
 
 def evaluate_policy(
@@ -69,7 +70,7 @@ def evaluate_policy(
     returns = discounted_returns(transitions, options.discount)
     scale = float(np.sqrt(np.square(returns[~held_out]).mean())) or 1.0
     mean = transitions.observations[~held_out].mean(0)
-    std = np.maximum(transitions.observations[~held_out].std(0), SMALLEST_STD)
+    std = np.maximum(transitions.observations[~held_out].std(0), D4RLDataModule.SMALLEST_STD)
     low, high = action_bounds
 
     def observations_of(values: Array) -> Tensor:
@@ -123,11 +124,9 @@ def discounted_returns(transitions: Transitions, discount: float) -> NDArray[np.
 
     Nothing counts after a terminal step, also where the recorded episode goes on.
     """
-    returns, later = np.empty(len(transitions)), 0.0
-    rewards, ends = transitions.rewards.tolist(), (transitions.episode_ends | transitions.terminals).tolist()
-    for row in range(len(transitions) - 1, -1, -1):
-        later = rewards[row] + (0.0 if ends[row] else discount * later)
-        returns[row] = later
+    rewards = torch.from_numpy(transitions.rewards).double()
+    ends = torch.from_numpy(transitions.episode_ends | transitions.terminals)
+    returns: NDArray[np.float64] = planned_returns(rewards, ends, None, discount).numpy()
     return returns
 
 
